@@ -1,0 +1,39 @@
+"""`mlserve`: the verbs, in the order a model meets them."""
+
+from typing import Annotated
+
+import typer
+
+from mlserve import __version__
+from mlserve.cli.serve import serve
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mlserve",
+    help="Give it a model and a service-level objective; get the production configuration back, with the proof.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,57 @@
+"""What every verb shares: the two consoles, JSON output, and how an error ends the program."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+
+from mlserve.errors import MlserveError
+
+__all__ = ["JsonFlag", "StoreOption", "ending_well", "err", "out", "print_json"]
+
+out = Console()
+err = Console(stderr=True)
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="MLSERVE_STORE", help="Folder that holds the models.", show_default=True)
+]
+
+
+def print_json(value: Any) -> None:
+    """One indented JSON document on stdout, for programs."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.flush()
+
+
+def ending_well(verb: Verb) -> Verb:
+    """Turns the errors a user can mend into one clear line and their exit code; Ctrl-C ends with 130.
+
+    Anything else is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(verb)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except MlserveError as error:
+            err.print("[bold red]error:[/] ", end="")
+            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as interrupt:
+            err.print("stopped", style="yellow")
+            raise typer.Exit(128 + signal.SIGINT) from interrupt
+        except BrokenPipeError:
+            # The reader of our output has gone (`| head`): nothing is left to say, not even at interpreter exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return wrapped  # type: ignore[return-value]  # the wrapper has the verb's signature

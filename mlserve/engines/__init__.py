@@ -1,0 +1,1 @@
+"""What runs a model: one verb, `run`, behind which onnxruntime and other engines stand."""

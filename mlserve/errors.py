@@ -1,0 +1,135 @@
+"""Every error mlserve raises on purpose, in one tree.
+
+    MlserveError                  exit code 2: the user can mend it
+    |- UsageError                 a flag or an argument that cannot be used as given
+    |- ModelFileError             a file that is no model, is damaged, or may not be loaded
+    |  `- UnknownInputError       a model whose inputs could not be inferred: names the flag to use
+    |- DataFileError              a data file that cannot be read as rows for this model
+    |- StoreError                 the store: unknown model or version, not writable, damaged
+    |- EngineError                a model that loads badly, fails while running, or a device that is not there
+    |- BenchError                 a target that cannot be reached or a generator that broke down
+    |- RunFileError               a run directory that is no run, or of a format this version does not read
+    |- Refused (exit 1)           the work was done and the answer is no: outputs differ, nothing was published
+    `- RequestError               one inference request; carries what each protocol answers
+       |- InvalidRequest          400 / INVALID_ARGUMENT
+       |- UnknownModelError       404 / NOT_FOUND
+       |- PayloadTooLarge         413 / RESOURCE_EXHAUSTED
+       |- Overloaded              503 / RESOURCE_EXHAUSTED
+       |- NotServing              503 / UNAVAILABLE
+       `- ModelFailed             500 / INTERNAL
+
+A message names the thing, the value received and the next step. Anything else that reaches the terminal is a bug and
+shows its traceback.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "BenchError",
+    "DataFileError",
+    "EngineError",
+    "InvalidRequest",
+    "MlserveError",
+    "ModelFailed",
+    "ModelFileError",
+    "NotServing",
+    "Overloaded",
+    "PayloadTooLarge",
+    "Refused",
+    "RequestError",
+    "RunFileError",
+    "StoreError",
+    "UnknownInputError",
+    "UnknownModelError",
+    "UsageError",
+]
+
+
+class MlserveError(Exception):
+    """Something the user can mend; the message says how."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class UsageError(MlserveError):
+    """A flag or an argument cannot be used as given."""
+
+
+class ModelFileError(MlserveError):
+    """A file is no model, is damaged, or may not be loaded."""
+
+
+class UnknownInputError(ModelFileError):
+    """The model's inputs could not be inferred; the message names the flag that states them."""
+
+
+class DataFileError(MlserveError):
+    """A data file cannot be read as rows for this model."""
+
+
+class StoreError(MlserveError):
+    """The store has no such model or version, cannot be written, or holds a damaged version."""
+
+
+class EngineError(MlserveError):
+    """A model fails to load or to run, or the device asked for is not really used."""
+
+
+class BenchError(MlserveError):
+    """The target cannot be reached, or the load generator broke down."""
+
+
+class RunFileError(MlserveError):
+    """A directory is no run, or of a format this version does not read."""
+
+
+class Refused(MlserveError):
+    """The work was done and the answer is no; nothing was published."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RequestError(MlserveError):
+    """One inference request cannot be answered. `http_status` and `grpc_code` are what the protocols say."""
+
+    http_status: ClassVar[int] = 500
+    grpc_code: ClassVar[int] = 13
+
+
+class InvalidRequest(RequestError):
+    """The request contradicts the protocol or the model's inputs."""
+
+    http_status: ClassVar[int] = 400
+    grpc_code: ClassVar[int] = 3
+
+
+class UnknownModelError(RequestError):
+    """No such model, or no such version of it, is served."""
+
+    http_status: ClassVar[int] = 404
+    grpc_code: ClassVar[int] = 5
+
+
+class PayloadTooLarge(RequestError):
+    """The request is larger than the server accepts."""
+
+    http_status: ClassVar[int] = 413
+    grpc_code: ClassVar[int] = 8
+
+
+class Overloaded(RequestError):
+    """The queue is full; the same request may succeed later."""
+
+    http_status: ClassVar[int] = 503
+    grpc_code: ClassVar[int] = 8
+
+
+class NotServing(RequestError):
+    """The server is starting or draining; the same request may succeed elsewhere or later."""
+
+    http_status: ClassVar[int] = 503
+    grpc_code: ClassVar[int] = 14
+
+
+class ModelFailed(RequestError):
+    """The model raised while running this request."""

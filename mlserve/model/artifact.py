@@ -1,0 +1,164 @@
+"""An artifact: the files of one model variant, and the manifest that says what they are and where they came from."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlserve.errors import StoreError
+from mlserve.model.tensors import TensorSpec
+
+__all__ = [
+    "MANIFEST",
+    "MODEL_FILE",
+    "Accuracy",
+    "Artifact",
+    "FileRecord",
+    "Latency",
+    "Manifest",
+    "Metrics",
+    "Step",
+    "read_manifest",
+    "record_files",
+    "sha256_of",
+    "write_manifest",
+]
+
+MANIFEST = "manifest.json"
+MODEL_FILE = "model.onnx"
+
+# 1: first format (0.1.0)
+FORMAT_VERSION = 1
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """What binds one file to its manifest."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of an artifact's lineage: what was done (`import`, or a pass's tag), with which parameters."""
+
+    step: str
+    parameters: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """How well a variant agrees with its reference on `rows` rows.
+
+    `metric` names the headline figure `value` (1.0 is perfect) and `loss` is what was lost of it against the
+    reference; `details` holds every figure that was computed.
+    """
+
+    metric: str
+    value: float
+    loss: float
+    rows: int
+    data: str
+    reference: str
+    details: dict[str, float] = {}
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """In-process time of one `Engine.run`, medians of interleaved repeats (seconds)."""
+
+    batch_rows: int
+    p50_s: float
+    rows_per_s: float
+    against_fp32: float
+
+
+class Metrics(msgspec.Struct, frozen=True):
+    """What was measured of a variant when it was made."""
+
+    accuracy: Accuracy | None = None
+    latency: tuple[Latency, ...] = ()
+    machine: str = ""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `manifest.json`. `name` and `version` are empty until the store publishes the artifact."""
+
+    format_version: int = FORMAT_VERSION
+    name: str = ""
+    version: int = 0
+    variant: str
+    task: str = "unknown"
+    created_at: str = ""
+    parent: str = ""
+    files: dict[str, FileRecord] = {}
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    rows_independent: bool = True
+    lineage: tuple[Step, ...] = ()
+    assumed: tuple[str, ...] = ()
+    metrics: Metrics = Metrics()
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """The files in `directory` and what they are. A version in the store, or one still being made."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX file."""
+        return self.directory / MODEL_FILE
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the model itself: the graph and its weights, without tokenizer and labels."""
+        files = self.manifest.files or record_files(self.directory)
+        return sum(record.size_bytes for name, record in files.items() if name.startswith(MODEL_FILE))
+
+    @property
+    def ref(self) -> str:
+        """`name@version`."""
+        return f"{self.manifest.name}@{self.manifest.version}"
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_files(directory: Path) -> dict[str, FileRecord]:
+    """Every file under `directory` but the manifest, by its path relative to it."""
+    return {
+        path.relative_to(directory).as_posix(): FileRecord(sha256_of(path), path.stat().st_size)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` into `directory`, indented, as people read it."""
+    (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest in `directory`. Raises StoreError when it is missing, damaged or of a newer format."""
+    path = directory / MANIFEST
+    try:
+        content = path.read_bytes()
+        format_version = msgspec.json.decode(content, type=_FormatOnly).format_version
+        if format_version != FORMAT_VERSION:
+            raise StoreError(
+                f"{path} has format {format_version}, this mlserve reads {FORMAT_VERSION}; upgrade mlserve "
+                "or optimize the model again"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}; the version is incomplete") from error
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{path} is damaged: {error}; remove the version and optimize again") from error
+
+
+class _FormatOnly(msgspec.Struct):
+    format_version: int

@@ -1,0 +1,279 @@
+"""The store: `root/<name>/<version>/` holds immutable versions, `root/<name>/aliases/<alias>` one line naming one.
+
+**Law:** a version directory appears whole, by renaming a finished one, and never changes; an alias moves by renaming
+a finished file over it. So a reader never needs a lock, and a crash at any moment leaves nothing half done.
+"""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from mlserve.errors import StoreError
+from mlserve.model.artifact import (
+    MANIFEST,
+    Artifact,
+    FileRecord,
+    Manifest,
+    read_manifest,
+    record_files,
+    sha256_of,
+    write_manifest,
+)
+
+__all__ = ["PRODUCTION", "Store", "check_name", "verify"]
+
+PRODUCTION = "production"
+
+# Rule R4 of the security reference: a name is also a folder and a part of a URL.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}")
+_STAGING = ".staging-"
+
+
+class Store:
+    """Versions of models under one folder. Constructing it touches nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """The models with at least one version, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(
+            path.name for path in self.root.iterdir() if _NAME.fullmatch(path.name) and self.versions(path.name)
+        )
+
+    def versions(self, name: str) -> list[int]:
+        """The published versions of `name`, oldest first; empty when there are none."""
+        folder = self.root / check_name(name)
+        if not folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """What each alias of `name` points at."""
+        folder = self.root / check_name(name) / "aliases"
+        if not folder.is_dir():
+            return {}
+        return {path.name: _read_alias(path) for path in sorted(folder.iterdir()) if _ALIAS.fullmatch(path.name)}
+
+    def get(self, name: str, version: int) -> Artifact:
+        """One version. Raises StoreError when it does not exist or its manifest cannot be read."""
+        if version not in self.versions(name):
+            raise StoreError(self._unknown(name, str(version)))
+        directory = self.root / name / str(version)
+        return Artifact(directory, read_manifest(directory))
+
+    def resolve(self, ref: str) -> Artifact:
+        """The version that `name`, `name@version` or `name@alias` means.
+
+        A bare name means the alias `production`, or the newest version while there is no such alias.
+        """
+        name, _, version = ref.partition("@")
+        if not self.versions(name):
+            raise StoreError(self._unknown(name, ""))
+        if version.isdecimal():
+            return self.get(name, int(version))
+        aliases = self.aliases(name)
+        if not version:
+            return self.get(name, aliases.get(PRODUCTION, self.versions(name)[-1]))
+        if version not in aliases:
+            raise StoreError(self._unknown(name, version))
+        return self.get(name, aliases[version])
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A fresh folder on the store's own disk; removed at the end, whatever happens.
+
+        Raises StoreError when the store cannot be written.
+        """
+        folder = self.root / f"{_STAGING}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            folder.mkdir(parents=True, mode=0o755)
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be written: {error.strerror}; choose another with --store"
+            ) from error
+        _remove_abandoned(self.root)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def add(self, artifact: Artifact, name: str, parent: str = "") -> Artifact:
+        """Publishes a finished artifact as the next version of `name`.
+
+        `artifact.directory` must lie in a folder from `staging`; it is moved, not copied. A version with the same
+        files, measured on the same data, is returned instead of being published twice.
+        """
+        files = record_files(artifact.directory)
+        manifest = msgspec.structs.replace(
+            artifact.manifest,
+            name=check_name(name),
+            parent=parent,
+            files=files,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        same = self._same_content(manifest)
+        if same is not None:
+            return same
+        (self.root / name).mkdir(exist_ok=True)
+        while True:
+            manifest = msgspec.structs.replace(manifest, version=max(self.versions(name), default=0) + 1)
+            write_manifest(artifact.directory, manifest)
+            _flush_to_disk(artifact.directory)
+            directory = self.root / name / str(manifest.version)
+            try:
+                artifact.directory.rename(directory)
+            except OSError:
+                if directory.exists():  # another process took this number meanwhile
+                    continue
+                raise
+            return Artifact(directory, manifest)
+
+    def promote(self, name: str, version: int, alias: str = PRODUCTION) -> int | None:
+        """Points `alias` at `version` and returns what it pointed at before (None if it is new)."""
+        self.get(name, version)
+        if not _ALIAS.fullmatch(alias):
+            raise StoreError(f"{alias!r} is no alias; use letters, digits, '.', '_' and '-', and start with a letter")
+        previous = self.aliases(name).get(alias)
+        if previous != version:
+            self._write_alias(name, alias, [version, *self._history(name, alias)])
+        return previous
+
+    def rollback(self, name: str, alias: str = PRODUCTION) -> tuple[int, int]:
+        """Points `alias` at what it pointed at before; returns (version left, version now).
+
+        Raises StoreError when there is nothing to go back to.
+        """
+        history = self._history(name, alias)
+        if len(history) < 2:
+            raise StoreError(
+                f"{name}@{alias} has no earlier version to go back to; "
+                f"promote one with: mlserve models promote {name}@VERSION --alias {alias}"
+            )
+        self._write_alias(name, alias, history[1:])
+        return history[0], history[1]
+
+    def _history(self, name: str, alias: str) -> list[int]:
+        """Every version `alias` has pointed at, newest first; only those that still exist."""
+        if alias not in self.aliases(name):
+            return []
+        log = self.root / name / "aliases" / f".{alias}.history"
+        versions = [int(line) for line in log.read_text().split()] if log.is_file() else []
+        return [version for version in versions if version in self.versions(name)]
+
+    def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
+        folder = self.root / name / "aliases"
+        # History first: if the second rename never happens, a rollback still lands on a version that was promoted.
+        for path, text in (
+            (folder / f".{alias}.history", "".join(f"{version}\n" for version in history)),
+            (folder / alias, f"{history[0]}\n"),
+        ):
+            _replace_file(path, text)
+
+    def _same_content(self, manifest: Manifest) -> Artifact | None:
+        for version in reversed(self.versions(manifest.name)):
+            published = self.get(manifest.name, version)
+            if _content(published.manifest) == _content(manifest):
+                return published
+        return None
+
+    def _unknown(self, name: str, version: str) -> str:
+        versions = self.versions(name)
+        if not versions:
+            known = ", ".join(self.names()) or "nothing yet; add a model with: mlserve optimize SOURCE"
+            return f"the store {self.root} has no model {name!r}; it has {known}"
+        known = ", ".join([*map(str, versions), *self.aliases(name)])
+        return f"model {name!r} has no version or alias {version!r}; it has {known}"
+
+
+def check_name(name: str) -> str:
+    """`name` itself; raises StoreError when it cannot be a model's name."""
+    if not _NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} cannot be a model's name; use up to 128 letters, digits, '.', '_' and '-', "
+            "and start with a letter, a digit or '_'"
+        )
+    return name
+
+
+def verify(artifact: Artifact) -> None:
+    """Raises StoreError unless the version holds exactly the files of its manifest, each with its SHA-256."""
+    recorded = artifact.manifest.files
+    present = {
+        path.relative_to(artifact.directory).as_posix()
+        for path in artifact.directory.rglob("*")
+        if not path.is_dir() and path.name != MANIFEST
+    }
+    faults = [f"{name} is missing" for name in recorded if name not in present]
+    faults += [f"{name} is not in the manifest" for name in sorted(present - set(recorded))]
+    faults += [
+        f"{name} is a link" if (artifact.directory / name).is_symlink() else f"{name} was changed"
+        for name, record in recorded.items()
+        if name in present and not _unchanged(artifact.directory / name, record)
+    ]
+    if faults:
+        raise StoreError(
+            f"{artifact.ref} does not match its manifest: {'; '.join(faults)}; restore it or optimize the model again"
+        )
+
+
+def _unchanged(path: Path, record: FileRecord) -> bool:
+    return not path.is_symlink() and path.stat().st_size == record.size_bytes and sha256_of(path) == record.sha256
+
+
+def _content(manifest: Manifest) -> tuple[object, ...]:
+    """What makes two versions the same: their files, what they are said to be, and the data they were judged on."""
+    accuracy = manifest.metrics.accuracy
+    return manifest.files, manifest.variant, manifest.task, accuracy and (accuracy.metric, accuracy.data)
+
+
+def _read_alias(path: Path) -> int:
+    text = path.read_text().strip()
+    if not text.isdecimal():
+        raise StoreError(f"alias file {path} holds {text!r}, not a version; promote a version again to mend it")
+    return int(text)
+
+
+def _replace_file(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.rename(path)
+
+
+def _flush_to_disk(directory: Path) -> None:
+    """So that a power cut after the rename cannot leave a version whose files are empty."""
+    for path in [*directory.rglob("*"), directory]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Staging folders of processes that were killed."""
+    for folder in root.glob(f"{_STAGING}*"):
+        process = folder.name.removeprefix(_STAGING).partition("-")[0]
+        if process.isdecimal() and not _alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""Serving: models behind a `Service`, batched, in the dialects of `protocols`, over the wires of `transports`."""

@@ -1,0 +1,1 @@
+"""Running requests together: `window` decides which (pure), `batcher` runs them."""

@@ -1,0 +1,155 @@
+"""One worker process: its own engines, batchers and front ends, on ports that all workers share.
+
+    python -m mlserve.serve.worker < settings    (started by the supervisor; not a command for people)
+
+It reads one line of settings from stdin and writes one line to stdout: ready, or what went wrong. Stdin stays open for
+as long as the supervisor lives: when it ends, the worker drains, so no worker outlives its supervisor.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+import uvicorn
+
+from mlserve.errors import MlserveError
+from mlserve.serve.batching.batcher import LoopTurn
+from mlserve.serve.loading import load_model
+from mlserve.serve.protocols import v2_rest
+from mlserve.serve.service import Service
+from mlserve.serve.settings import ServeSettings, WorkerReport
+from mlserve.serve.transports.http import lane_class, sweep_connections
+
+if TYPE_CHECKING:
+    from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
+    from mlserve.serve.transports.grpc_native import NativeGrpcServer
+
+__all__ = ["main"]
+
+
+async def serve(settings: ServeSettings) -> None:
+    """Loads the models, serves until told to stop, answers what was accepted, and returns."""
+    loop = asyncio.get_running_loop()
+    stop = _stop_event(loop)
+    service = Service([load_model(source, settings) for source in settings.models], settings.defaults)
+    turn = LoopTurn(loop)
+    grpc_server = _grpc_server(service, settings, turn)
+    http_server = _http_server(service, settings, turn)
+    serving = asyncio.create_task(http_server.serve([_listen(settings.host, settings.http_port)]))
+    sweeping = asyncio.create_task(sweep_connections(http_server.server_state.connections))
+    await grpc_server.start()
+    while not http_server.started and not serving.done():
+        await asyncio.sleep(0.005)
+    _report(WorkerReport())
+    await asyncio.wait([asyncio.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
+    service.draining = True
+    http_server.should_exit = True
+    await serving
+    await _until_idle(service, settings.limits.drain_s)
+    await grpc_server.stop()
+    sweeping.cancel()
+    service.close()
+
+
+def main() -> None:
+    """Runs one worker to its end; the exit status is 0 after a drain, 2 when it could not start."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    line = sys.stdin.buffer.readline()
+    if not line:
+        sys.exit("this is started by `mlserve serve`; it reads its settings from stdin")
+    settings = msgspec.json.decode(line, type=ServeSettings)
+    try:
+        with _runner() as runner:
+            runner.run(serve(settings))
+    except (MlserveError, OSError) as error:
+        _report(WorkerReport(fault=str(error)))
+        sys.exit(2)
+
+
+def _runner() -> asyncio.Runner:
+    if sys.platform == "win32":
+        return asyncio.Runner()
+    import uvloop
+
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+    """Set on SIGTERM, and when the supervisor's end of stdin closes. Ctrl-C is the supervisor's to handle."""
+    stop = asyncio.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        with suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=watch, name="supervisor watch", daemon=True).start()
+    return stop
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: `serve` decides when it ends."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._serve(sockets)
+
+
+def _http_server(service: Service, settings: ServeSettings, turn: LoopTurn) -> uvicorn.Server:
+    config = uvicorn.Config(
+        v2_rest.application(service, turn),
+        http=lane_class(service, turn, settings.limits, v2_rest.infer_routes(service)),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=round(settings.limits.keep_alive_s),
+        timeout_graceful_shutdown=round(settings.limits.drain_s),
+        backlog=2048,
+    )
+    return _Server(config)
+
+
+def _grpc_server(service: Service, settings: ServeSettings, turn: LoopTurn) -> "NativeGrpcServer | FallbackGrpcServer":
+    if settings.grpc_transport == "native":
+        from mlserve.serve.transports.grpc_native import NativeGrpcServer
+
+        return NativeGrpcServer(service, settings.authority(settings.grpc_port), settings.limits)
+    from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
+
+    return FallbackGrpcServer(service, settings.authority(settings.grpc_port), settings.limits, turn)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    return listener
+
+
+async def _until_idle(service: Service, limit_s: float) -> None:
+    """Waits until every accepted request is answered, or `limit_s` is over."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            while not service.idle:
+                await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # the last answers are on their way to the socket
+
+
+def _report(report: WorkerReport) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

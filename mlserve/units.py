@@ -1,0 +1,91 @@
+"""Reading and writing quantities people type and read: durations, ratios, sizes. Formatting happens only here."""
+
+import math
+import re
+
+from mlserve.errors import UsageError
+
+__all__ = [
+    "format_bytes",
+    "format_duration",
+    "format_rate",
+    "format_ratio",
+    "parse_duration_s",
+    "parse_fraction",
+    "parse_limits",
+]
+
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|m|h)?")
+
+
+def parse_duration_s(text: str) -> float:
+    """`"20s"` -> 20.0, `"1.5m"` -> 90.0, `"250ms"` -> 0.25, `"3"` -> 3.0 (seconds).
+
+    Raises UsageError for anything else, zero included: no duration mlserve asks for may be empty.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
+    if not 0.0 < seconds < math.inf:
+        raise UsageError(f"{text!r} is no duration; write a number above zero and a unit, such as 20s, 500ms or 1.5m")
+    return seconds
+
+
+def parse_fraction(text: str) -> float:
+    """`"10%"` -> 0.1, `"0.1"` -> 0.1. Raises UsageError unless the value is a number of at least zero."""
+    stripped = text.strip()
+    try:
+        value = float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value < math.inf:
+        raise UsageError(f"{text!r} is no ratio; write a percentage such as 10% or a fraction such as 0.1")
+    return value
+
+
+def parse_limits(text: str) -> dict[str, str]:
+    """`"p99=10%,p50=5%"` -> `{"p99": "10%", "p50": "5%"}`. Raises UsageError for a part without a name or a value."""
+    limits: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not (name.strip() and equals and value.strip()):
+            raise UsageError(f"{part!r} is no limit; write NAME=VALUE, such as p99=10%")
+        limits[name.strip()] = value.strip()
+    return limits
+
+
+def format_duration(seconds: float) -> str:
+    """Three significant digits in the unit a person would choose: `152 us`, `3.40 ms`, `1.25 s`, `2 m 05 s`."""
+    if math.isnan(seconds):
+        return "-"
+    if seconds >= 100:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} m {rest:02d} s"
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale or unit == "us":
+            return f"{_three_digits(seconds / scale)} {unit}"
+    raise AssertionError(seconds)
+
+
+def format_rate(per_second: float) -> str:
+    """`1,234/s`, `98.5/s`."""
+    return f"{per_second:,.0f}/s" if per_second >= 100 else f"{_three_digits(per_second)}/s"
+
+
+def format_bytes(count: float) -> str:
+    """Decimal units, as disks and networks count: `90.4 MB`, `812 B`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{_three_digits(count / scale)} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_ratio(ratio: float) -> str:
+    """How many times: `1.82x`, `0.25x`."""
+    return "-" if math.isnan(ratio) else f"{_three_digits(ratio)}x"
+
+
+def _three_digits(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

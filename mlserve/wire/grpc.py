@@ -1,0 +1,131 @@
+"""V2 over gRPC: protobuf messages with tensors as raw bytes or as typed lists (`contents`)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from mlserve.errors import InvalidRequest
+from mlserve.model.tensors import Array, Tensors, TensorSpec
+from mlserve.wire.messages import ModelInferRequest, ModelInferResponse
+from mlserve.wire.raw import from_raw, to_raw
+from mlserve.wire.signature import InferRequest, Signature
+
+__all__ = ["decode_request", "decode_response", "encode_request", "encode_response", "parse_request"]
+
+_CONTENTS_FIELD = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+def parse_request(payload: bytes) -> Any:
+    """The ModelInferRequest that `payload` holds. Raises InvalidRequest when it is none."""
+    try:
+        return ModelInferRequest.FromString(payload)
+    except DecodeError as error:
+        raise InvalidRequest("the message is no ModelInferRequest") from error
+
+
+def decode_request(message: Any, signature: Signature) -> InferRequest:
+    """Checks a parsed ModelInferRequest against a model. Raises InvalidRequest for what either does not allow."""
+    tensors, raw = message.inputs, message.raw_input_contents
+    if raw and len(raw) != len(tensors):
+        raise InvalidRequest(f"the request has {len(tensors)} inputs but {len(raw)} raw_input_contents")
+    inputs: Tensors = {}
+    for position, tensor in enumerate(tensors):
+        name, shape = tensor.name, list(tensor.shape)
+        spec = signature.spec(name, tensor.datatype, shape)
+        if name in inputs:
+            raise InvalidRequest(f"input '{name}' already exists in request for model '{signature.name}'")
+        if raw:
+            if tensor.HasField("contents"):
+                raise InvalidRequest(f"input '{name}' has both contents and raw_input_contents; send one")
+            inputs[name] = from_raw(raw[position], spec, shape, signature.name)
+        else:
+            inputs[name] = _from_contents(tensor.contents, spec, shape)
+    request = InferRequest(inputs, signature.rows(inputs), message.id)
+    if message.outputs:
+        request.outputs = signature.wanted([output.name for output in message.outputs])
+    return request
+
+
+def encode_response(signature: Signature, request: InferRequest, outputs: Tensors) -> bytes:
+    """The ModelInferResponse for `outputs` (arrays [rows, ...]), tensors as raw bytes."""
+    names = request.outputs or signature.outputs
+    payload: bytes = ModelInferResponse(
+        model_name=signature.name,
+        model_version=signature.version,
+        id=request.id,
+        outputs=[
+            {"name": name, "datatype": signature.outputs[name].datatype, "shape": outputs[name].shape} for name in names
+        ],
+        raw_output_contents=[to_raw(outputs[name]) for name in names],
+    ).SerializeToString()
+    return payload
+
+
+def encode_request(model: str, version: str, inputs: Tensors, specs: Sequence[TensorSpec]) -> bytes:
+    """A ModelInferRequest for `inputs`, tensors as raw bytes."""
+    payload: bytes = ModelInferRequest(
+        model_name=model,
+        model_version=version,
+        inputs=[{"name": spec.name, "datatype": spec.datatype, "shape": inputs[spec.name].shape} for spec in specs],
+        raw_input_contents=[to_raw(inputs[spec.name]) for spec in specs],
+    ).SerializeToString()
+    return payload
+
+
+def decode_response(payload: bytes, specs: Mapping[str, TensorSpec]) -> Tensors:
+    """The output tensors of a ModelInferResponse. Raises InvalidRequest when it is none."""
+    try:
+        message = ModelInferResponse.FromString(payload)
+    except DecodeError as error:
+        raise InvalidRequest("the message is no ModelInferResponse") from error
+    reader = Signature("", "", list(specs.values()), [])
+    outputs: Tensors = {}
+    for position, tensor in enumerate(message.outputs):
+        shape = list(tensor.shape)
+        spec = reader.spec(tensor.name, tensor.datatype, shape)
+        if message.raw_output_contents:
+            outputs[tensor.name] = from_raw(message.raw_output_contents[position], spec, shape, reader.name)
+        else:
+            outputs[tensor.name] = _from_contents(tensor.contents, spec, shape)
+    return outputs
+
+
+def _from_contents(contents: Any, spec: TensorSpec, shape: list[int]) -> Array:
+    field = _CONTENTS_FIELD.get(spec.datatype)
+    if field is None:
+        raise InvalidRequest(f"input '{spec.name}': {spec.datatype} has no typed contents; send raw_input_contents")
+    values = getattr(contents, field)
+    count = math.prod(shape)
+    if len(values) != count:
+        raise InvalidRequest(f"input '{spec.name}' has shape {shape} but {len(values)} elements in {field}")
+    if spec.dtype == "object":
+        return np.array([_text(value, spec) for value in values], object).reshape(shape)
+    array = np.array(values)
+    if spec.dtype in ("int8", "int16", "uint8", "uint16"):
+        bounds = np.iinfo(spec.dtype)
+        if count and not (bounds.min <= array.min() and array.max() <= bounds.max):
+            raise InvalidRequest(f"input '{spec.name}' has values that do not fit {spec.datatype}")
+    return array.astype(spec.dtype).reshape(shape)
+
+
+def _text(value: bytes, spec: TensorSpec) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"input '{spec.name}' holds a string element that is no UTF-8") from error

@@ -1,0 +1,230 @@
+"""V2 over REST: JSON tensors, and tensors as raw bytes behind the JSON (the binary tensor data extension).
+
+Schema and element types are checked by msgspec while it parses, in C: a boolean is no number, 1.5 is no integer, 300 is
+no UINT8. The tensor's own JSON is cut out unparsed first, because only the model knows what its elements must be.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import orjson
+
+from mlserve.errors import InvalidRequest
+from mlserve.model.tensors import Array, Tensors, TensorSpec
+from mlserve.wire.raw import from_raw, to_raw
+from mlserve.wire.signature import InferRequest, Signature
+
+__all__ = ["decode_request", "decode_response", "encode_request", "encode_response"]
+
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+_ORJSON_DTYPES = frozenset(
+    ("bool", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+)
+
+
+class _Input(msgspec.Struct, gc=False):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = msgspec.Raw()
+    parameters: dict[str, Any] | None = None
+
+
+class _Output(msgspec.Struct, gc=False):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Request(msgspec.Struct, gc=False):
+    inputs: list[_Input]
+    id: str = ""
+    outputs: list[_Output] = []
+    parameters: dict[str, Any] | None = None
+
+
+class _ResponseTensor(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] = []
+    parameters: dict[str, Any] = {}
+
+
+class _Response(msgspec.Struct):
+    outputs: list[_ResponseTensor]
+
+
+_request_decoder = msgspec.json.Decoder(_Request)
+
+
+def decode_request(body: bytes, signature: Signature, json_bytes: int | None = None) -> InferRequest:
+    """Parses and checks one request body against a model.
+
+    `json_bytes` is the header Inference-Header-Content-Length: where the JSON ends and raw tensors begin; None means
+    the body is all JSON. Raises InvalidRequest for anything the protocol or the model does not allow.
+    """
+    head, tail = (body, b"") if json_bytes is None else _split(body, json_bytes)
+    try:
+        document = _request_decoder.decode(head)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the request is no V2 inference request: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the request body is not JSON: {error}") from error
+    inputs: Tensors = {}
+    raw_from = 0
+    for tensor in document.inputs:
+        spec = signature.spec(tensor.name, tensor.datatype, tensor.shape)
+        if tensor.name in inputs:
+            raise InvalidRequest(f"input '{tensor.name}' already exists in request for model '{signature.name}'")
+        size = tensor.parameters.get("binary_data_size") if tensor.parameters else None
+        if size is None:
+            inputs[tensor.name] = _from_json(bytes(tensor.data), spec, tensor.shape)
+        else:
+            if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail) - raw_from:
+                raise InvalidRequest(f"input '{tensor.name}' has binary_data_size {size!r}, the body holds less")
+            inputs[tensor.name] = from_raw(tail[raw_from : raw_from + size], spec, tensor.shape, signature.name)
+            raw_from += size
+    if raw_from != len(tail):
+        raise InvalidRequest(f"the body holds {len(tail) - raw_from} bytes that belong to no input")
+    request = InferRequest(inputs, signature.rows(inputs), document.id)
+    if document.outputs or document.parameters:
+        request.outputs = signature.wanted([output.name for output in document.outputs])
+        request.binary = _binary_outputs(document, signature)
+    return request
+
+
+def encode_response(signature: Signature, request: InferRequest, outputs: Tensors) -> tuple[bytes, int | None]:
+    """The response body, and how many bytes of it are JSON (None when all are). `outputs` are arrays [rows, ...].
+
+    NaN and infinity, which JSON cannot say, become null; the binary form carries them.
+    """
+    tensors: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for name in request.outputs or signature.outputs:
+        array = outputs[name]
+        tensor: dict[str, Any] = {
+            "name": name,
+            "datatype": signature.outputs[name].datatype,
+            "shape": array.shape,
+        }
+        if request.binary and name in request.binary:
+            raw = to_raw(array)
+            tail.append(raw)
+            tensor["parameters"] = {"binary_data_size": len(raw)}
+        else:
+            tensor["data"] = _to_json(array)
+        tensors.append(tensor)
+    document: dict[str, Any] = {"model_name": signature.name, "model_version": signature.version}
+    if request.id:
+        document["id"] = request.id
+    document["outputs"] = tensors
+    head = orjson.dumps(document, option=_OPTIONS)
+    return (head + b"".join(tail), len(head)) if tail else (head, None)
+
+
+def encode_request(
+    inputs: Tensors, specs: Sequence[TensorSpec], *, binary: bool = False
+) -> tuple[bytes, dict[str, str]]:
+    """A request body for `inputs`, and the headers that belong to it."""
+    tensors: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for spec in specs:
+        array = inputs[spec.name]
+        tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": array.shape}
+        if binary:
+            tail.append(to_raw(array))
+            tensor["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            tensor["data"] = _to_json(array)
+        tensors.append(tensor)
+    document: dict[str, Any] = {"inputs": tensors}
+    if binary:
+        document["parameters"] = {"binary_data_output": True}
+    head = orjson.dumps(document, option=_OPTIONS)
+    if not binary:
+        return head, {"content-type": "application/json"}
+    return head + b"".join(tail), {
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": str(len(head)),
+    }
+
+
+def decode_response(body: bytes, specs: Mapping[str, TensorSpec], json_bytes: int | None = None) -> Tensors:
+    """The output tensors of a response body. Raises InvalidRequest when it is none."""
+    head, tail = (body, b"") if json_bytes is None else _split(body, json_bytes)
+    try:
+        document = msgspec.json.decode(head, type=_Response)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the response is no V2 inference response: {error}") from error
+    reader = Signature("", "", list(specs.values()), [])
+    outputs: Tensors = {}
+    for tensor in document.outputs:
+        spec = reader.spec(tensor.name, tensor.datatype, tensor.shape)
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            outputs[tensor.name] = np.array(tensor.data, spec.dtype).reshape(tensor.shape)
+        else:
+            outputs[tensor.name] = from_raw(tail[:size], spec, tensor.shape, reader.name)
+            tail = tail[size:]
+    return outputs
+
+
+def _to_json(array: Array) -> Array | list[Any]:
+    """The flat form of `array` that orjson can write."""
+    flat = array.ravel()
+    if flat.dtype == object:
+        return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in flat.tolist()]
+    return flat if flat.dtype.name in _ORJSON_DTYPES else flat.astype(np.float32)
+
+
+def _split(body: bytes, json_bytes: int) -> tuple[bytes, bytes]:
+    if not 0 < json_bytes <= len(body):
+        raise InvalidRequest(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
+    return body[:json_bytes], body[json_bytes:]
+
+
+def _from_json(data: bytes, spec: TensorSpec, shape: list[int]) -> Array:
+    """The elements of a JSON list, flat or nested like `shape`."""
+    if not data:
+        raise InvalidRequest(f"input '{spec.name}' has no 'data'")
+    nested = data[1:16].lstrip()[:1] == b"["
+    try:
+        values = _elements_decoder(spec.dtype, len(shape) if nested else 1).decode(data)
+        array = np.array(values, spec.dtype)
+    except (msgspec.ValidationError, OverflowError, ValueError) as error:
+        raise InvalidRequest(f"Unable to parse 'data' of input '{spec.name}' as {spec.datatype}: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest(f"Unable to parse 'data' of input '{spec.name}': it is nested too deep") from error
+    if array.shape == tuple(shape):
+        return array
+    if nested or array.size != math.prod(shape):
+        raise InvalidRequest(
+            f"Unable to parse 'data': Shape does not match true shape of 'data' field of input '{spec.name}': "
+            f"shape {shape}, data {list(array.shape)}"
+        )
+    return array.reshape(shape)
+
+
+@cache
+def _elements_decoder(dtype: str, depth: int) -> msgspec.json.Decoder[Any]:
+    element: Any = {"b": bool, "f": float, "O": str}.get(np.dtype(dtype).kind, int)
+    if element is int:
+        bounds = np.iinfo(dtype)
+        # msgspec's bounds are 64-bit and signed; numpy refuses what is beyond a uint64.
+        top = None if dtype == "uint64" else int(bounds.max)
+        element = Annotated[int, msgspec.Meta(ge=int(bounds.min), le=top)]
+    for _ in range(depth):
+        element = list[element]
+    return msgspec.json.Decoder(element)
+
+
+def _binary_outputs(document: _Request, signature: Signature) -> frozenset[str]:
+    everything = bool(document.parameters and document.parameters.get("binary_data_output"))
+    names = {output.name: output.parameters or {} for output in document.outputs}
+    if not names:
+        return frozenset(signature.outputs) if everything else frozenset()
+    return frozenset(name for name, chosen in names.items() if chosen.get("binary_data", everything))

@@ -1,0 +1,103 @@
+"""A model's inputs and outputs as the protocol sees them, and the one check that every encoding's decoder applies."""
+
+from collections.abc import Hashable, Sequence
+
+import msgspec
+
+from mlserve.errors import InvalidRequest
+from mlserve.model.tensors import Tensors, TensorSpec, batchable, shape_matches
+
+__all__ = ["InferRequest", "Signature"]
+
+
+class InferRequest(msgspec.Struct):
+    """One request, whichever bytes it came in.
+
+    `outputs` names the tensors wanted, in the order wanted; empty means all. `binary` names those that shall be
+    answered as raw bytes (REST only).
+    """
+
+    inputs: Tensors
+    rows: int
+    id: str = ""
+    outputs: Sequence[str] = ()
+    binary: frozenset[str] = frozenset()
+
+
+class Signature:
+    """The names, types and shapes a served model takes and gives.
+
+    `together` says whether rows of several requests may run as one batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        together: bool = True,
+    ) -> None:
+        self.name, self.version = name, version
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        self.together = together and batchable([*inputs, *outputs])
+        self.single_input = inputs[0].name if len(inputs) == 1 else None
+        self._one_shape = self.together and all(isinstance(dim, int) for spec in inputs for dim in spec.shape[1:])
+
+    def spec(self, name: str, datatype: str, shape: list[int]) -> TensorSpec:
+        """The input `name`, once `datatype` and `shape` were found to fit it. Raises InvalidRequest otherwise."""
+        spec = self.inputs.get(name)
+        if spec is None:
+            raise InvalidRequest(f"unexpected input '{name[:64]}' for model '{self.name}'; {self._takes()}")
+        if datatype != spec.datatype:
+            raise InvalidRequest(
+                f"input '{name}' has datatype {datatype[:16]} for model '{self.name}', expected {spec.datatype}"
+            )
+        if not shape_matches(shape, spec.shape):
+            raise InvalidRequest(
+                f"input '{name}' has shape {shape[:16]} for model '{self.name}', expected {spec.wire_shape}"
+            )
+        return spec
+
+    def rows(self, inputs: Tensors) -> int:
+        """How many rows the complete `inputs` hold (1 when rows have no dimension of their own).
+
+        Raises InvalidRequest when an input is missing or row counts differ.
+        """
+        if len(inputs) != len(self.inputs):
+            missing = [name for name in self.inputs if name not in inputs]
+            raise InvalidRequest(
+                f"expected {len(self.inputs)} inputs but got {len(inputs)} inputs for model '{self.name}'. "
+                f"Got input(s) {list(inputs)}, but missing required input(s) {missing}. "
+                "Please provide all required input(s)."
+            )
+        if not self.together:
+            return 1
+        if self.single_input is not None:
+            return len(inputs[self.single_input])
+        counts = {len(array) for array in inputs.values()}
+        if len(counts) > 1:
+            listed = ", ".join(f"'{name}' has {len(array)}" for name, array in inputs.items())
+            raise InvalidRequest(f"inputs of one request must have one number of rows: {listed}")
+        return counts.pop()
+
+    def batch_key(self, inputs: Tensors) -> Hashable:
+        """Equal for requests whose rows fit into one array: their shapes beyond the row dimension."""
+        if self._one_shape:
+            return None
+        return tuple([array.shape[1:] for array in inputs.values()])
+
+    def wanted(self, names: Sequence[str]) -> Sequence[str]:
+        """`names` if all are outputs of the model. Raises InvalidRequest for an unknown or repeated one."""
+        for position, name in enumerate(names):
+            if name not in self.outputs:
+                known = ", ".join(f"'{output}'" for output in self.outputs)
+                raise InvalidRequest(f"unexpected output '{name[:64]}' for model '{self.name}'; it gives {known}")
+            if name in names[:position]:
+                raise InvalidRequest(f"output '{name}' already exists in request for model '{self.name}'")
+        return names
+
+    def _takes(self) -> str:
+        return "it takes " + ", ".join(f"'{name}'" for name in self.inputs)
