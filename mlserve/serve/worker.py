@@ -19,7 +19,7 @@ import msgspec
 import uvicorn
 
 from mlserve.errors import MlserveError
-from mlserve.serve.batching.batcher import LoopTurn
+from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.loading import load_model
 from mlserve.serve.protocols import v2_rest
 from mlserve.serve.service import Service

@@ -11,7 +11,7 @@ from mlserve.errors import InvalidRequest
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 from mlserve.wire.messages import ModelInferRequest, ModelInferResponse
 from mlserve.wire.raw import from_raw, to_raw
-from mlserve.wire.signature import InferRequest, Signature
+from mlserve.wire.signature import Field, InferRequest, Signature
 
 __all__ = ["decode_request", "decode_response", "encode_request", "encode_response", "parse_request"]
 
@@ -47,15 +47,15 @@ def decode_request(message: Any, signature: Signature) -> InferRequest:
     inputs: Tensors = {}
     for position, tensor in enumerate(tensors):
         name, shape = tensor.name, list(tensor.shape)
-        spec = signature.spec(name, tensor.datatype, shape)
+        field = signature.field(name, tensor.datatype, shape)
         if name in inputs:
             raise InvalidRequest(f"input '{name}' already exists in request for model '{signature.name}'")
         if raw:
             if tensor.HasField("contents"):
                 raise InvalidRequest(f"input '{name}' has both contents and raw_input_contents; send one")
-            inputs[name] = from_raw(raw[position], spec, shape, signature.name)
+            inputs[name] = from_raw(raw[position], field, shape, signature.name)
         else:
-            inputs[name] = _from_contents(tensor.contents, spec, shape)
+            inputs[name] = _from_contents(tensor.contents, field, shape)
     request = InferRequest(inputs, signature.rows(inputs), message.id)
     if message.outputs:
         request.outputs = signature.wanted([output.name for output in message.outputs])
@@ -98,34 +98,34 @@ def decode_response(payload: bytes, specs: Mapping[str, TensorSpec]) -> Tensors:
     outputs: Tensors = {}
     for position, tensor in enumerate(message.outputs):
         shape = list(tensor.shape)
-        spec = reader.spec(tensor.name, tensor.datatype, shape)
+        field = reader.field(tensor.name, tensor.datatype, shape)
         if message.raw_output_contents:
-            outputs[tensor.name] = from_raw(message.raw_output_contents[position], spec, shape, reader.name)
+            outputs[tensor.name] = from_raw(message.raw_output_contents[position], field, shape, reader.name)
         else:
-            outputs[tensor.name] = _from_contents(tensor.contents, spec, shape)
+            outputs[tensor.name] = _from_contents(tensor.contents, field, shape)
     return outputs
 
 
-def _from_contents(contents: Any, spec: TensorSpec, shape: list[int]) -> Array:
-    field = _CONTENTS_FIELD.get(spec.datatype)
-    if field is None:
-        raise InvalidRequest(f"input '{spec.name}': {spec.datatype} has no typed contents; send raw_input_contents")
-    values = getattr(contents, field)
+def _from_contents(contents: Any, field: Field, shape: list[int]) -> Array:
+    name = _CONTENTS_FIELD.get(field.datatype)
+    if name is None:
+        raise InvalidRequest(f"input '{field.name}': {field.datatype} has no typed contents; send raw_input_contents")
+    values = getattr(contents, name)
     count = math.prod(shape)
     if len(values) != count:
-        raise InvalidRequest(f"input '{spec.name}' has shape {shape} but {len(values)} elements in {field}")
-    if spec.dtype == "object":
-        return np.array([_text(value, spec) for value in values], object).reshape(shape)
+        raise InvalidRequest(f"input '{field.name}' has shape {shape} but {len(values)} elements in {name}")
+    if field.dtype == object:
+        return np.array([_text(value, field) for value in values], object).reshape(shape)
     array = np.array(values)
-    if spec.dtype in ("int8", "int16", "uint8", "uint16"):
-        bounds = np.iinfo(spec.dtype)
-        if count and not (bounds.min <= array.min() and array.max() <= bounds.max):
-            raise InvalidRequest(f"input '{spec.name}' has values that do not fit {spec.datatype}")
-    return array.astype(spec.dtype).reshape(shape)
+    if field.dtype.kind in "iu" and field.dtype.itemsize < 4:  # they travel in 32 bits
+        bounds = np.iinfo(field.dtype)
+        if not (bounds.min <= array.min() and array.max() <= bounds.max):
+            raise InvalidRequest(f"input '{field.name}' has values that do not fit {field.datatype}")
+    return array.astype(field.dtype).reshape(shape)
 
 
-def _text(value: bytes, spec: TensorSpec) -> str:
+def _text(value: bytes, field: Field) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"input '{spec.name}' holds a string element that is no UTF-8") from error
+        raise InvalidRequest(f"input '{field.name}' holds a string element that is no UTF-8") from error

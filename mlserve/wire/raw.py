@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlserve.errors import InvalidRequest
-from mlserve.model.tensors import Array, TensorSpec
+from mlserve.model.tensors import Array
+from mlserve.wire.signature import Field
 
 __all__ = ["from_raw", "to_raw"]
 
@@ -16,15 +17,16 @@ def to_raw(array: Array) -> bytes:
     return _raw_from_texts(array) if array.dtype == object else array.tobytes()
 
 
-def from_raw(raw: bytes | memoryview, spec: TensorSpec, shape: Sequence[int], model: str) -> Array:
+def from_raw(raw: bytes | memoryview, field: Field, shape: Sequence[int], model: str) -> Array:
     """The tensor that `raw` holds. Raises InvalidRequest when it does not hold just that many elements."""
-    if spec.dtype == "object":
-        return _texts_from_raw(raw, math.prod(shape), spec.name).reshape(shape)
-    dtype = np.dtype(spec.dtype)
+    dtype = field.dtype
+    if dtype.kind == "O":
+        return _texts_from_raw(raw, math.prod(shape), field.name).reshape(shape)
     expected = math.prod(shape) * dtype.itemsize
     if len(raw) != expected:
         raise InvalidRequest(
-            f"input byte size mismatch for input '{spec.name}' for model '{model}'. Expected {expected}, got {len(raw)}"
+            f"input byte size mismatch for input '{field.name}' for model '{model}'. "
+            f"Expected {expected}, got {len(raw)}"
         )
     return np.frombuffer(raw, dtype).reshape(shape)
 

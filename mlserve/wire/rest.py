@@ -6,8 +6,7 @@ no UINT8. The tensor's own JSON is cut out unparsed first, because only the mode
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,14 +15,12 @@ import orjson
 from mlserve.errors import InvalidRequest
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 from mlserve.wire.raw import from_raw, to_raw
-from mlserve.wire.signature import InferRequest, Signature
+from mlserve.wire.signature import Field, InferRequest, Signature, elements_decoder
 
 __all__ = ["decode_request", "decode_response", "encode_request", "encode_response"]
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
-_ORJSON_DTYPES = frozenset(
-    ("bool", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-)
+_ORJSON_DTYPES = frozenset(map(np.dtype, ["?", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]))
 
 
 class _Input(msgspec.Struct, gc=False):
@@ -77,16 +74,17 @@ def decode_request(body: bytes, signature: Signature, json_bytes: int | None = N
     inputs: Tensors = {}
     raw_from = 0
     for tensor in document.inputs:
-        spec = signature.spec(tensor.name, tensor.datatype, tensor.shape)
-        if tensor.name in inputs:
-            raise InvalidRequest(f"input '{tensor.name}' already exists in request for model '{signature.name}'")
+        name, shape = tensor.name, tensor.shape
+        field = signature.field(name, tensor.datatype, shape)
+        if name in inputs:
+            raise InvalidRequest(f"input '{name}' already exists in request for model '{signature.name}'")
         size = tensor.parameters.get("binary_data_size") if tensor.parameters else None
         if size is None:
-            inputs[tensor.name] = _from_json(bytes(tensor.data), spec, tensor.shape)
+            inputs[name] = _from_json(bytes(tensor.data), field, shape)
         else:
             if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail) - raw_from:
-                raise InvalidRequest(f"input '{tensor.name}' has binary_data_size {size!r}, the body holds less")
-            inputs[tensor.name] = from_raw(tail[raw_from : raw_from + size], spec, tensor.shape, signature.name)
+                raise InvalidRequest(f"input '{name}' has binary_data_size {size!r}, the body holds less")
+            inputs[name] = from_raw(tail[raw_from : raw_from + size], field, shape, signature.name)
             raw_from += size
     if raw_from != len(tail):
         raise InvalidRequest(f"the body holds {len(tail) - raw_from} bytes that belong to no input")
@@ -102,27 +100,22 @@ def encode_response(signature: Signature, request: InferRequest, outputs: Tensor
 
     NaN and infinity, which JSON cannot say, become null; the binary form carries them.
     """
-    tensors: list[dict[str, Any]] = []
+    parts = [signature.json_head]
     tail: list[bytes] = []
+    if request.id:
+        parts += (b',"id":', orjson.dumps(request.id))
+    opening = b',"outputs":['
     for name in request.outputs or signature.outputs:
         array = outputs[name]
-        tensor: dict[str, Any] = {
-            "name": name,
-            "datatype": signature.outputs[name].datatype,
-            "shape": array.shape,
-        }
+        parts += (opening, signature.outputs[name].json_head, orjson.dumps(array.shape))
+        opening = b","
         if request.binary and name in request.binary:
-            raw = to_raw(array)
-            tail.append(raw)
-            tensor["parameters"] = {"binary_data_size": len(raw)}
+            tail.append(to_raw(array))
+            parts.append(b',"parameters":{"binary_data_size":%d}}' % len(tail[-1]))
         else:
-            tensor["data"] = _to_json(array)
-        tensors.append(tensor)
-    document: dict[str, Any] = {"model_name": signature.name, "model_version": signature.version}
-    if request.id:
-        document["id"] = request.id
-    document["outputs"] = tensors
-    head = orjson.dumps(document, option=_OPTIONS)
+            parts += (b',"data":', orjson.dumps(_to_json(array), option=_OPTIONS), b"}")
+    parts.append(b"]}")
+    head = b"".join(parts)
     return (head + b"".join(tail), len(head)) if tail else (head, None)
 
 
@@ -163,12 +156,12 @@ def decode_response(body: bytes, specs: Mapping[str, TensorSpec], json_bytes: in
     reader = Signature("", "", list(specs.values()), [])
     outputs: Tensors = {}
     for tensor in document.outputs:
-        spec = reader.spec(tensor.name, tensor.datatype, tensor.shape)
+        field = reader.field(tensor.name, tensor.datatype, tensor.shape)
         size = tensor.parameters.get("binary_data_size")
         if size is None:
-            outputs[tensor.name] = np.array(tensor.data, spec.dtype).reshape(tensor.shape)
+            outputs[tensor.name] = np.array(tensor.data, field.dtype).reshape(tensor.shape)
         else:
-            outputs[tensor.name] = from_raw(tail[:size], spec, tensor.shape, reader.name)
+            outputs[tensor.name] = from_raw(tail[:size], field, tensor.shape, reader.name)
             tail = tail[size:]
     return outputs
 
@@ -176,9 +169,11 @@ def decode_response(body: bytes, specs: Mapping[str, TensorSpec], json_bytes: in
 def _to_json(array: Array) -> Array | list[Any]:
     """The flat form of `array` that orjson can write."""
     flat = array.ravel()
+    if flat.dtype in _ORJSON_DTYPES:
+        return flat
     if flat.dtype == object:
         return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in flat.tolist()]
-    return flat if flat.dtype.name in _ORJSON_DTYPES else flat.astype(np.float32)
+    return flat.astype(np.float32)
 
 
 def _split(body: bytes, json_bytes: int) -> tuple[bytes, bytes]:
@@ -187,39 +182,26 @@ def _split(body: bytes, json_bytes: int) -> tuple[bytes, bytes]:
     return body[:json_bytes], body[json_bytes:]
 
 
-def _from_json(data: bytes, spec: TensorSpec, shape: list[int]) -> Array:
+def _from_json(data: bytes, field: Field, shape: list[int]) -> Array:
     """The elements of a JSON list, flat or nested like `shape`."""
     if not data:
-        raise InvalidRequest(f"input '{spec.name}' has no 'data'")
-    nested = data[1:16].lstrip()[:1] == b"["
+        raise InvalidRequest(f"input '{field.name}' has no 'data'")
+    nested = data[1:2] <= b" " or data[1:2] == b"["
+    if nested:
+        nested = data[1:].lstrip()[:1] == b"["
     try:
-        values = _elements_decoder(spec.dtype, len(shape) if nested else 1).decode(data)
-        array = np.array(values, spec.dtype)
+        values = (elements_decoder(field.dtype, len(shape)) if nested else field.json_elements).decode(data)
+        array = np.array(values, field.dtype)
     except (msgspec.ValidationError, OverflowError, ValueError) as error:
-        raise InvalidRequest(f"Unable to parse 'data' of input '{spec.name}' as {spec.datatype}: {error}") from error
+        raise InvalidRequest(f"Unable to parse 'data' of input '{field.name}' as {field.datatype}: {error}") from error
     except RecursionError as error:
-        raise InvalidRequest(f"Unable to parse 'data' of input '{spec.name}': it is nested too deep") from error
-    if array.shape == tuple(shape):
-        return array
-    if nested or array.size != math.prod(shape):
-        raise InvalidRequest(
-            f"Unable to parse 'data': Shape does not match true shape of 'data' field of input '{spec.name}': "
-            f"shape {shape}, data {list(array.shape)}"
-        )
-    return array.reshape(shape)
-
-
-@cache
-def _elements_decoder(dtype: str, depth: int) -> msgspec.json.Decoder[Any]:
-    element: Any = {"b": bool, "f": float, "O": str}.get(np.dtype(dtype).kind, int)
-    if element is int:
-        bounds = np.iinfo(dtype)
-        # msgspec's bounds are 64-bit and signed; numpy refuses what is beyond a uint64.
-        top = None if dtype == "uint64" else int(bounds.max)
-        element = Annotated[int, msgspec.Meta(ge=int(bounds.min), le=top)]
-    for _ in range(depth):
-        element = list[element]
-    return msgspec.json.Decoder(element)
+        raise InvalidRequest(f"Unable to parse 'data' of input '{field.name}': it is nested too deep") from error
+    if array.size == math.prod(shape) and not (nested and array.shape != tuple(shape)):
+        return array.reshape(shape)
+    raise InvalidRequest(
+        f"Unable to parse 'data': Shape does not match true shape of 'data' field of input '{field.name}': "
+        f"shape {shape}, data {list(array.shape)}"
+    )
 
 
 def _binary_outputs(document: _Request, signature: Signature) -> frozenset[str]:

@@ -1,13 +1,15 @@
 """A model's inputs and outputs as the protocol sees them, and the one check that every encoding's decoder applies."""
 
 from collections.abc import Hashable, Sequence
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
 from mlserve.errors import InvalidRequest
 from mlserve.model.tensors import Tensors, TensorSpec, batchable, shape_matches
 
-__all__ = ["InferRequest", "Signature"]
+__all__ = ["Field", "InferRequest", "Signature", "elements_decoder"]
 
 
 class InferRequest(msgspec.Struct):
@@ -22,6 +24,34 @@ class InferRequest(msgspec.Struct):
     id: str = ""
     outputs: Sequence[str] = ()
     binary: frozenset[str] = frozenset()
+
+
+def elements_decoder(dtype: np.dtype[Any], depth: int) -> msgspec.json.Decoder[Any]:
+    """Decodes a JSON list, nested `depth` deep, whose elements fit `dtype` and nothing else."""
+    element: Any = {"b": bool, "f": float, "O": str}.get(dtype.kind, int)
+    if element is int:
+        bounds = np.iinfo(dtype)
+        # msgspec's bounds are 64-bit and signed; numpy refuses what is beyond a uint64.
+        top = None if dtype == np.uint64 else int(bounds.max)
+        element = Annotated[int, msgspec.Meta(ge=int(bounds.min), le=top)]
+    for _ in range(depth):
+        element = list[element]
+    return msgspec.json.Decoder(element)
+
+
+class Field:
+    """One input or output, with what every request needs of it worked out once."""
+
+    __slots__ = ("datatype", "dims", "dtype", "json_elements", "json_head", "name", "spec")
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.spec, self.name, self.dims = spec, spec.name, spec.shape
+        self.dtype, self.datatype = np.dtype(spec.dtype), spec.datatype
+        self.json_elements = elements_decoder(self.dtype, depth=1)
+        self.json_head = b'{"name":%b,"datatype":"%b","shape":' % (
+            msgspec.json.encode(spec.name),
+            self.datatype.encode(),
+        )
 
 
 class Signature:
@@ -40,26 +70,31 @@ class Signature:
         together: bool = True,
     ) -> None:
         self.name, self.version = name, version
-        self.inputs = {spec.name: spec for spec in inputs}
-        self.outputs = {spec.name: spec for spec in outputs}
+        self.inputs = {spec.name: Field(spec) for spec in inputs}
+        self.outputs = {spec.name: Field(spec) for spec in outputs}
         self.together = together and batchable([*inputs, *outputs])
-        self.single_input = inputs[0].name if len(inputs) == 1 else None
+        self.json_head = b'{"model_name":%b,"model_version":%b' % (
+            msgspec.json.encode(name),
+            msgspec.json.encode(version),
+        )
+        self._only_input = inputs[0].name if len(inputs) == 1 else None
         self._one_shape = self.together and all(isinstance(dim, int) for spec in inputs for dim in spec.shape[1:])
 
-    def spec(self, name: str, datatype: str, shape: list[int]) -> TensorSpec:
+    def field(self, name: str, datatype: str, shape: list[int]) -> Field:
         """The input `name`, once `datatype` and `shape` were found to fit it. Raises InvalidRequest otherwise."""
-        spec = self.inputs.get(name)
-        if spec is None:
-            raise InvalidRequest(f"unexpected input '{name[:64]}' for model '{self.name}'; {self._takes()}")
-        if datatype != spec.datatype:
+        field = self.inputs.get(name)
+        if field is None:
+            known = ", ".join(f"'{known}'" for known in self.inputs)
+            raise InvalidRequest(f"unexpected input '{name[:64]}' for model '{self.name}'; it takes {known}")
+        if datatype != field.datatype:
             raise InvalidRequest(
-                f"input '{name}' has datatype {datatype[:16]} for model '{self.name}', expected {spec.datatype}"
+                f"input '{name}' has datatype {datatype[:16]} for model '{self.name}', expected {field.datatype}"
             )
-        if not shape_matches(shape, spec.shape):
+        if not shape_matches(shape, field.dims):
             raise InvalidRequest(
-                f"input '{name}' has shape {shape[:16]} for model '{self.name}', expected {spec.wire_shape}"
+                f"input '{name}' has shape {shape[:16]} for model '{self.name}', expected {field.spec.wire_shape}"
             )
-        return spec
+        return field
 
     def rows(self, inputs: Tensors) -> int:
         """How many rows the complete `inputs` hold (1 when rows have no dimension of their own).
@@ -75,8 +110,8 @@ class Signature:
             )
         if not self.together:
             return 1
-        if self.single_input is not None:
-            return len(inputs[self.single_input])
+        if self._only_input is not None:
+            return len(inputs[self._only_input])
         counts = {len(array) for array in inputs.values()}
         if len(counts) > 1:
             listed = ", ".join(f"'{name}' has {len(array)}" for name, array in inputs.items())
@@ -87,7 +122,7 @@ class Signature:
         """Equal for requests whose rows fit into one array: their shapes beyond the row dimension."""
         if self._one_shape:
             return None
-        return tuple([array.shape[1:] for array in inputs.values()])
+        return tuple([inputs[name].shape[1:] for name in self.inputs])
 
     def wanted(self, names: Sequence[str]) -> Sequence[str]:
         """`names` if all are outputs of the model. Raises InvalidRequest for an unknown or repeated one."""
@@ -98,6 +133,3 @@ class Signature:
             if name in names[:position]:
                 raise InvalidRequest(f"output '{name}' already exists in request for model '{self.name}'")
         return names
-
-    def _takes(self) -> str:
-        return "it takes " + ", ".join(f"'{name}'" for name in self.inputs)

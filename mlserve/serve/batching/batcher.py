@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -16,7 +16,7 @@ from mlserve.errors import EngineError, ModelFailed, Overloaded, RequestError
 from mlserve.model.tensors import Tensors
 from mlserve.serve.batching.window import BatchWindow
 
-__all__ = ["Batch", "BatchObserver", "Batcher", "LoopTurn", "Ticket", "Turn"]
+__all__ = ["Batch", "BatchObserver", "Batcher", "Ticket"]
 
 # A run shorter than this costs less on the thread that received the request than the way to another thread and back.
 INLINE_LIMIT_S = 0.001
@@ -33,19 +33,20 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Ticket(ABC):
-    """One request on its way through a batcher. A transport's subclass knows how to reply.
+    """One request on its way through a batcher. A transport's subclass sets every field, and knows how to reply.
 
-    `answer` and `fail` are called exactly once, together at most once: on `loop` where the ticket has one, else on
-    whichever thread ran the batch.
+    Of `answer` and `fail` one is called, once: on `loop` where the ticket has one, else on whichever thread ran the
+    batch. `arrived_s` is `time.perf_counter` at the request's last byte.
     """
 
-    __slots__ = ("arrived_s", "inputs", "key", "loop", "rows")
+    __slots__ = ("arrived_s", "inputs", "key", "loop", "protocol", "rows")
 
-    def __init__(
-        self, inputs: Tensors, rows: int, key: Hashable, loop: asyncio.AbstractEventLoop | None = None
-    ) -> None:
-        self.inputs, self.rows, self.key, self.loop = inputs, rows, key, loop
-        self.arrived_s = time.perf_counter()
+    inputs: Tensors
+    rows: int
+    key: Hashable
+    loop: asyncio.AbstractEventLoop | None
+    protocol: str
+    arrived_s: float
 
     @abstractmethod
     def answer(self, outputs: Tensors, batch: Batch) -> None:
@@ -57,9 +58,13 @@ class Ticket(ABC):
 
 
 class BatchObserver(Protocol):
-    """Told of every batch once, after it ran."""
+    """Told of every batch after it ran, and of the requests of it that were answered or failed."""
 
-    def ran(self, tickets: Sequence[Ticket], batch: Batch) -> None: ...
+    def ran(self, batch: Batch, queued_s: float) -> None: ...
+
+    def answered(self, tickets: Sequence[Ticket]) -> None: ...
+
+    def failed(self, protocol: str, error: RequestError) -> None: ...
 
 
 class Batcher:
@@ -101,7 +106,7 @@ class Batcher:
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Lets `tickets` run; each is answered or failed, here or later, whatever happens."""
         now_s = time.perf_counter()
-        refused: list[tuple[Ticket, RequestError]] = []
+        refused: Results = []
         batches: list[list[Ticket]] = []
         with self._lock:
             for ticket in tickets:
@@ -116,7 +121,8 @@ class Batcher:
                 self._running += len(batches)
             else:
                 self._arrived.notify()
-        _deliver(refused, _NO_BATCH)
+        if refused:
+            self._deliver(refused, _NO_BATCH)
         for batch in batches:
             self._run(batch, here=True)
 
@@ -152,10 +158,10 @@ class Batcher:
         compute_s = time.perf_counter() - started_s
         batch = Batch(sum([ticket.rows for ticket in tickets]), started_s, compute_s)
         if here:
-            _answer(results, batch)
+            self._answer(results, batch)
         else:
-            _deliver(results, batch)
-        self._observer.ran(tickets, batch)
+            self._deliver(results, batch)
+        self._observer.ran(batch, started_s - tickets[0].arrived_s)
         with self._lock:
             self._running -= 1
             self._typical_s += 0.1 * (compute_s - self._typical_s)
@@ -185,30 +191,38 @@ class Batcher:
             _log.exception("model %s failed", self.name)
             return ModelFailed(f"model '{self.name}' failed")
 
+    def _deliver(self, results: "Results", batch: Batch) -> None:
+        """Answers every ticket on the loop it came from."""
+        by_loop: dict[asyncio.AbstractEventLoop | None, Results] = {}
+        for ticket, result in results:
+            by_loop.setdefault(ticket.loop, []).append((ticket, result))
+        for loop, part in by_loop.items():
+            if loop is None:
+                self._answer(part, batch)
+            else:
+                try:
+                    loop.call_soon_threadsafe(self._answer, part, batch)
+                except RuntimeError:  # closed after its grace period: nobody waits for these answers any more
+                    _log.warning("%d answers came after the server had stopped", len(part))
 
-class Turn:
-    """What one turn of a transport received, by batcher; `run` submits it all.
+    def _answer(self, results: "Results", batch: Batch) -> None:
+        answered: list[Ticket] = []
+        for ticket, result in results:
+            if isinstance(result, RequestError):
+                self._fail(ticket, result)
+                continue
+            try:
+                ticket.answer(result, batch)
+                answered.append(ticket)
+            except Exception:
+                _log.exception("an answer of model %s could not be written", self.name)
+                self._fail(ticket, ModelFailed(f"model '{self.name}': its answer could not be written"))
+        if answered:
+            self._observer.answered(answered)
 
-    Batching is the transport's job too: what has arrived together runs together, without waiting for more.
-    """
-
-    def __init__(self) -> None:
-        self._received: dict[Batcher, list[Ticket]] = {}
-
-    def add(self, batcher: Batcher, ticket: Ticket) -> bool:
-        """Keeps `ticket` for `run`; True when it is the first, so that `run` must be called soon."""
-        first = not self._received
-        tickets = self._received.get(batcher)
-        if tickets is None:
-            self._received[batcher] = [ticket]
-        else:
-            tickets.append(ticket)
-        return first
-
-    def run(self) -> None:
-        received, self._received = self._received, {}
-        for batcher, tickets in received.items():
-            batcher.submit(tickets)
+    def _fail(self, ticket: Ticket, error: RequestError) -> None:
+        self._observer.failed(ticket.protocol, error)
+        ticket.fail(error)
 
 
 Results = list[tuple[Ticket, Tensors | RequestError]]
@@ -217,6 +231,7 @@ _NO_BATCH = Batch(0, 0.0, 0.0)
 
 
 def _split(tickets: list[Ticket], outputs: Tensors) -> Results:
+    """Each ticket with its own rows of every output."""
     rows = sum([ticket.rows for ticket in tickets])
     for name, array in outputs.items():
         if len(array) != rows:
@@ -228,48 +243,3 @@ def _split(tickets: list[Ticket], outputs: Tensors) -> Results:
         results.append((ticket, {name: array[start:stop] for name, array in outputs.items()}))
         start = stop
     return results
-
-
-def _deliver(results: "Results | list[tuple[Ticket, RequestError]]", batch: Batch) -> None:
-    """Answers every ticket on the loop it came from."""
-    by_loop: dict[asyncio.AbstractEventLoop | None, Results] = {}
-    for ticket, result in results:
-        by_loop.setdefault(ticket.loop, []).append((ticket, result))
-    for loop, part in by_loop.items():
-        if loop is None:
-            _answer(part, batch)
-        else:
-            _post(loop, part, batch)
-
-
-def _post(loop: asyncio.AbstractEventLoop, results: Results, batch: Batch) -> None:
-    try:
-        loop.call_soon_threadsafe(_answer, results, batch)
-    except RuntimeError:  # the loop was closed after its grace period: nobody waits for these answers any more
-        _log.warning("%d answers came after the server had stopped", len(results))
-
-
-def _answer(results: Iterable[tuple[Ticket, Tensors | RequestError]], batch: Batch) -> None:
-    for ticket, result in results:
-        try:
-            if isinstance(result, RequestError):
-                ticket.fail(result)
-            else:
-                ticket.answer(result, batch)
-        except Exception:
-            _log.exception("an answer could not be written")
-            ticket.fail(ModelFailed("the answer could not be written"))
-
-
-class LoopTurn(Turn):
-    """The turn of an event loop: what arrives before the loop polls again is submitted together."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self.loop = loop
-
-    def add(self, batcher: Batcher, ticket: Ticket) -> bool:
-        first = super().add(batcher, ticket)
-        if first:
-            self.loop.call_soon(self.run)
-        return first

@@ -12,11 +12,12 @@ from grpc_health.v1 import health_pb2
 
 from mlserve import __version__
 from mlserve.errors import InvalidRequest, RequestError, UnknownModelError
-from mlserve.model.tensors import Tensors, TensorSpec
-from mlserve.serve.batching.batcher import Batch, Ticket, Turn
+from mlserve.model.tensors import Tensors
+from mlserve.serve.batching.batcher import Batch, Ticket
+from mlserve.serve.batching.turn import Turn
 from mlserve.serve.service import EXTENSIONS, PLATFORM, SERVER_NAME, ServedModel, Service
 from mlserve.wire import grpc, messages
-from mlserve.wire.signature import InferRequest
+from mlserve.wire.signature import Field, InferRequest
 
 __all__ = ["INFER", "UNARY", "GrpcCall", "GrpcTicket", "infer"]
 
@@ -40,15 +41,16 @@ class GrpcTicket(Ticket):
     __slots__ = ("call", "model", "request")
 
     def __init__(self, call: GrpcCall, model: ServedModel, request: InferRequest, loop: Any) -> None:
-        super().__init__(request.inputs, request.rows, model.signature.batch_key(request.inputs), loop)
+        self.inputs, self.rows = request.inputs, request.rows
+        self.key, self.loop = model.signature.batch_key(request.inputs), loop
         self.call, self.model, self.request = call, model, request
+        self.protocol = PROTOCOL
+        self.arrived_s = time.perf_counter()
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
         self.call.respond(grpc.encode_response(self.model.signature, self.request, outputs))
-        self.model.meter.answered(PROTOCOL, time.perf_counter() - self.arrived_s)
 
     def fail(self, error: RequestError) -> None:
-        self.model.meter.failed(PROTOCOL, type(error).__name__)
         self.call.fail(error)
 
 
@@ -62,7 +64,7 @@ def infer(service: Service, payload: bytes, call: GrpcCall, turn: Turn, loop: An
         request = grpc.decode_request(message, model.signature)
     except RequestError as error:
         if model is not None:
-            model.meter.failed(PROTOCOL, type(error).__name__)
+            model.meter.failed(PROTOCOL, error)
         call.fail(error)
         return
     turn.add(model.batcher, GrpcTicket(call, model, request, loop))
@@ -93,8 +95,8 @@ def _model_metadata(service: Service, payload: bytes) -> Any:
         name=signature.name,
         versions=service.versions(signature.name),
         platform=PLATFORM,
-        inputs=[_tensor(spec) for spec in signature.inputs.values()],
-        outputs=[_tensor(spec) for spec in signature.outputs.values()],
+        inputs=[_tensor(field) for field in signature.inputs.values()],
+        outputs=[_tensor(field) for field in signature.outputs.values()],
     )
 
 
@@ -113,8 +115,8 @@ def _parse(message: Any, payload: bytes) -> Any:
         raise InvalidRequest(f"the message is no {message.DESCRIPTOR.name}") from error
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.wire_shape}
+def _tensor(field: Field) -> dict[str, Any]:
+    return {"name": field.name, "datatype": field.datatype, "shape": field.spec.wire_shape}
 
 
 UNARY: dict[str, Callable[[Service, bytes], Any]] = {

@@ -1,6 +1,8 @@
 """V2 (Open Inference Protocol) over REST, and the server's own pages: health, readiness, metrics."""
 
 import asyncio
+import time
+from collections.abc import Hashable
 from typing import Any
 
 import msgspec
@@ -12,12 +14,14 @@ from starlette.routing import Route
 
 from mlserve import __version__
 from mlserve.errors import InvalidRequest, RequestError
-from mlserve.model.tensors import Tensors, TensorSpec
-from mlserve.serve.batching.batcher import Batch, LoopTurn, Ticket
+from mlserve.model.tensors import Tensors
+from mlserve.serve.batching.batcher import Batch, Ticket
+from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.metrics import render_metrics
 from mlserve.serve.protocols.infer_route import JSON_BYTES, InferRoute, error_body
 from mlserve.serve.service import EXTENSIONS, PLATFORM, SERVER_NAME, ServedModel, Service
 from mlserve.wire import rest
+from mlserve.wire.signature import Field, InferRequest
 
 __all__ = ["application", "infer_routes"]
 
@@ -93,8 +97,8 @@ class _Pages:
                 "name": signature.name,
                 "versions": self._service.versions(signature.name),
                 "platform": PLATFORM,
-                "inputs": [_tensor(spec) for spec in signature.inputs.values()],
-                "outputs": [_tensor(spec) for spec in signature.outputs.values()],
+                "inputs": [_tensor(field) for field in signature.inputs.values()],
+                "outputs": [_tensor(field) for field in signature.outputs.values()],
             }
         )
 
@@ -113,16 +117,12 @@ class _Pages:
         body = await request.body()
         try:
             wanted = rest.decode_request(body, model.signature, None if length is None else int(length))
-            ticket = _FutureTicket(
-                wanted.inputs, wanted.rows, model.signature.batch_key(wanted.inputs), self._turn.loop
-            )
-            self._turn.add(model.batcher, ticket)
-            outputs = await ticket.outputs
         except RequestError as error:
-            model.meter.failed(PROTOCOL, type(error).__name__)
+            model.meter.failed(PROTOCOL, error)
             raise
-        content, json_bytes = rest.encode_response(model.signature, wanted, outputs)
-        model.meter.answered(PROTOCOL, self._turn.loop.time() - ticket.created_s)
+        ticket = _FutureTicket(wanted, model.signature.batch_key(wanted.inputs), self._turn.loop)
+        self._turn.add(model.batcher, ticket)
+        content, json_bytes = rest.encode_response(model.signature, wanted, await ticket.outputs)
         if json_bytes is None:
             return Response(content, media_type="application/json")
         headers = {JSON_BYTES.decode(): str(json_bytes)}
@@ -135,13 +135,13 @@ class _Pages:
 class _FutureTicket(Ticket):
     """A request whose answer a coroutine awaits."""
 
-    __slots__ = ("created_s", "outputs")
+    __slots__ = ("outputs",)
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        assert self.loop is not None
-        self.created_s = self.loop.time()
-        self.outputs: asyncio.Future[Tensors] = self.loop.create_future()
+    def __init__(self, request: InferRequest, key: Hashable, loop: asyncio.AbstractEventLoop) -> None:
+        self.inputs, self.rows, self.key, self.loop = request.inputs, request.rows, key, loop
+        self.protocol = PROTOCOL
+        self.arrived_s = time.perf_counter()
+        self.outputs: asyncio.Future[Tensors] = loop.create_future()
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
         if not self.outputs.done():
@@ -152,8 +152,8 @@ class _FutureTicket(Ticket):
             self.outputs.set_exception(error)
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.wire_shape}
+def _tensor(field: Field) -> dict[str, Any]:
+    return {"name": field.name, "datatype": field.datatype, "shape": field.spec.wire_shape}
 
 
 def _json(value: Any) -> Response:

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from mlserve.errors import RequestError
-from mlserve.serve.batching.batcher import LoopTurn
+from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.protocols import v2_grpc
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits

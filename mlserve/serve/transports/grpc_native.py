@@ -9,7 +9,7 @@ import threading
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from mlserve.errors import PayloadTooLarge, RequestError
-from mlserve.serve.batching.batcher import Turn
+from mlserve.serve.batching.turn import Turn
 from mlserve.serve.protocols import v2_grpc
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits

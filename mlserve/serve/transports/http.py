@@ -17,7 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from mlserve.errors import InvalidRequest, PayloadTooLarge, RequestError
 from mlserve.model.tensors import Tensors
-from mlserve.serve.batching.batcher import Batch, LoopTurn, Ticket
+from mlserve.serve.batching.batcher import Batch, Ticket
+from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.protocols.infer_route import JSON_BYTES, InferRoute, error_body
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
@@ -35,6 +36,8 @@ _STATUS = {
     500: b"HTTP/1.1 500 Internal Server Error\r\n",
     503: b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n",
 }
+# A content-length of fewer digits cannot be too large.
+_SHORT_LENGTH = 5
 # How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
 # and take the answer with it.
 _LINGER_S = 2.0
@@ -46,20 +49,20 @@ class HttpTicket(Ticket):
     __slots__ = ("close", "connection", "reply", "request", "route")
 
     def __init__(self, connection: "HttpLane", route: InferRoute, request: InferRequest, *, close: bool) -> None:
-        signature = route.model.signature
-        super().__init__(request.inputs, request.rows, signature.batch_key(request.inputs), connection.loop)
+        self.inputs, self.rows = request.inputs, request.rows
+        self.key, self.loop = route.model.signature.batch_key(request.inputs), connection.loop
         self.connection, self.route, self.request, self.close = connection, route, request, close
+        self.protocol = route.protocol
         self.reply: bytes | None = None
+        self.arrived_s = time.perf_counter()
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
         route = self.route
         body, json_bytes = route.encode(route.model.signature, self.request, outputs)
         self.reply = self.connection.success(body, json_bytes, close=self.close)
         self.connection.flush()
-        route.model.meter.answered(route.protocol, time.perf_counter() - self.arrived_s)
 
     def fail(self, error: RequestError) -> None:
-        self.route.model.meter.failed(self.route.protocol, type(error).__name__)
         self.reply = failure(error.http_status, str(error), close=self.close)
         self.connection.flush()
 
@@ -88,20 +91,15 @@ class HttpLane(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.quiet_since_s = time.monotonic()
         self.receiving_since_s: float | None = None
-        self._route: InferRoute | None = None
         self._order: deque[HttpTicket] = deque()
         self._refused = False
         self._leaving = False
-        self._begin()
-
-    def _begin(self) -> None:
-        self.url = b""
-        self.headers = []
-        self.expect_100_continue = False
-        self._route = None
-        self._body: bytes | bytearray = b""
-        self._header_bytes = self._body_bytes = 0
+        # Of the request that is being received:
+        self._route: InferRoute | None = None
         self._noted: dict[bytes, bytes] = {}
+        self._in_headers, self._header_bytes = False, 0
+        self._body: bytes | bytearray = b""
+        self._body_bytes = 0
 
     # asyncio and httptools call these.
 
@@ -119,38 +117,46 @@ class HttpLane(HttpToolsProtocol):
                 self.cycle.keep_alive = False
         except httptools.HttpParserError:
             self._refuse(400, "the request is not HTTP/1.1")
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > self.limits.max_header_bytes:
+                self._refuse(431, f"the headers have more than {self.limits.max_header_bytes} bytes")
 
     def on_message_begin(self) -> None:
-        self._begin()
         self.receiving_since_s = time.monotonic()
+        self._in_headers, self._header_bytes = True, 0
+        self._route = None
+        self._body, self._body_bytes = b"", 0
+        self.url = b""
+        self.headers = []
+        if self._noted:
+            self._noted = {}
 
     def on_url(self, url: bytes) -> None:
         self.url += url
-        self._count_header(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         self.headers.append((name, value))
-        if name in _NOTED:
+        if name in _NOTED and (name != b"content-length" or len(value) > _SHORT_LENGTH):
             self._noted[name] = value
-        self._count_header(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
-        if self._refused:
-            return
-        noted = self._noted
-        length = noted.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.limits.max_request_bytes:
-            self._refuse(413, self._too_large(int(length)))
-            return
-        expects = b"expect" in noted and noted[b"expect"].lower() == b"100-continue"
+        self._in_headers = False
+        expects = False
+        if self._noted:
+            length = self._noted.get(b"content-length", b"0")
+            if length.isdigit() and int(length) > self.limits.max_request_bytes:
+                self._refuse(413, self._too_large(int(length)))
+                return
+            expects = self._noted.get(b"expect", b"").lower() == b"100-continue"
         route = self.infer_routes.get(self.url)
         if route is not None and self.parser.get_method() == b"POST" and self._application_idle():
             self._route = route
             if expects:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            return
-        self._hand_over(expects=expects)
+        else:
+            self._hand_over(expects=expects)
 
     def on_body(self, body: bytes) -> None:
         if self._refused:
@@ -178,10 +184,13 @@ class HttpLane(HttpToolsProtocol):
         close = not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1" or self.service.draining
         try:
             self.service.check_serving()
-            request = route.decode(bytes(self._body), route.model.signature, self._json_bytes())
+            request = route.decode(
+                bytes(self._body), route.model.signature, self._json_bytes() if self._noted else None
+            )
         except RequestError as error:
             ticket = HttpTicket(self, route, InferRequest({}, 0), close=close)
             self._order.append(ticket)
+            route.model.meter.failed(route.protocol, error)
             ticket.fail(error)
             return
         ticket = HttpTicket(self, route, request, close=close)
@@ -287,8 +296,6 @@ class HttpLane(HttpToolsProtocol):
 
     def _json_bytes(self) -> int | None:
         noted = self._noted
-        if not noted:
-            return None
         if noted.get(b"content-encoding", b"identity") != b"identity":
             raise InvalidRequest("content-encoding is not supported; send the body as it is")
         length = noted.get(JSON_BYTES)
@@ -305,11 +312,6 @@ class HttpLane(HttpToolsProtocol):
                 f"{self.limits.max_request_bytes}"
             )
         )
-
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > self.limits.max_header_bytes and not self._refused:
-            self._refuse(431, f"the request line and headers have more than {self.limits.max_header_bytes} bytes")
 
     def _refuse(self, status: int, message: str) -> None:
         """Answers a request that is not read to its end, and reads no further."""

@@ -1,0 +1,44 @@
+"""What one turn of a transport received together, and therefore runs together."""
+
+import asyncio
+
+from mlserve.serve.batching.batcher import Batcher, Ticket
+
+__all__ = ["LoopTurn", "Turn"]
+
+
+class Turn:
+    """The requests of one turn, by batcher; `run` submits them all.
+
+    Batching is the transport's job too: what has arrived together runs together, without waiting for more.
+    """
+
+    def __init__(self) -> None:
+        self._received: dict[Batcher, list[Ticket]] = {}
+
+    def add(self, batcher: Batcher, ticket: Ticket) -> None:
+        """Keeps `ticket` for `run`."""
+        tickets = self._received.get(batcher)
+        if tickets is None:
+            self._received[batcher] = [ticket]
+        else:
+            tickets.append(ticket)
+
+    def run(self) -> None:
+        """Submits what was added since the last run."""
+        received, self._received = self._received, {}
+        for batcher, tickets in received.items():
+            batcher.submit(tickets)
+
+
+class LoopTurn(Turn):
+    """The turn of an event loop: what arrives before the loop polls again. `run` is called by the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.loop = loop
+
+    def add(self, batcher: Batcher, ticket: Ticket) -> None:
+        if not self._received:
+            self.loop.call_soon(self.run)
+        super().add(batcher, ticket)
