@@ -48,23 +48,25 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
     machine's, and EngineError, naming the cause, when the models cannot be loaded.
     """
     address = _resolve(settings.host)
-    with _reserve(address, settings.http_port, "--http-port") as http:
-        with _reserve(address, settings.grpc_port, "--grpc-port") as grpc:
-            supervisor = _Supervisor(
-                msgspec.structs.replace(
-                    settings,
-                    host=address,
-                    http_port=http.getsockname()[1],
-                    grpc_port=grpc.getsockname()[1],
-                    grpc_transport=settings.grpc_transport if find_spec("pygrpc_native") else "grpcio",
-                )
+    with (
+        _reserve(address, settings.http_port, "--http-port") as http,
+        _reserve(address, settings.grpc_port, "--grpc-port") as grpc,
+    ):
+        supervisor = _Supervisor(
+            msgspec.structs.replace(
+                settings,
+                host=address,
+                http_port=http.getsockname()[1],
+                grpc_port=grpc.getsockname()[1],
+                grpc_transport=settings.grpc_transport if find_spec("pygrpc_native") else "grpcio",
             )
-            try:
-                if supervisor.start():
-                    on_ready(supervisor.endpoints())
-                    supervisor.watch()
-            finally:
-                supervisor.stop()
+        )
+        try:
+            if supervisor.start():
+                on_ready(supervisor.endpoints())
+                supervisor.watch()
+        finally:
+            supervisor.stop()
 
 
 class _Worker:

@@ -22,7 +22,7 @@ _log = logging.getLogger("mlserve.serve")
 
 
 class NativeGrpcServer:
-    """Serves on `target` (host:port), sharing the port with the other workers. Raises OSError when it cannot be bound."""
+    """Serves on `target` (host:port), sharing the port with the other workers. OSError when it cannot be bound."""
 
     def __init__(self, service: Service, target: str, limits: Limits) -> None:
         self._service, self._limits = service, limits

@@ -1,0 +1,98 @@
+"""Where something was measured: two runs are comparable only on machines that are alike."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from shutil import which
+
+import msgspec
+
+from mlserve import __version__
+
+__all__ = ["Gpu", "Machine", "package_version", "read_machine"]
+
+_PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "torch", "locust", "uvicorn", "pygrpc-native", "grpcio")
+# What the int8, bf16 and fp16 kernels of onnxruntime and OpenVINO look for.
+_CPU_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+)
+_ARM_FLAGS = ("asimd", "asimddp", "i8mm", "bf16", "sve")
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """One NVIDIA device as its driver names it."""
+
+    name: str
+    memory_bytes: int
+    driver: str
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine and the software on it. `cores` are those this process may use."""
+
+    cpu: str
+    cpu_flags: tuple[str, ...]
+    cores: int
+    memory_bytes: int
+    system: str
+    python: str
+    packages: dict[str, str]
+    gpus: tuple[Gpu, ...] = ()
+
+
+def read_machine() -> Machine:
+    """This machine, now."""
+    cpu, flags = _cpu()
+    return Machine(
+        cpu=cpu,
+        cpu_flags=tuple(flag for flag in (*_CPU_FLAGS, *_ARM_FLAGS) if flag in flags),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        packages={"mlserve": __version__} | {name: found for name in _PACKAGES if (found := package_version(name))},
+        gpus=_gpus(),
+    )
+
+
+def package_version(name: str) -> str:
+    """The installed version of a package, "" when it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """Model name and instruction sets; only Linux tells the latter in one readable place."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), set()
+    facts = dict(line.split(":", 1) for line in text.partition("\n\n")[0].splitlines() if ":" in line)
+    named = {key.strip(): value.strip() for key, value in facts.items()}
+    return named.get("model name", platform.machine()), set(named.get("flags", named.get("Features", "")).split())
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    tool = which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.count(",") == 2]
+    return tuple(Gpu(name, int(memory) << 20, driver) for name, memory, driver in rows if memory.isdecimal())

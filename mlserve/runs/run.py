@@ -1,0 +1,170 @@
+"""`run.json`: what was asked of a load test, of what, where, and what came of it. The raw rows lie beside it."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from mlserve.errors import RunFileError
+from mlserve.model.artifact import Accuracy
+from mlserve.runs.machine import Machine
+
+__all__ = [
+    "RUN_FILE",
+    "Certificate",
+    "Check",
+    "Counts",
+    "Plan",
+    "Run",
+    "ServedModel",
+    "ServerSettings",
+    "find_runs",
+    "read_run",
+    "write_run",
+]
+
+RUN_FILE = "run.json"
+
+# 1: first format (0.1.0)
+FORMAT_VERSION = 1
+
+Protocol = Literal["rest", "grpc"]
+Arrivals = Literal["poisson", "constant"]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The load: fully determined by these values and the payload they name.
+
+    `duration_s` is the measured part; `warm_up_s` at the same rate comes before it. At most `max_in_flight` requests
+    wait at once: one that is due beyond that is dropped and counted, never delayed.
+    """
+
+    rate_per_s: float
+    duration_s: float
+    warm_up_s: float
+    arrivals: Arrivals = "poisson"
+    protocol: Protocol = "rest"
+    batch_rows: int = 1
+    seed: int = 0
+    max_in_flight: int = 1024
+    timeout_s: float = 10.0
+    payload: str = ""
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What answered. `variant`, `sha256`, `size_bytes` and `accuracy` are known for a version of a store only."""
+
+    url: str
+    name: str
+    version: str = ""
+    variant: str = ""
+    sha256: str = ""
+    size_bytes: int | None = None
+    accuracy: Accuracy | None = None
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the server was set, where the bench started it itself. `cpus` are the cores it was held to."""
+
+    workers: int
+    threads: int
+    max_batch_rows: int
+    max_delay_ms: float
+    device: str
+    cpus: tuple[int, ...]
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of the measured part, and the generator's own cost: the share of one core it used."""
+
+    scheduled: int
+    ok: int
+    failed: int
+    dropped: int
+    generator_cpu: float
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition under which a run's figures may be believed; `advice` says what to do when it does not hold."""
+
+    name: str
+    ok: bool
+    found: str
+    limit: str
+    advice: str
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """VALID when every check holds."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def faults(self) -> list[Check]:
+        """The checks that do not hold."""
+        return [check for check in self.checks if not check.ok]
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One load test."""
+
+    format_version: int = FORMAT_VERSION
+    label: str
+    started_at: str
+    plan: Plan
+    model: ServedModel
+    server: ServerSettings | None
+    machine: Machine
+    counts: Counts
+    certificate: Certificate
+
+
+class _FormatOnly(msgspec.Struct):
+    format_version: int = 0
+
+
+def write_run(directory: Path, run: Run) -> None:
+    """Writes `run.json` by rename: a directory that has one holds a finished run."""
+    partial = directory / f"{RUN_FILE}.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
+    partial.rename(directory / RUN_FILE)
+
+
+def read_run(directory: Path) -> Run:
+    """The run in `directory`. Raises RunFileError when there is none, or none that this version reads."""
+    path = directory / RUN_FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunFileError(
+            f"{directory} is no run: {RUN_FILE} cannot be read ({error.strerror}); "
+            "give a folder that mlserve bench wrote"
+        ) from error
+    try:
+        format_version = msgspec.json.decode(content, type=_FormatOnly).format_version
+        if format_version != FORMAT_VERSION:
+            raise RunFileError(
+                f"{path} has format {format_version}, this mlserve reads {FORMAT_VERSION}; "
+                "use the mlserve that wrote it"
+            )
+        return msgspec.json.decode(content, type=Run)
+    except msgspec.DecodeError as error:
+        raise RunFileError(f"{path} is damaged: {error}; run the bench again") from error
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run directories that `path` means: itself, or those inside it (repeats of one measurement), by name.
+
+    Raises RunFileError when there are none.
+    """
+    if (path / RUN_FILE).is_file():
+        return [path]
+    inside = sorted(file.parent for file in path.glob(f"*/{RUN_FILE}")) if path.is_dir() else []
+    if not inside:
+        raise RunFileError(f"{path} holds no run ({RUN_FILE}); write one with: mlserve bench NAME --out {path}")
+    return inside

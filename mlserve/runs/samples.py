@@ -1,0 +1,165 @@
+"""One request is one row. Rows reach the disk as they come; every figure is derived from them afterwards.
+
+    scheduled_ns   int64    when the schedule wanted the request sent, since the run's first instant
+    sent_ns        int64    when it was handed to the connection; null if it was dropped
+    first_byte_ns  int64    when the answer began; null where the client cannot tell
+    done_ns        int64    when the answer was complete or the failure known; null if it was dropped
+    rows           int32    rows of input it carried
+    status         string   "ok", "dropped" (too many were in flight), or what went wrong: "HTTP 503", "UNAVAILABLE"
+    version        string   the model version that answered; "" where it did not say
+    warm_up        bool     sent to warm up, and left out of every figure
+
+**Law:** latency is `done_ns - scheduled_ns`. What a client waits because the generator or the server was late counts.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlserve.errors import RunFileError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["DROPPED", "OK", "SCHEMA", "Sample", "SampleWriter", "Samples", "read_samples"]
+
+OK, DROPPED = "ok", "dropped"
+
+_PARQUET, _STREAM = "samples.parquet", "samples.arrow"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("scheduled_ns", pa.int64(), nullable=False),
+        pa.field("sent_ns", pa.int64()),
+        pa.field("first_byte_ns", pa.int64()),
+        pa.field("done_ns", pa.int64()),
+        pa.field("rows", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("warm_up", pa.bool_(), nullable=False),
+    ]
+)
+
+
+class Sample(NamedTuple):
+    """One request, its columns in the order of `SCHEMA`."""
+
+    scheduled_ns: int
+    sent_ns: int | None
+    first_byte_ns: int | None
+    done_ns: int | None
+    rows: int
+    status: str
+    version: str
+    warm_up: bool
+
+
+class SampleWriter:
+    """Appends rows to `samples.arrow`; leaving the block turns it into `samples.parquet`.
+
+    What was appended survives a crash: `read_samples` reads a stream that was never finished.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file = (directory / _STREAM).open("wb")
+        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+
+    def append(self, samples: Iterable[Sample]) -> None:
+        """Writes `samples` through to the file."""
+        columns = list(zip(*samples, strict=True))
+        if not columns:
+            return
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        self._stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None"
+    ) -> None:
+        self._stream.close()
+        self._file.close()
+        partial = self._directory / f"{_PARQUET}.partial"
+        pq.write_table(_read_stream(self._directory / _STREAM), partial, compression="zstd")
+        partial.rename(self._directory / _PARQUET)
+        (self._directory / _STREAM).unlink()
+
+
+class Samples:
+    """The measured rows of a run as arrays; warm-up is already left out.
+
+    `status` [n] of every request that was due; `scheduled_s` [n] since the run's first instant. The times beside them
+    are seconds too, NaN where the request has none.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        measured = table.filter(pa.compute.invert(table["warm_up"]))
+        self.status: npt.NDArray[np.object_] = measured["status"].to_numpy(zero_copy_only=False).astype(object)
+        self.ok: npt.NDArray[np.bool_] = self.status == OK
+        self.rows: npt.NDArray[np.int64] = measured["rows"].to_numpy().astype(np.int64)
+        self.scheduled_s = _seconds(measured["scheduled_ns"])
+        self.sent_s = _seconds(measured["sent_ns"])
+        self.first_byte_s = _seconds(measured["first_byte_ns"])
+        self.done_s = _seconds(measured["done_ns"])
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    @property
+    def latency_s(self) -> npt.NDArray[np.float64]:
+        """From the scheduled instant to the whole answer, of the requests that were answered well, as they were due."""
+        return (self.done_s - self.scheduled_s)[self.ok]
+
+    @property
+    def service_s(self) -> npt.NDArray[np.float64]:
+        """From sending to the whole answer, of the same requests: what a closed-loop tool would report."""
+        return (self.done_s - self.sent_s)[self.ok]
+
+    @property
+    def dispatch_lag_s(self) -> npt.NDArray[np.float64]:
+        """How late the generator itself was, of every request it sent."""
+        lag: npt.NDArray[np.float64] = self.sent_s - self.scheduled_s
+        return lag[~np.isnan(lag)]
+
+
+def read_samples(directory: Path) -> Samples:
+    """The rows of a run: of a finished one, or what an interrupted one had written.
+
+    Raises RunFileError when there are none or they cannot be read.
+    """
+    try:
+        if (directory / _PARQUET).is_file():
+            table = pq.read_table(directory / _PARQUET)
+        elif (directory / _STREAM).is_file():
+            table = _read_stream(directory / _STREAM)
+        else:
+            raise RunFileError(f"{directory} holds no samples ({_PARQUET}); give a folder that mlserve bench wrote")
+        return Samples(table.select(SCHEMA.names))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise RunFileError(f"the samples of {directory} are damaged: {error}; run the bench again") from error
+
+
+def _read_stream(path: Path) -> pa.Table:
+    """Every whole batch of a stream that may end in the middle of one."""
+    batches: list[Any] = []
+    with path.open("rb") as file:
+        try:
+            reader = pa.ipc.open_stream(file)
+            batches.extend(reader)
+        except (pa.ArrowInvalid, OSError):
+            if not path.stat().st_size:
+                raise
+    return pa.Table.from_batches(batches, SCHEMA)
+
+
+def _seconds(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    seconds: npt.NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy() / 1e9
+    return seconds
