@@ -1,0 +1,57 @@
+"""What every test may use: a tiny real model, and the command line as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory) -> Path:
+    """A small MLP: `x` float32 [batch, 30] -> `scores` float32 [batch, 2]."""
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    rng = np.random.default_rng(0)
+    nodes, initializers, current = [], [], "x"
+    for number, (wide, narrow) in enumerate([(30, 64), (64, 32), (32, 2)]):
+        weight = rng.standard_normal((wide, narrow)).astype(np.float32) / np.sqrt(wide).astype(np.float32)
+        bias = rng.standard_normal(narrow).astype(np.float32)
+        initializers += [numpy_helper.from_array(weight, f"w{number}"), numpy_helper.from_array(bias, f"b{number}")]
+        last = number == 2
+        linear = "scores" if last else f"linear{number}"
+        nodes.append(helper.make_node("Gemm", [current, f"w{number}", f"b{number}"], [linear]))
+        if not last:
+            nodes.append(helper.make_node("Relu", [linear], [f"relu{number}"]))
+            current = f"relu{number}"
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 30])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2])],
+        initializers,
+    )
+    path = tmp_path_factory.mktemp("models") / "tiny.onnx"
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def mlserve(tmp_path):
+    """Runs `mlserve ARGUMENTS...` in an empty folder and returns the finished process, its output as text."""
+
+    def run(*arguments, timeout_s: float = 240, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mlserve", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        )
+
+    return run
