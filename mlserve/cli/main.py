@@ -5,6 +5,9 @@ from typing import Annotated
 import typer
 
 from mlserve import __version__
+from mlserve.cli import models
+from mlserve.cli.doctor import doctor
+from mlserve.cli.optimize import optimize
 from mlserve.cli.serve import serve
 
 __all__ = ["app", "main"]
@@ -16,7 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(optimize)
+app.add_typer(models.app, name="models")
 app.command()(serve)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,17 +4,19 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mlserve.errors import MlserveError
 
-__all__ = ["JsonFlag", "StoreOption", "ending_well", "err", "out", "print_json"]
+__all__ = ["JsonFlag", "StoreOption", "ending_well", "err", "out", "print_json", "steps"]
 
 out = Console()
 err = Console(stderr=True)
@@ -31,6 +33,21 @@ def print_json(value: Any) -> None:
     """One indented JSON document on stdout, for programs."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
     sys.stdout.flush()
+
+
+@contextmanager
+def steps(task: str) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done and for how long: a live line in a terminal, one line a step in a log, all on stderr."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        shown = progress.add_task(task, total=None)
+
+        def on_step(step: str) -> None:
+            progress.update(shown, description=step)
+            if not err.is_terminal:
+                err.print(f"{task}: {step}", highlight=False, markup=False)
+
+        yield on_step
 
 
 def ending_well(verb: Verb) -> Verb:

@@ -1,0 +1,82 @@
+"""`mlserve doctor`: what this machine can do, and what to install for what is missing."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from mlserve.cli.terminal import JsonFlag, ending_well, out, print_json
+from mlserve.units import format_bytes
+
+if TYPE_CHECKING:
+    from mlserve.runs.machine import Machine
+
+__all__ = ["doctor"]
+
+_INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+_OPTIONAL = {
+    "sentence-transformers": ("export of sentence-transformers folders", "pip install 'mlserve[text]'"),
+    "pygrpc-native": ("the quick gRPC transport (grpcio serves without it)", "pip install pygrpc-native"),
+    "uvloop": ("the quick event loop", "pip install uvloop"),
+}
+
+
+@ending_well
+def doctor(json: JsonFlag = False) -> None:
+    """Show what this machine can do: instruction sets, cores, memory, GPU, execution providers that really load."""
+    from mlserve.engines.onnx_engine import loadable_providers
+    from mlserve.runs.machine import package_version, read_machine
+
+    machine = read_machine()
+    providers = loadable_providers()
+    missing = [package for package in _OPTIONAL if not package_version(package)]
+    advice = _advice(machine, providers, missing)
+    if json:
+        print_json({"machine": machine, "providers": providers, "advice": advice})
+        return
+    _print_machine(machine)
+    _print_providers(providers)
+    for line in advice:
+        out.print(f"[yellow]-[/] {line}", highlight=False)
+
+
+def _print_machine(machine: "Machine") -> None:
+    facts = Table(show_header=False, box=None)
+    facts.add_row("cpu", machine.cpu)
+    facts.add_row("cores", str(machine.cores))
+    facts.add_row("instruction sets", " ".join(machine.cpu_flags) or "none of those that matter here")
+    facts.add_row("memory", format_bytes(machine.memory_bytes))
+    for gpu in machine.gpus:
+        facts.add_row("gpu", f"{gpu.name}, {format_bytes(gpu.memory_bytes)}, driver {gpu.driver}")
+    if not machine.gpus:
+        facts.add_row("gpu", "none found (no answer from nvidia-smi)")
+    facts.add_row("system", f"{machine.system}, Python {machine.python}")
+    facts.add_row("packages", ", ".join(f"{name} {version}" for name, version in machine.packages.items()))
+    out.print(facts, highlight=False)
+
+
+def _print_providers(providers: dict[str, str]) -> None:
+    table = Table("execution provider", "loads", "why not", title="onnxruntime", title_justify="left")
+    for name, fault in providers.items():
+        table.add_row(name, "[red]no[/]" if fault else "[green]yes[/]", fault)
+    out.print(table)
+
+
+def _advice(machine: "Machine", providers: dict[str, str], missing: list[str]) -> list[str]:
+    """One line for each thing that could be better: what is missing, what for, how to get it."""
+    lines = [f"{package} is not installed: {_OPTIONAL[package][0]}; {_OPTIONAL[package][1]}" for package in missing]
+    cuda = providers.get("CUDAExecutionProvider")
+    if machine.gpus and cuda is None:
+        lines.append("a GPU is here, but onnxruntime was built without CUDA: pip install onnxruntime-gpu")
+    elif machine.gpus and cuda:
+        lines.append(f"a GPU is here, but CUDA does not load ({cuda}): pip install 'onnxruntime-gpu[cuda,cudnn]'")
+    elif not machine.gpus:
+        lines.append("no GPU: --device cuda will refuse to start; everything else works on the CPU")
+    if "avx2" not in machine.cpu_flags and "asimd" not in machine.cpu_flags:
+        lines.append("neither AVX2 nor NEON: expect every model to be slow here")
+    if not _INT8_FLAGS.intersection(machine.cpu_flags):
+        lines.append(
+            "no int8 instructions (VNNI, AMX, dot product): int8 saves memory here, but may be slower than fp32"
+        )
+    if machine.cores < 2:
+        lines.append("one core: server and load generator share it, so bench cannot tell one from the other")
+    return lines

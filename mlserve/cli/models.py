@@ -1,0 +1,176 @@
+"""`mlserve models`: what is in the store, and which version an alias means."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, out, print_json
+from mlserve.errors import StoreError
+from mlserve.units import format_bytes
+
+if TYPE_CHECKING:
+    from mlserve.model.artifact import Artifact
+    from mlserve.model.store import Store
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="List, show, promote, roll back and verify the models in the store.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+NameArgument = Annotated[str, typer.Argument(help="A model's name.", show_default=False)]
+RefArgument = Annotated[str, typer.Argument(metavar="NAME[@VERSION|@ALIAS]", show_default=False)]
+AliasOption = Annotated[str, typer.Option(help="The alias to move.")]
+
+
+@app.command("list")
+@ending_well
+def list_models(store: StoreOption = Path("store"), json: JsonFlag = False) -> None:
+    """Every version of every model."""
+    found = _open(store)
+    artifacts = [found.get(name, version) for name in found.names() for version in found.versions(name)]
+    if json:
+        print_json([_facts(artifact, found) for artifact in artifacts])
+        return
+    if not artifacts:
+        out.print(f"the store {store} is empty; add a model with: mlserve optimize SOURCE")
+        return
+    table = Table("version", "variant", "aliases", "size", "accuracy", "made")
+    for artifact in artifacts:
+        manifest, accuracy = artifact.manifest, artifact.manifest.metrics.accuracy
+        table.add_row(
+            artifact.ref,
+            manifest.variant,
+            ", ".join(_aliases(artifact, found)),
+            format_bytes(artifact.size_bytes),
+            f"{accuracy.metric} {accuracy.value:.4f}" if accuracy else "-",
+            manifest.created_at,
+        )
+    out.print(table)
+
+
+@app.command()
+@ending_well
+def show(ref: RefArgument, store: StoreOption = Path("store"), json: JsonFlag = False) -> None:
+    """One version: its files, inputs, outputs, lineage and measurements."""
+    found = _open(store)
+    artifact = found.resolve(ref)
+    if json:
+        print_json(_facts(artifact, found))
+        return
+    manifest = artifact.manifest
+    aliases = ", ".join(_aliases(artifact, found)) or "none"
+    out.print(f"[bold]{artifact.ref}[/]  {manifest.variant}  {format_bytes(artifact.size_bytes)}", highlight=False)
+    out.print(f"aliases  {aliases}\nmade     {manifest.created_at}\nfolder   {artifact.directory}", highlight=False)
+    for kind, specs in (("takes", manifest.inputs), ("gives", manifest.outputs)):
+        for spec in specs:
+            out.print(f"{kind}    {spec}", highlight=False, markup=False)
+    for step in manifest.lineage:
+        parameters = ", ".join(f"{name}={value}" for name, value in step.parameters.items())
+        out.print(f"step     {step.step}({parameters}): {'; '.join(step.notes)}", highlight=False, markup=False)
+    for assumed in manifest.assumed:
+        out.print(f"assumed  {assumed}", highlight=False, markup=False)
+    _print_metrics(artifact)
+    for name, record in manifest.files.items():
+        out.print(f"file     {name}  {format_bytes(record.size_bytes)}  sha256 {record.sha256}", highlight=False)
+
+
+@app.command()
+@ending_well
+def promote(
+    ref: RefArgument, alias: AliasOption = "production", store: StoreOption = Path("store"), json: JsonFlag = False
+) -> None:
+    """Point an alias at a version."""
+    found = _open(store)
+    artifact = found.resolve(ref)
+    name, version = artifact.manifest.name, artifact.manifest.version
+    previous = found.promote(name, version, alias)
+    if json:
+        print_json({"name": name, "alias": alias, "version": version, "previous": previous})
+    else:
+        out.print(f"{name}@{alias} is version {version}" + (f", was {previous}" if previous else ""), highlight=False)
+
+
+@app.command()
+@ending_well
+def rollback(
+    name: NameArgument, alias: AliasOption = "production", store: StoreOption = Path("store"), json: JsonFlag = False
+) -> None:
+    """Point an alias back at the version it meant before."""
+    left, now = _open(store).rollback(name, alias)
+    if json:
+        print_json({"name": name, "alias": alias, "version": now, "previous": left})
+    else:
+        out.print(f"{name}@{alias} is version {now} again, was {left}", highlight=False)
+
+
+@app.command()
+@ending_well
+def verify(
+    refs: Annotated[list[str] | None, typer.Argument(metavar="[NAME[@VERSION|@ALIAS]]...")] = None,
+    store: StoreOption = Path("store"),
+    json: JsonFlag = False,
+) -> None:
+    """Check that every file is the one the manifest was written for; the whole store when no version is named."""
+    from mlserve.model.store import verify as verify_files
+
+    found = _open(store)
+    artifacts = [found.resolve(ref) for ref in refs or []]
+    if not refs:
+        artifacts = [found.get(name, version) for name in found.names() for version in found.versions(name)]
+    faults: dict[str, str] = {}
+    for artifact in artifacts:
+        try:
+            verify_files(artifact)
+        except StoreError as error:
+            faults[artifact.ref] = str(error)
+        if not json:
+            out.print(f"{artifact.ref}  {'[red]damaged[/]' if artifact.ref in faults else '[green]ok[/]'}")
+    if json:
+        print_json({artifact.ref: faults.get(artifact.ref, "ok") for artifact in artifacts})
+    if faults:
+        raise StoreError("; ".join(faults.values()))
+
+
+def _open(root: Path) -> "Store":
+    from mlserve.model.store import Store
+
+    return Store(root)
+
+
+def _aliases(artifact: "Artifact", store: "Store") -> list[str]:
+    aliases = store.aliases(artifact.manifest.name)
+    return [alias for alias, version in aliases.items() if version == artifact.manifest.version]
+
+
+def _facts(artifact: "Artifact", store: "Store") -> dict[str, object]:
+    return {
+        "ref": artifact.ref,
+        "aliases": _aliases(artifact, store),
+        "directory": str(artifact.directory),
+        "size_bytes": artifact.size_bytes,
+        "manifest": artifact.manifest,
+    }
+
+
+def _print_metrics(artifact: "Artifact") -> None:
+    from mlserve.units import format_duration, format_rate
+
+    metrics = artifact.manifest.metrics
+    if metrics.accuracy:
+        accuracy = metrics.accuracy
+        details = ", ".join(f"{name} {value:.4g}" for name, value in accuracy.details.items())
+        out.print(
+            f"accuracy {accuracy.metric} {accuracy.value:.4f}, {accuracy.loss:.4f} lost ({details})", highlight=False
+        )
+        out.print(f"         on {accuracy.rows} rows of {accuracy.data}", highlight=False, markup=False)
+    for latency in metrics.latency:
+        out.print(
+            f"latency  {latency.batch_rows} rows: {format_duration(latency.p50_s)} in process, "
+            f"{format_rate(latency.rows_per_s)} rows ({metrics.machine})",
+            highlight=False,
+        )

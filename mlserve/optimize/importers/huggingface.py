@@ -1,0 +1,121 @@
+"""Hugging Face folders, exported by optimum, checked against the model that transformers loads."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlserve.engines.engine import EngineSettings
+from mlserve.engines.onnx_engine import OnnxEngine
+from mlserve.errors import ModelFileError
+from mlserve.model.artifact import MODEL_FILE
+from mlserve.model.onnx_file import inspect_onnx
+from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
+from mlserve.model.tensors import Tensors
+from mlserve.optimize.importers.export import check_parity
+from mlserve.optimize.importers.onnx_model import keep_outputs, known_bounds, write_model
+from mlserve.optimize.importers.request import Imported, ImportRequest
+from mlserve.optimize.importers.shapes import Run, default_sizes, output_specs
+
+__all__ = ["import_folder"]
+
+_OPSET = 17
+_KEPT_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "config.json")
+_SENTENCE = "sentence_embedding"
+
+
+def import_folder(request: ImportRequest, out: Path, on_step: Callable[[str], None]) -> Imported:
+    """Writes `out/model.onnx`, the tokenizer and the configuration.
+
+    A sentence-transformers folder keeps its pooling, and of its outputs only the embedding of the sentence. Raises
+    ModelFileError when optimum cannot export it, and Refused when the file does not give the model's answers.
+    """
+    source = Path(request.source)
+    library = "sentence_transformers" if (source / "modules.json").is_file() else "transformers"
+    on_step(f"exporting with optimum ({library})")
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        path, task = _export(source, Path(folder), library)
+        if library == "sentence_transformers":
+            keep_outputs(path, [_SENTENCE])
+        inspect_onnx(path)
+        write_model(path, out)
+    for name in _KEPT_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+    engine = OnnxEngine(out / MODEL_FILE, EngineSettings())
+    inputs = known_bounds(out / MODEL_FILE, engine.inputs)
+    sizes = default_sizes(inputs)
+    outputs = output_specs(engine.run, inputs, sizes)
+    names = [spec.name for spec in outputs]
+    engine.close()
+    on_step("comparing with the original")
+    rows: Rows = SyntheticRows(inputs, 8)
+    if request.data:
+        rows = read_rows(Path(request.data), inputs, source / TOKENIZER_FILE)
+    agreement = check_parity(_original(source, library, task, names), out / MODEL_FILE, inputs, sizes, rows)
+    notes = (f"optimum ({library}), opset {_OPSET}", agreement)
+    return Imported(inputs=inputs, outputs=outputs, task=task, notes=notes)
+
+
+def _export(source: Path, folder: Path, library: str) -> tuple[Path, str]:
+    from optimum.exporters.onnx import main_export
+
+    try:
+        task = "feature-extraction" if library == "sentence_transformers" else _task_of(source)
+        main_export(
+            str(source), folder, task=task, library_name=library, do_validation=False, opset=_OPSET, device="cpu",
+            local_files_only=True,
+        )  # fmt: skip
+    except ImportError as error:
+        raise ModelFileError(
+            f"{source} needs another package: {error}; install it with: pip install 'mlserve[text]'"
+        ) from error
+    except Exception as error:  # optimum raises whatever the model's code does
+        raise ModelFileError(f"{source} cannot be exported by optimum: {_first_line(error)}") from error
+    files = sorted(folder.rglob("*.onnx"))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise ModelFileError(
+            f"{source} becomes several ONNX files ({found}); only models that are one graph are served"
+        )
+    return files[0], task
+
+
+def _task_of(source: Path) -> str:
+    """The task of the class that the folder's configuration names; plain features when it names none."""
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    named = transformers.AutoConfig.from_pretrained(source, local_files_only=True).architectures or []
+    model_class = getattr(transformers, named[0], None) if named else None
+    return str(TasksManager.infer_task_from_model(model_class)) if model_class else "feature-extraction"
+
+
+def _original(source: Path, library: str, task: str, names: list[str]) -> Run:
+    """The model as its own library runs it."""
+    model: Any
+    if library == "sentence_transformers":
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(source), device="cpu").eval()
+    else:
+        from optimum.exporters.tasks import TasksManager
+
+        model = TasksManager.get_model_class_for_task(task).from_pretrained(source, local_files_only=True).eval()
+
+    def run(inputs: Tensors) -> Tensors:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        with torch.inference_mode():
+            outputs = model(tensors) if library == "sentence_transformers" else model(**tensors)
+        return {name: outputs[name].detach().numpy() for name in names}
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

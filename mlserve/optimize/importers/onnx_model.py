@@ -1,0 +1,82 @@
+"""ONNX files as an artifact keeps them, and the import of a model that is one already."""
+
+import shutil
+from pathlib import Path
+
+from mlserve.engines.engine import EngineSettings
+from mlserve.engines.onnx_engine import OnnxEngine
+from mlserve.errors import EngineError
+from mlserve.model.artifact import MODEL_FILE
+from mlserve.model.onnx_file import inspect_onnx
+from mlserve.model.rows import TOKENIZER_FILE
+from mlserve.model.tensors import TensorSpec
+from mlserve.optimize.importers.request import Imported
+from mlserve.optimize.importers.shapes import Unfit, default_sizes, output_specs
+
+__all__ = ["import_onnx", "keep_outputs", "known_bounds", "write_model"]
+
+# A protobuf message cannot exceed 2 GiB; weights beyond this go into one file beside it.
+_INLINE_LIMIT_BYTES = 1_500_000_000
+
+
+def import_onnx(source: Path, out: Path) -> Imported:
+    """Writes `source` to `out/model.onnx` and says what it takes and gives.
+
+    Raises ModelFileError when it is no ONNX model or refers to data outside its folder, EngineError when onnxruntime
+    cannot load it.
+    """
+    opset = inspect_onnx(source).opset
+    write_model(source, out)
+    engine = OnnxEngine(out / MODEL_FILE, EngineSettings())
+    inputs = known_bounds(out / MODEL_FILE, engine.inputs)
+    outputs = engine.outputs
+    notes = [f"opset {opset}"]
+    try:
+        outputs = output_specs(engine.run, inputs, default_sizes(inputs))
+    except Unfit as error:
+        notes.append(f"made-up inputs do not run ({error}); give real rows with --data")
+    engine.close()
+    if (source.parent / TOKENIZER_FILE).is_file():
+        shutil.copyfile(source.parent / TOKENIZER_FILE, out / TOKENIZER_FILE)
+        notes.append(f"{TOKENIZER_FILE} beside it was kept")
+    return Imported(inputs=inputs, outputs=outputs, notes=tuple(notes))
+
+
+def known_bounds(path: Path, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """`specs` with the upper bounds of integer inputs that the graph's tables imply."""
+    bounds = inspect_onnx(path).bounds
+    return tuple(TensorSpec(spec.name, spec.dtype, spec.shape, bounds.get(spec.name)) for spec in specs)
+
+
+def keep_outputs(path: Path, names: list[str]) -> None:
+    """Drops every other output of the model in `path`, and with it the work only they needed."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    kept = [output for output in model.graph.output if output.name in names]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    onnx.save(model, path)
+
+
+def write_model(source: Path, out: Path) -> None:
+    """Writes `source` as `out/model.onnx`, its weights inside or, beyond what a message holds, in one file beside it.
+
+    `source` must have passed `inspect_onnx`.
+    """
+    import onnx
+
+    model = onnx.load(source)
+    size_bytes = source.stat().st_size + sum(
+        (source.parent / name).stat().st_size for name in inspect_onnx(source).external_files
+    )
+    if not model.graph.name:
+        model.graph.name = source.stem
+    if size_bytes < _INLINE_LIMIT_BYTES:
+        onnx.save(model, out / MODEL_FILE)
+    else:
+        onnx.save(model, out / MODEL_FILE, save_as_external_data=True, location=f"{MODEL_FILE}.data")
+    try:
+        onnx.checker.check_model(str(out / MODEL_FILE))
+    except onnx.checker.ValidationError as error:
+        raise EngineError(f"{source} is no valid ONNX model: {str(error).strip().splitlines()[0]}") from error

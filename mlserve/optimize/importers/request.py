@@ -1,0 +1,49 @@
+"""What the importing process is asked and what it answers: one line of JSON each way, progress lines between."""
+
+from typing import Literal
+
+import msgspec
+
+from mlserve.model.tensors import TensorSpec
+from mlserve.optimize.importers.source import SourceKind
+
+__all__ = ["Answer", "Fault", "ImportRequest", "Imported", "Progress"]
+
+
+class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One import. `out` is an empty folder for `model.onnx` and what belongs to it; empty texts mean not given."""
+
+    source: str
+    kind: SourceKind
+    out: str
+    inputs: tuple[TensorSpec, ...] = ()
+    example: str = ""
+    data: str = ""
+    model_class: str = ""
+    trust_pickle: bool = False
+
+
+class Imported(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
+    """What came of it: the specs that hold, what had to be assumed, and how it was done and checked."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    task: str = "unknown"
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """What is being done now."""
+
+    step: str
+
+
+class Fault(msgspec.Struct, frozen=True, tag="fault"):
+    """Why it could not be done; `error` says which of our errors to raise."""
+
+    error: Literal["ModelFileError", "UnknownInputError", "DataFileError", "UsageError", "Refused", "EngineError"]
+    message: str
+
+
+Answer = Imported | Progress | Fault

@@ -1,0 +1,137 @@
+"""The optimize loop: import, make the recipe's variants, measure them against fp32, publish."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from mlserve.engines.engine import Engine, EngineSettings
+from mlserve.engines.independence import rows_independent
+from mlserve.engines.onnx_engine import OnnxEngine
+from mlserve.errors import Refused
+from mlserve.model.artifact import Accuracy, Artifact, Manifest, Metrics, Step
+from mlserve.model.onnx_file import inspect_onnx
+from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
+from mlserve.model.store import Store
+from mlserve.optimize.accuracy import measure_accuracy
+from mlserve.optimize.importing import Source, import_model
+from mlserve.optimize.latency import measure_latency
+from mlserve.optimize.recipe import Recipe, Variant
+from mlserve.runs.machine import read_machine
+
+__all__ = ["optimize"]
+
+_MADE_UP_ROWS = 64
+OnStep = Callable[[str], None]
+
+
+def optimize(source: Source, recipe: Recipe, store: Store, name: str, threads: int, on_step: OnStep) -> list[Artifact]:
+    """Publishes fp32 and every variant of `recipe` as versions of `name`, in that order; returns them.
+
+    Nothing is published before everything was made and measured, so a failure or Ctrl-C leaves the store as it was.
+    Raises ModelFileError, UnknownInputError, DataFileError or UsageError for what the user can mend, and Refused when
+    a variant's answers are not the model's.
+    """
+    with store.staging() as staging:
+        made = [_import(source, _new_folder(staging, "fp32"), on_step)]
+        rows = _rows(source.data, made[0])
+        for variant in recipe.variants:
+            made.append(_make(variant, made[0], staging, on_step))
+        measured = _measure(made, rows, threads, on_step)
+        on_step("publishing")
+        return _publish(measured, store, name)
+
+
+def _import(source: Source, out: Path, on_step: OnStep) -> Artifact:
+    kind, imported = import_model(source, out, on_step)
+    step = Step("import", {"source": source.path.name, "kind": kind}, imported.notes)
+    manifest = Manifest(
+        variant="fp32",
+        task=imported.task,
+        inputs=imported.inputs,
+        outputs=imported.outputs,
+        lineage=(step,),
+        assumed=imported.assumed,
+    )
+    return Artifact(out, manifest)
+
+
+def _rows(data: Path | None, artifact: Artifact) -> Rows:
+    """The user's rows, or made-up ones."""
+    specs = artifact.manifest.inputs
+    if data is None:
+        first = specs[0].shape
+        fixed = first[0] if first and isinstance(first[0], int) else None
+        return SyntheticRows(specs, fixed or _MADE_UP_ROWS)
+    return read_rows(data, specs, artifact.directory / TOKENIZER_FILE)
+
+
+def _make(variant: Variant, origin: Artifact, staging: Path, on_step: OnStep) -> Artifact:
+    """`origin` after every pass of the variant, each in a folder of its own."""
+    artifact = origin
+    for number, one_pass in enumerate(variant.passes, 1):
+        on_step(f"{variant.name}: {type(one_pass).__name__.lower()}")
+        artifact = one_pass(artifact, _new_folder(staging, f"{variant.name}-{number}"))
+        inspect_onnx(artifact.model_path)
+    return Artifact(artifact.directory, msgspec.structs.replace(artifact.manifest, variant=variant.name))
+
+
+def _measure(made: list[Artifact], rows: Rows, threads: int, on_step: OnStep) -> list[Artifact]:
+    """The artifacts with their accuracy, in-process latency and whether rows may run together."""
+    with _engines(made, threads) as engines:
+        accuracies: list[Accuracy] = []
+        for artifact, engine in zip(made, engines, strict=True):
+            on_step(f"{artifact.manifest.variant}: accuracy on {len(rows)} rows")
+            accuracies.append(measure_accuracy(engine, engines[0], rows, task=artifact.manifest.task))
+        on_step("timing every variant in turn")
+        latencies = measure_latency(engines, rows)
+        independent = [
+            rows_independent(engine, artifact.manifest.inputs) for artifact, engine in zip(made, engines, strict=True)
+        ]
+    cpu = read_machine().cpu
+    return [
+        Artifact(
+            artifact.directory,
+            msgspec.structs.replace(
+                artifact.manifest,
+                rows_independent=together,
+                metrics=Metrics(accuracy=accuracy, latency=latency, machine=f"{cpu}, {threads} threads"),
+            ),
+        )
+        for artifact, accuracy, latency, together in zip(made, accuracies, latencies, independent, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _engines(artifacts: list[Artifact], threads: int) -> Iterator[list[Engine]]:
+    with contextlib.ExitStack() as stack:
+        engines: list[Engine] = []
+        for artifact in artifacts:
+            engine = OnnxEngine(artifact.model_path, EngineSettings(threads=threads))
+            stack.enter_context(contextlib.closing(engine))
+            _same_interface(artifact, engine)
+            engines.append(engine)
+        yield engines
+
+
+def _same_interface(artifact: Artifact, engine: Engine) -> None:
+    """The law every pass is held to: names and types of inputs and outputs stay."""
+    for kind, specs, found in (
+        ("input", artifact.manifest.inputs, engine.inputs),
+        ("output", artifact.manifest.outputs, engine.outputs),
+    ):
+        said, has = [(spec.name, spec.dtype) for spec in specs], [(spec.name, spec.dtype) for spec in found]
+        if said != has:
+            raise Refused(f"nothing was published: {artifact.manifest.variant} has the {kind}s {has}, expected {said}")
+
+
+def _publish(artifacts: list[Artifact], store: Store, name: str) -> list[Artifact]:
+    baseline = store.add(artifacts[0], name)
+    return [baseline, *(store.add(artifact, name, parent=baseline.ref) for artifact in artifacts[1:])]
+
+
+def _new_folder(staging: Path, name: str) -> Path:
+    folder = staging / name
+    folder.mkdir()
+    return folder
