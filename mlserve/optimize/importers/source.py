@@ -2,6 +2,7 @@
 
 import pickletools
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,9 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_PROTOCOL = b"\x80"
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with this number, pickled
 _SAFETENSORS = ".safetensors"
+
+# All that zipfile raises for one flipped byte or another.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError)
 
 # What a state dict's pickle names: tensors, their storages and plain containers.
 _TENSOR_MODULES = ("torch._utils", "torch.storage", "collections", "numpy", "numpy.core.multiarray", "_codecs")
@@ -101,7 +105,7 @@ def _archive_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except _DAMAGED as error:
         raise ModelFileError(f"{path} is damaged or was cut short ({error}); save or copy the model again") from error
 
 
@@ -110,7 +114,7 @@ def _pickle_in_archive(path: Path) -> bytes:
         name = next(name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
         try:
             return archive.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except _DAMAGED as error:
             raise ModelFileError(f"{path} is damaged ({error}); save or copy the model again") from error
 
 

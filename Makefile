@@ -1,0 +1,43 @@
+# `make demo` and `make test` set up everything they need in .venv on their first run.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo test check proto clean
+
+help:
+	@echo "make demo    optimize, serve, load-test and compare a real model; ends with a report"
+	@echo "make test    the whole test suite"
+	@echo "make check   formatting, lint and types"
+	@echo "make proto   compile the gRPC messages again"
+	@echo "make clean   remove .venv and what the demo wrote"
+
+demo: $(VENV)/.demo-installed
+	@$(BIN)/python recipes/demo.py
+
+test: $(VENV)/.test-installed
+	@sh tests/install_tools.sh
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+proto: $(VENV)/.dev-installed
+	$(BIN)/python -m grpc_tools.protoc --proto_path=mlserve/wire --descriptor_set_out=mlserve/wire/inference.binpb inference.proto
+
+clean:
+	rm -rf $(VENV) demo
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("mlserve needs Python 3.11 or later, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python's venv module is missing; on Debian: apt install python3-venv"; exit 1; }
+
+$(VENV)/.%-installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "installing mlserve[$*] (once, a few minutes)"
+	@$(INSTALL) '.[$*]'
+	@touch $@

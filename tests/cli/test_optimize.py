@@ -1,0 +1,230 @@
+"""`mlserve optimize` as a user types it: real files, real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mlserve.model.artifact import MODEL_FILE
+from mlserve.model.store import Store, verify
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A network trained on scikit-learn's digits, as TorchScript, and rows with labels it has not seen."""
+    import warnings
+
+    import torch
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    x, y = torch.from_numpy(images[:1400]), torch.from_numpy(labels[:1400])
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(x), y).backward()
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(module.eval(), torch.zeros(1, 64)).save(folder / "digits.pt")
+    np.savez(folder / "held-out.npz", input=images[1400:], label=labels[1400:])
+    return folder
+
+
+def test_int8_of_a_trained_network_keeps_its_accuracy(mlserve, digits, tmp_path):
+    done = mlserve("optimize", digits / "digits.pt", "--int8", "--data", digits / "held-out.npz", "--json")
+    assert done.returncode == 0, done.stderr
+    fp32, int8 = json.loads(done.stdout)
+    assert (fp32["ref"], fp32["variant"]) == ("digits@1", "fp32")
+    assert (int8["ref"], int8["variant"]) == ("digits@2", "int8")
+    accuracy = int8["metrics"]["accuracy"]
+    assert accuracy["metric"] == "accuracy"
+    assert fp32["metrics"]["accuracy"]["value"] > 0.85
+    assert accuracy["loss"] == pytest.approx(fp32["metrics"]["accuracy"]["value"] - accuracy["value"])
+    assert abs(accuracy["loss"]) < 0.02
+    assert accuracy["rows"] == 397
+    assert [latency["batch_rows"] for latency in int8["metrics"]["latency"]] == [1, 32]
+    store = Store(tmp_path / "store")
+    for version in (1, 2):
+        verify(store.get("digits", version))
+    assert store.get("digits", 2).manifest.parent == "digits@1"
+    assert not list((tmp_path / "store").glob(".staging*"))
+
+
+def test_the_table_shows_both_variants_and_what_comes_next(mlserve, digits):
+    done = mlserve("optimize", digits / "digits.pt", "--int8", "--name", "five")
+    assert done.returncode == 0, done.stderr
+    for words in ("five@1", "five@2", "int8", "speed", "mlserve serve five@2", "synthetic rows"):
+        assert words in done.stdout
+
+
+def test_the_same_model_is_not_published_twice(mlserve, digits, tmp_path):
+    for _ in range(2):
+        assert mlserve("optimize", digits / "digits.pt").returncode == 0
+    assert Store(tmp_path / "store").versions("digits") == [1]
+
+
+def one_line_error(done, code=2):
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.strip().splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_files_that_are_no_models_get_one_line_and_publish_nothing(mlserve, digits, tmp_path):
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "cut.pt").write_bytes((digits / "digits.pt").read_bytes()[:500])
+    (tmp_path / "text.onnx").write_text("hello")
+    for name, words in (
+        ("text.pt", "no model mlserve knows"),
+        ("cut.pt", "cut short"),
+        ("text.onnx", "no ONNX"),
+        ("none.pt", "No such file"),
+    ):
+        assert words in one_line_error(mlserve("optimize", name))
+    assert not (tmp_path / "store").exists() or not Store(tmp_path / "store").names()
+
+
+def test_external_data_outside_the_folder_is_refused(mlserve, tmp_path, tiny_onnx):
+    import onnx
+
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    model = onnx.load(tiny_onnx)
+    onnx.save(model, inside / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    assert mlserve("optimize", inside / "m.onnx").returncode == 0
+    (tmp_path / "m.data").write_bytes((inside / "m.data").read_bytes())
+    model = onnx.load(inside / "m.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../m.data"
+    onnx.save(model, inside / "outside.onnx")
+    assert "outside the model's folder" in one_line_error(mlserve("optimize", inside / "outside.onnx"))
+
+
+def test_a_store_that_cannot_be_written_is_named(mlserve, digits, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    line = one_line_error(mlserve("optimize", digits / "digits.pt", "--store", tmp_path / "file" / "store"))
+    assert "cannot be written" in line
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--input", "x:float33:batch,3"), "float33"),
+        (("--input", "x"), "name:dtype:dims"),
+        (("--name", "../up"), "cannot be a model's name"),
+        (("--int8", "--recipe", "r.toml"), "one of them"),
+        (("--recipe", "none.toml"), "cannot be read"),
+        (("--data", "none.npz"), "cannot be read"),
+        (("--data", "some.xyz"), "cannot be read as data"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_named(mlserve, digits, flags, words):
+    assert words in one_line_error(mlserve("optimize", digits / "digits.pt", *flags))
+
+
+@pytest.mark.parametrize("after_step", ["loading the model", "int8: quantize", "timing"])
+def test_ctrl_c_leaves_no_half_version_and_no_process(digits, tmp_path, after_step):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlserve", "optimize", digits / "digits.pt", "--int8"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    with process:
+        for line in process.stderr:
+            if after_step in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert _gone(children)
+    assert not Store(tmp_path / "store").names()
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_killed_optimize_leaves_no_process_and_its_rest_is_cleaned_up(mlserve, digits, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlserve", "optimize", digits / "digits.pt"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        for line in process.stderr:
+            if "loading" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.kill()
+    assert _gone(children)
+    assert list((tmp_path / "store").glob(".staging-*"))
+    assert mlserve("optimize", digits / "digits.pt").returncode == 0
+    assert not list((tmp_path / "store").glob(".staging-*"))
+    assert (tmp_path / "store" / "digits" / "1" / MODEL_FILE).is_file()
+
+
+def _gone(processes: list[psutil.Process], limit_s: float = 15.0) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=limit_s)
+    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_models_lists_promotes_rolls_back_and_verifies(mlserve, digits, tmp_path):
+    assert mlserve("optimize", digits / "digits.pt", "--int8").returncode == 0
+    listed = json.loads(mlserve("models", "list", "--json").stdout)
+    assert [entry["ref"] for entry in listed] == ["digits@1", "digits@2"]
+    assert mlserve("models", "promote", "digits@1").returncode == 0
+    assert mlserve("models", "promote", "digits@2").returncode == 0
+    assert json.loads(mlserve("models", "show", "digits@production", "--json").stdout)["ref"] == "digits@2"
+    assert "version 1 again" in mlserve("models", "rollback", "digits").stdout
+    assert json.loads(mlserve("models", "show", "digits", "--json").stdout)["ref"] == "digits@1"
+    assert "no earlier version" in one_line_error(mlserve("models", "rollback", "digits"))
+    assert "no version or alias" in one_line_error(mlserve("models", "promote", "digits@9"))
+    assert "has no model" in one_line_error(mlserve("models", "show", "other"))
+    assert mlserve("models", "verify").returncode == 0
+    model = tmp_path / "store" / "digits" / "2" / MODEL_FILE
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    assert "was changed" in one_line_error(mlserve("models", "verify", "digits@2"))
+    assert mlserve("models", "verify", "digits@1").returncode == 0
+
+
+def test_an_empty_store_says_what_to_do(mlserve):
+    done = mlserve("models", "list")
+    assert done.returncode == 0
+    assert "mlserve optimize" in done.stdout
+
+
+def test_doctor_tells_what_loads(mlserve):
+    done = mlserve("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["providers"]["CPUExecutionProvider"] == ""
+    assert found["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert found["machine"]["memory_bytes"] == psutil.virtual_memory().total
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert set(found["machine"]["cpu_flags"]) <= flags
+    if "avx512_vnni" in flags:
+        assert "avx512_vnni" in found["machine"]["cpu_flags"]
+    plain = mlserve("doctor")
+    assert "CPUExecutionProvider" in plain.stdout
+    assert "memory" in plain.stdout

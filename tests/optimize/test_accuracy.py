@@ -1,0 +1,90 @@
+"""What is said of a variant's quality, and that it is right."""
+
+import numpy as np
+import pytest
+
+from mlserve.engines.fake import FakeEngine
+from mlserve.errors import DataFileError, Refused
+from mlserve.model.rows import ArrayRows
+from mlserve.model.tensors import TensorSpec
+from mlserve.optimize.accuracy import measure_accuracy
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((100, 8)).astype(np.float32)
+IN = (TensorSpec("x", "float32", ("batch", 8)),)
+
+
+def engine(answer, width=8):
+    return FakeEngine(IN, (TensorSpec("y", "float32", ("batch", width)),), lambda inputs: {"y": answer(inputs["x"])})
+
+
+def measure(candidate, reference, labels=None, task="unknown", width=8):
+    rows = ArrayRows({"x": X}, "test rows", labels)
+    return measure_accuracy(engine(candidate, width), engine(reference, width), rows, task=task)
+
+
+def same(x):
+    return x
+
+
+def test_a_model_agrees_with_itself():
+    accuracy = measure(same, same, task="feature-extraction")
+    assert (accuracy.metric, accuracy.value, accuracy.loss, accuracy.rows) == (
+        "cosine",
+        pytest.approx(1),
+        pytest.approx(0),
+        100,
+    )
+    assert accuracy.details["pair_spearman"] == pytest.approx(1)
+    assert accuracy.details["largest_error"] == 0
+
+
+def test_noise_costs_cosine_and_rank_correlation():
+    noise = RNG.standard_normal(X.shape).astype(np.float32)
+    little = measure(lambda x: x + 0.1 * noise[: len(x)], same, task="feature-extraction")
+    much = measure(lambda x: x + 1.0 * noise[: len(x)], same, task="feature-extraction")
+    assert 1 > little.value > much.value
+    assert little.details["pair_spearman"] > much.details["pair_spearman"]
+    assert little.details["cosine_min"] <= little.value
+
+
+def test_labels_decide_where_there_are_labels():
+    labels = X.argmax(1)
+    accuracy = measure(lambda x: np.where(np.arange(len(x))[:, None] % 2, x, -x), same, labels)
+    assert accuracy.metric == "accuracy"
+    assert accuracy.details["reference_accuracy"] == 1.0
+    assert accuracy.value == pytest.approx(0.5, abs=0.1)
+    assert accuracy.loss == pytest.approx(1 - accuracy.value)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (-1.0, 0.0)])
+def test_one_output_and_two_classes(scale, expected):
+    labels = (X[:, 0] > 0).astype(int)
+    accuracy = measure(lambda x: scale * x[:, :1], lambda x: x[:, :1], labels, width=1)
+    assert (accuracy.metric, accuracy.value) == ("accuracy", expected)
+
+
+def test_numbers_are_judged_by_explained_variance():
+    accuracy = measure(lambda x: x[:, :1] * 0.5, lambda x: x[:, :1], X[:, 0] * 1.0, width=1)
+    assert accuracy.metric == "r2"
+    assert accuracy.details["reference_r2"] == pytest.approx(1)
+    assert accuracy.value == pytest.approx(0.75, abs=0.05)
+
+
+def test_labels_that_are_no_classes_are_refused():
+    with pytest.raises(DataFileError, match="0 to 7"):
+        measure(same, same, np.full(100, 8))
+    assert measure(same, same, np.full(100, 7)).metric == "accuracy"
+
+
+def test_a_variant_that_breaks_down_is_refused():
+    with pytest.raises(Refused, match="not finite"):
+        measure(lambda x: x / np.zeros_like(x) if False else np.full_like(x, np.nan), same)
+
+
+def test_fixed_batches_need_enough_rows():
+    fixed = FakeEngine(
+        (TensorSpec("x", "float32", (128, 8)),), (TensorSpec("y", "float32", (128, 8)),), lambda i: {"y": i["x"]}
+    )
+    with pytest.raises(DataFileError, match="at least 128"):
+        measure_accuracy(fixed, fixed, ArrayRows({"x": X}, "test rows"), task="unknown")

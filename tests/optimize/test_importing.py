@@ -1,0 +1,212 @@
+"""Real model files of every kind, through the importing process."""
+
+import gc
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from mlserve.engines.onnx_engine import OnnxEngine
+from mlserve.errors import DataFileError, ModelFileError, Refused, UnknownInputError, UsageError
+from mlserve.model.artifact import MODEL_FILE
+from mlserve.model.tensors import TensorSpec, parse_input_flag
+from mlserve.optimize.importing import Source, import_model
+
+
+def import_it(path, out, **hints):
+    out.mkdir()
+    steps = []
+    kind, imported = import_model(Source(path=path, **hints), out, steps.append)
+    assert steps
+    return kind, imported
+
+
+def specs(imported):
+    return [str(spec) for spec in imported.inputs], [str(spec) for spec in imported.outputs]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs"),
+    [
+        ("mlp", ["input:float32:batch,30"], ["output:float32:batch,2"]),
+        ("digits", ["image:float32:batch,1,8,8"], ["output:float32:batch,10"]),
+        ("tokens", ["tokens:int64:batch,sequence"], ["output:float32:batch,3"]),
+        ("fixed_length", ["tokens:int64:batch,20"], ["output:float32:batch,3"]),
+        ("series", ["series:float32:batch,sequence,7"], ["output:float32:batch,2"]),
+        (
+            "masked",
+            ["input_ids:int64:batch,sequence", "attention_mask:int64:batch,sequence"],
+            ["logits:float32:batch,3", "states:float32:batch,sequence,16"],
+        ),
+    ],
+)
+def test_the_inputs_of_a_common_network_are_inferred_and_said(weights, home, name, inputs, outputs):
+    kind, imported = import_it(weights(name), home / "out", model_class=f"zoo:{name}")
+    assert kind == "state-dict"
+    assert specs(imported) == (inputs, outputs)
+    assert inputs[0] in imported.assumed[0]
+
+
+def test_the_onnx_file_answers_like_the_module(weights, home, zoo):
+    path = weights("tokens")
+    import_it(path, home / "out", model_class="zoo:tokens")
+    module = zoo.tokens().eval()
+    module.load_state_dict(torch.load(path))
+    engine = OnnxEngine(home / "out" / MODEL_FILE)
+    for rows, length in ((1, 20), (5, 3)):
+        tokens = np.random.default_rng(0).integers(50, size=(rows, length))
+        with torch.inference_mode():
+            expected = module(torch.from_numpy(tokens)).numpy()
+        np.testing.assert_allclose(engine.run({"tokens": tokens})["output"], expected, atol=1e-5)
+
+
+def test_integers_stay_below_the_table_they_select_from(weights, home):
+    _, imported = import_it(weights("tokens"), home / "out", model_class="zoo:tokens")
+    assert imported.inputs[0].below == 50
+
+
+def test_what_cannot_be_inferred_is_asked_for_by_flag(weights, home):
+    path = weights("pair")
+    with pytest.raises(UnknownInputError, match=r"--input .*left, right"):
+        import_it(path, home / "out", model_class="zoo:pair")
+    stated = (parse_input_flag("left:float32:batch,4"), parse_input_flag("right:float32:batch,6"))
+    _, imported = import_it(path, home / "out2", model_class="zoo:pair", inputs=stated)
+    assert imported.inputs == stated
+    assert not imported.assumed
+
+
+def test_rows_that_come_second_are_not_guessed(weights, home):
+    path = weights("series_first")
+    with pytest.raises(UnknownInputError, match="--input"):
+        import_it(path, home / "out", model_class="zoo:series_first")
+
+
+def test_an_example_function_states_the_inputs(weights, home):
+    _, imported = import_it(weights("pair"), home / "out", model_class="zoo:pair", example="zoo:pair_example")
+    assert specs(imported)[0] == ["left:float32:batch,4", "right:float32:batch,6"]
+
+
+@pytest.mark.parametrize(
+    ("hints", "error", "words"),
+    [
+        ({"example": "zoo:nothing"}, UsageError, "zoo:nothing"),
+        ({"example": "zoo"}, UsageError, "package.module:function"),
+        ({"model_class": "zoo:no_tensor"}, UsageError, "not a torch.nn.Module"),
+        ({"model_class": "zoo:digits"}, ModelFileError, "do not fit"),
+        ({"inputs": (TensorSpec("left", "float32", ("batch", 5)),)}, UsageError, "does not run"),
+    ],
+)
+def test_what_the_user_states_wrongly_is_named(weights, home, hints, error, words):
+    with pytest.raises(error, match=words):
+        import_it(weights("pair"), home / "out", **({"model_class": "zoo:pair"} | hints))
+
+
+def test_a_dimension_said_to_be_open_must_be(weights, home):
+    path = weights("fixed_length")
+    wrong = (parse_input_flag("tokens:int64:batch,length"),)
+    with pytest.raises(UsageError, match="does not run"):
+        import_it(path, home / "out", model_class="zoo:fixed_length", inputs=wrong)
+    right = (parse_input_flag("tokens:int64:batch,20"),)
+    _, imported = import_it(path, home / "out2", model_class="zoo:fixed_length", inputs=right)
+    assert specs(imported)[0] == ["tokens:int64:batch,20"]
+
+
+def test_rows_of_data_state_the_inputs(weights, home):
+    rng = np.random.default_rng(0)
+    np.savez(home / "pair.npz", left=rng.random((9, 4)), right=rng.random((9, 6)), label=rng.integers(2, size=9))
+    _, imported = import_it(weights("pair"), home / "out", model_class="zoo:pair", data=home / "pair.npz")
+    assert specs(imported)[0] == ["left:float32:batch,4", "right:float32:batch,6"]
+    (home / "words.csv").write_text("text\nhello\n")
+    with pytest.raises(DataFileError, match="left, right"):
+        import_it(weights("pair"), home / "out2", model_class="zoo:pair", data=home / "words.csv")
+
+
+def quietly(make):
+    """torch warns of its own future while it traces and scripts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = make()
+        gc.collect()
+        return result
+
+
+def test_a_traced_module_keeps_the_shapes_it_was_traced_with(home, zoo):
+    module = zoo.mlp().eval()
+    quietly(lambda: torch.jit.trace(module, torch.zeros(3, 30)).save(home / "traced.pt"))
+    kind, imported = import_it(home / "traced.pt", home / "out")
+    assert kind == "torchscript"
+    assert specs(imported)[0] == ["input:float32:batch,30"]
+    assert not imported.assumed
+
+
+def test_a_scripted_module_is_imported(home, zoo):
+    quietly(lambda: torch.jit.script(zoo.series().eval()).save(home / "scripted.pt"))
+    _, imported = import_it(home / "scripted.pt", home / "out")
+    assert specs(imported)[0] == ["series:float32:batch,sequence,7"]
+
+
+def test_a_scripted_transformer_is_replayed_at_one_size(home, zoo):
+    quietly(lambda: torch.jit.script(zoo.tokens().eval()).save(home / "scripted.pt"))
+    _, imported = import_it(home / "scripted.pt", home / "out")
+    assert specs(imported)[0] == ["tokens:int64:1,16"]
+    assert any("only so could it be exported" in line for line in imported.assumed)
+
+
+@pytest.mark.parametrize("open_rows", [True, False])
+def test_an_exported_program_keeps_its_dimensions(home, zoo, open_rows):
+    shapes = ({0: torch.export.Dim("rows")},) if open_rows else None
+    program = quietly(
+        lambda: torch.export.export(zoo.digits().eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes)
+    )
+    quietly(lambda: torch.export.save(program, home / "program.pt2"))
+    kind, imported = import_it(home / "program.pt2", home / "out")
+    assert kind == "exported"
+    assert specs(imported)[0] == [f"image:float32:{'batch' if open_rows else 2},1,8,8"]
+
+
+def test_an_onnx_file_is_kept(tiny_onnx, tmp_path):
+    kind, imported = import_it(tiny_onnx, tmp_path / "out")
+    assert kind == "onnx"
+    assert specs(imported) == (["x:float32:batch,30"], ["scores:float32:batch,2"])
+
+
+def test_a_hugging_face_folder_is_exported_with_its_task(home):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=3
+    )
+    BertForSequenceClassification(config).save_pretrained(home / "bert")
+    kind, imported = import_it(home / "bert", home / "out")
+    assert kind == "huggingface"
+    assert imported.task == "text-classification"
+    assert {spec.name: spec.below for spec in imported.inputs} == {
+        "input_ids": 200,
+        "attention_mask": None,
+        "token_type_ids": 2,
+    }
+    assert [str(spec) for spec in imported.outputs] == ["logits:float32:batch_size,3"]
+
+
+def test_an_export_that_answers_otherwise_is_refused(weights, home):
+    with pytest.raises(Refused, match=r"nothing was published.*output 'output' differs"):
+        import_it(weights("undecided"), home / "out", model_class="zoo:undecided")
+
+
+def test_a_pickled_module_runs_only_when_it_is_trusted(home, zoo):
+    (home / "save.py").write_text("import torch, zoo; torch.save(zoo.digits().eval(), 'module.pt')")
+    subprocess.run([sys.executable, "save.py"], cwd=home, check=True)
+    with pytest.raises(ModelFileError, match=r"zoo\.Digits.*--trust-pickle"):
+        import_it(home / "module.pt", home / "out")
+    kind, imported = import_it(home / "module.pt", home / "out2", trust_pickle=True)
+    assert kind == "pickle"
+    assert specs(imported)[0] == ["image:float32:batch,1,8,8"]
+
+
+def test_the_importing_process_may_die(weights, home):
+    (home / "killer.py").write_text("import os\ndef make():\n    os._exit(9)\n")
+    with pytest.raises(ModelFileError, match="ended without an answer"):
+        import_it(weights("mlp"), home / "out", model_class="killer:make")

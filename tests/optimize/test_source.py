@@ -1,0 +1,100 @@
+"""What a file is, told without running it."""
+
+import pickle
+import warnings
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlserve.errors import ModelFileError, UsageError
+from mlserve.optimize.importers.source import identify
+
+
+@pytest.fixture
+def state(tmp_path):
+    path = tmp_path / "state.pt"
+    torch.save(torch.nn.Linear(3, 2).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_state_dict_needs_its_code(tmp_path, legacy):
+    path = tmp_path / "state.pt"
+    checkpoint = {"epoch": 3, "state_dict": torch.nn.Linear(3, 2).state_dict()}
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=not legacy)
+    assert identify(path, model_class="a:b") == "state-dict"
+    with pytest.raises(ModelFileError, match="--model-class"):
+        identify(path)
+
+
+@pytest.mark.parametrize("keep", [100, 600])
+def test_a_truncated_file_is_called_damaged(state, keep):
+    whole = state.read_bytes()
+    assert len(whole) > 700
+    state.write_bytes(whole[:keep])
+    with pytest.raises(ModelFileError, match="damaged or was cut short"):
+        identify(state, model_class="a:b")
+    state.write_bytes(whole)
+    assert identify(state, model_class="a:b") == "state-dict"
+
+
+def test_a_flag_for_another_kind_of_file_is_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather have us use torch.export
+        torch.jit.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3)).save(tmp_path / "traced.pt")
+    with pytest.raises(UsageError, match="a TorchScript archive"):
+        identify(tmp_path / "traced.pt", model_class="a:b")
+    assert identify(tmp_path / "traced.pt") == "torchscript"
+
+
+def test_a_pickle_of_anything_else_is_no_model(tmp_path):
+    path = tmp_path / "thing.pkl"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ModelFileError, match="pickle that torch did not write"):
+        identify(path)
+
+
+def test_an_archive_of_anything_else_is_no_model(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(ModelFileError, match=r"readme\.txt"):
+        identify(tmp_path / "some.zip")
+
+
+def test_missing_empty_and_folders(tmp_path):
+    (tmp_path / "empty.pt").touch()
+    for path, words in (
+        (tmp_path / "none.pt", "No such file"),
+        (tmp_path / "empty.pt", "empty"),
+        (tmp_path, "config.json"),
+    ):
+        with pytest.raises(ModelFileError, match=words):
+            identify(path)
+
+
+@given(content=st.binary(max_size=300))
+def test_no_bytes_make_it_raise_anything_but_its_own_errors(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.pt"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError):
+        identify(path)
+
+
+@given(data=st.data())
+def test_a_flipped_byte_never_raises_anything_but_its_own_errors(tmp_path_factory, data):
+    base = tmp_path_factory.getbasetemp()
+    whole = base / "whole.pt"
+    if not whole.exists():
+        torch.save(torch.nn.Linear(3, 2).state_dict(), whole)
+    content = bytearray(whole.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path = base / "flipped.pt"
+    path.write_bytes(content)
+    try:
+        kind = identify(path, model_class="a:b")
+    except (ModelFileError, UsageError):
+        return
+    assert kind == "state-dict"
