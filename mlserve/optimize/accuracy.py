@@ -63,12 +63,10 @@ def _outputs(candidate: Engine, reference: Engine, rows: Rows, on_rows: OnRows) 
     expected: list[Array] = []
     for start, stop in _batches(candidate, rows):
         inputs = rows.batch(start, stop)
-        found.extend(candidate.run(inputs)[name])
-        expected.extend(reference.run(inputs)[name])
+        found.append(np.atleast_1d(candidate.run(inputs)[name]))
+        expected.append(np.atleast_1d(reference.run(inputs)[name]))
         on_rows(stop)
-    if len({array.shape for array in expected}) > 1:  # outputs as long as their text: compare each with its own
-        return _ragged(found), _ragged(expected)
-    return np.stack(found), np.stack(expected)
+    return _joined(found), _joined(expected)
 
 
 def _batches(engine: Engine, rows: Rows) -> Iterator[tuple[int, int]]:
@@ -81,10 +79,10 @@ def _batches(engine: Engine, rows: Rows) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, len(rows))
 
 
-def _ragged(rows: list[Array]) -> Array:
-    """Rows of different length as one array: each cut to the shortest, where all of them hold a value."""
-    shortest = min(len(row) for row in rows)
-    return np.stack([row[:shortest] for row in rows])
+def _joined(batches: list[Array]) -> Array:
+    """All rows as one array. Outputs that are as long as their batch's texts are cut to the shortest of all."""
+    shortest = [min(sizes) for sizes in zip(*(batch.shape[1:] for batch in batches), strict=True)]
+    return np.concatenate([batch[(slice(None), *map(slice, shortest))] for batch in batches])
 
 
 def _flat(array: Array) -> Floats:
@@ -137,8 +135,11 @@ def _r2(found: Floats, expected: Floats) -> float:
 def _against_labels(found: Array, expected: Array, labels: Array, source: str) -> tuple[str, float, float]:
     """Metric, the candidate's value, the reference's."""
     truth = labels[: len(found)]
-    if truth.ndim != 1:
-        raise DataFileError(f"{source}: labels have shape {list(truth.shape)}; give one label a row")
+    if truth.shape != (len(found),):
+        raise DataFileError(
+            f"{source}: labels have shape {list(labels.shape)}, the model gives {len(found)} answers; "
+            "give one label each"
+        )
     if found.dtype.kind != "f":
         return "accuracy", _share(found.ravel() == truth), _share(expected.ravel() == truth)
     one, other = _flat(found), _flat(expected)

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 
 import mlserve.errors
-from mlserve.errors import ModelFileError
+from mlserve.errors import ModelFileError, UsageError
 from mlserve.model.tensors import TensorSpec
 from mlserve.optimize.importers.onnx_model import import_onnx
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest
-from mlserve.optimize.importers.source import identify
+from mlserve.optimize.importers.source import SourceKind, identify
 
 __all__ = ["Source", "import_model"]
 
@@ -40,6 +40,7 @@ def import_model(source: Source, out: Path, on_step: Callable[[str], None]) -> t
     the converted model does not give the original's answers.
     """
     kind = identify(source.path, model_class=source.model_class, trust_pickle=source.trust_pickle)
+    _check_hints(source, kind)
     if kind == "onnx":
         on_step("reading the ONNX file")
         return kind, import_onnx(source.path, out)
@@ -64,6 +65,13 @@ def import_model(source: Source, out: Path, on_step: Callable[[str], None]) -> t
         messages.seek(0)
         words = messages.read().decode(errors="replace").strip().splitlines()[-_LAST_WORDS:]
     raise ModelFileError(f"{source.path}: the importing process ended without an answer: {' '.join(words) or 'killed'}")
+
+
+def _check_hints(source: Source, kind: SourceKind) -> None:
+    """What the user said must be of use: a flag that is silently ignored misleads."""
+    if kind in ("onnx", "huggingface") and (source.inputs or source.example):
+        flag = "--input" if source.inputs else "--example"
+        raise UsageError(f"{flag} is for PyTorch files; {source.path} says itself what it takes")
 
 
 @contextmanager

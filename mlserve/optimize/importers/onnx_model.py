@@ -26,9 +26,9 @@ def import_onnx(source: Path, out: Path) -> Imported:
     cannot load it.
     """
     opset = inspect_onnx(source).opset
+    engine = OnnxEngine(source, EngineSettings())
     write_model(source, out)
-    engine = OnnxEngine(out / MODEL_FILE, EngineSettings())
-    inputs = known_bounds(out / MODEL_FILE, engine.inputs)
+    inputs = known_bounds(source, engine.inputs)
     outputs = engine.outputs
     notes = [f"opset {opset}"]
     try:

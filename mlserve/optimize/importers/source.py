@@ -31,22 +31,7 @@ def identify(path: Path, *, model_class: str = "", trust_pickle: bool = False) -
     `model_class` names the code a bare state dict belongs to. Raises ModelFileError when the file is missing, damaged,
     no model, or may not be loaded as it is; the message names the flag that would help.
     """
-    if path.is_dir():
-        return _identify_folder(path)
-    head = _read_head(path)
-    if path.suffix == ".onnx":
-        return "onnx"
-    if path.suffix == _SAFETENSORS:
-        kind: SourceKind = "state-dict"
-    elif head.startswith(_ZIP_MAGIC):
-        kind = _identify_archive(path)
-    elif head.startswith(_PICKLE_PROTOCOL):
-        kind = _identify_pickle(path, head)
-    else:
-        raise ModelFileError(
-            f"{path} is no model mlserve knows; give a .pt file (TorchScript, torch.export or a state dict), an .onnx "
-            "file or a Hugging Face folder"
-        )
+    kind = _identify_folder(path) if path.is_dir() else _identify_file(path)
     if kind == "state-dict" and not model_class:
         raise ModelFileError(
             f"{path} holds weights without a model; say which code they belong to with --model-class module:factory"
@@ -60,6 +45,22 @@ def identify(path: Path, *, model_class: str = "", trust_pickle: bool = False) -
             "--trust-pickle"
         )
     return kind
+
+
+def _identify_file(path: Path) -> SourceKind:
+    head = _read_head(path)
+    if path.suffix == ".onnx":
+        return "onnx"
+    if path.suffix == _SAFETENSORS:
+        return "state-dict"
+    if head.startswith(_ZIP_MAGIC):
+        return _identify_archive(path)
+    if head.startswith(_PICKLE_PROTOCOL):
+        return _identify_pickle(path, head)
+    raise ModelFileError(
+        f"{path} is no model mlserve knows; give a .pt file (TorchScript, torch.export or a state dict), an .onnx "
+        "file or a Hugging Face folder"
+    )
 
 
 _NAMES: dict[SourceKind, str] = {
