@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DEMO = Path("demo")
@@ -21,7 +22,7 @@ STORE, RUNS, REPORT = DEMO / "store", DEMO / "runs", DEMO / "report"
 SENTENCES = HERE / "sentences.txt"
 
 ROUNDS = 2
-VERSIONS = {"fp32": "minilm@1", "int8": "minilm@2"}
+VARIANTS = ("fp32", "int8")
 PROTOCOLS = ("rest", "grpc")
 FEWEST_REQUESTS = 500  # a p99 may be claimed from 459 on
 SHARE_OF_CAPACITY = 0.35
@@ -33,21 +34,31 @@ def main() -> None:
     started_s = time.monotonic()
     os.environ["HF_HUB_OFFLINE"] = "1"
     mlserve("optimize", model_folder(), "--name", "minilm", "--int8", "--data", SENTENCES, "--store", STORE)
-    rps = request_rate()
+    versions = newest_versions()
+    rps = request_rate(versions["fp32"])
     duration_s = max(10, -(-FEWEST_REQUESTS // rps))
     shutil.rmtree(RUNS, ignore_errors=True)
-    total = ROUNDS * len(VERSIONS) * len(PROTOCOLS)
+    total = ROUNDS * len(VARIANTS) * len(PROTOCOLS)
     print(f"\n{total} load tests of {duration_s} s, taking turns so that a slow moment of this machine hits all alike")
     for repeat in range(1, ROUNDS + 1):
         for protocol in PROTOCOLS:
-            for variant, ref in VERSIONS.items():
+            for variant in VARIANTS:
                 mlserve(
-                    "bench", ref, "--protocol", protocol, "--rps", rps, "--duration", f"{duration_s}s",
-                    "--warm-up", "2s", "--seed", repeat, "--data", SENTENCES, "--store", STORE,
-                    "--out", RUNS / f"{variant}-{protocol}-{repeat}",
+                    "bench", f"minilm@{versions[variant]['version']}", "--protocol", protocol, "--rps", rps,
+                    "--duration", f"{duration_s}s", "--warm-up", "2s", "--seed", repeat, "--data", SENTENCES,
+                    "--store", STORE, "--out", RUNS / f"{variant}-{protocol}-{repeat}",
                 )  # fmt: skip
     mlserve("report", RUNS, "--out", REPORT)
     print(f"\ndone in {time.monotonic() - started_s:.0f} s; open {(REPORT / 'report.html').resolve()}")
+
+
+def newest_versions() -> dict[str, Any]:
+    """The manifest of the newest version of each variant."""
+    listed = subprocess.run(
+        [*command(), "models", "list", "--store", STORE, "--json"], check=True, capture_output=True, text=True
+    )
+    manifests = [entry["manifest"] for entry in json.loads(listed.stdout)]
+    return {manifest["variant"]: manifest for manifest in manifests}
 
 
 def model_folder() -> Path:
@@ -57,16 +68,9 @@ def model_folder() -> Path:
     return Path(get_model_path())
 
 
-def request_rate() -> int:
+def request_rate(manifest: dict[str, Any]) -> int:
     """Requests a second that fp32 can keep up with on the cores that are left to the server, with room to spare."""
-    shown = subprocess.run(
-        [*command(), "models", "show", VERSIONS["fp32"], "--store", STORE, "--json"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    latencies = json.loads(shown.stdout)["manifest"]["metrics"]["latency"]
-    one_row = next(latency for latency in latencies if latency["batch_rows"] == 1)
+    one_row = next(latency for latency in manifest["metrics"]["latency"] if latency["batch_rows"] == 1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     capacity = one_row["rows_per_s"] * max(cores - 1, 1) / cores
     return max(5, min(MOST_RPS, int(SHARE_OF_CAPACITY * capacity)))

@@ -11,62 +11,57 @@ from mlserve.model.artifact import Accuracy
 from mlserve.model.rows import Rows
 from mlserve.model.tensors import Array
 
-__all__ = ["measure_accuracy"]
+__all__ = ["Answers", "answer_rows", "judge"]
 
 Floats = npt.NDArray[np.float64]
-OnRows = Callable[[int], None]
+Answers = Array
+"""A model's first output [rows, ...] for every row it was asked."""
 
 _BATCH_ROWS = 32
 _MOST_PAIRS = 20_000
-_FEWEST_CLASS_ROWS = 2
+_FEWEST_CLASSES = 2
 
 
-def measure_accuracy(
-    candidate: Engine, reference: Engine, rows: Rows, *, task: str, on_rows: OnRows = lambda _: None
-) -> Accuracy:
-    """Runs both engines on `rows`, as they would be served, and compares their first output, row by row.
+def answer_rows(engine: Engine, rows: Rows, on_rows: Callable[[int], None] = lambda _: None) -> Answers:
+    """What `engine` answers to `rows`, in batches as they would be served; `on_rows` hears how many are done."""
+    name = engine.outputs[0].name
+    batches: list[Array] = []
+    for start, stop in _batches(engine, rows):
+        batches.append(np.atleast_1d(engine.run(rows.batch(start, stop))[name]))
+        on_rows(stop)
+    return _joined(batches)
+
+
+def judge(found: Answers, expected: Answers, rows: Rows, *, task: str) -> Accuracy:
+    """How a variant's answers `found` compare with those of its reference, `expected`, row by row.
 
     With labels the headline figure is the real accuracy (or R^2 for labels that are no classes), and `loss` how much
     of the reference's was lost. Without, it is agreement with the reference: the mean cosine of the rows' outputs (for
     embeddings also the rank correlation of pair similarities), the share of equal answers for integers and texts, or
     R^2 for a single number a row.
 
-    Raises Refused when the candidate gives values that are not finite.
+    Raises Refused when `found` is not finite where the reference is.
     """
-    found, expected = _outputs(candidate, reference, rows, on_rows)
-    details: dict[str, float] = {}
-    if found.dtype.kind != "f":
-        metric, value = (
-            "agreement",
-            float(np.mean([np.array_equal(a, b) for a, b in zip(found, expected, strict=True)])),
-        )
-        loss = 1 - value
+    if found.dtype.kind == "f":
+        details = _agreement(*_comparable(found, expected), embedding=task == "feature-extraction")
+        metric = "r2" if "r2" in details else "cosine"
     else:
-        one, other = _flat(found), _flat(expected)
-        if not np.isfinite(one[np.isfinite(other)]).all():
-            raise Refused(
-                "nothing was published: the variant gives values that are not finite where fp32 gives numbers"
-            )
-        details = _agreement(one, other, embedding=task == "feature-extraction")
-        metric = "r2" if one.shape[1] == 1 else "cosine"
-        value, loss = details[metric], 1 - details[metric]
+        metric = "agreement"
+        details = {metric: _share(np.array([np.array_equal(a, b) for a, b in zip(found, expected, strict=True)]))}
+    value, best = details[metric], 1.0
     if rows.labels is not None:
         metric, value, best = _against_labels(found, expected, rows.labels, rows.source)
         details |= {metric: value, f"reference_{metric}": best}
-        loss = best - value
-    return Accuracy(metric, value, loss, len(found), rows.source, "fp32", details)
+    return Accuracy(metric, value, best - value, len(found), rows.source, "fp32", details)
 
 
-def _outputs(candidate: Engine, reference: Engine, rows: Rows, on_rows: OnRows) -> tuple[Array, Array]:
-    name = reference.outputs[0].name
-    found: list[Array] = []
-    expected: list[Array] = []
-    for start, stop in _batches(candidate, rows):
-        inputs = rows.batch(start, stop)
-        found.append(np.atleast_1d(candidate.run(inputs)[name]))
-        expected.append(np.atleast_1d(reference.run(inputs)[name]))
-        on_rows(stop)
-    return _joined(found), _joined(expected)
+def _comparable(found: Answers, expected: Answers) -> tuple[Floats, Floats]:
+    """Both as one line of numbers a row; where the reference is not finite (a masked score), both count as zero."""
+    one, other = _flat(found), _flat(expected)
+    finite = np.isfinite(other)
+    if not np.isfinite(one[finite]).all():
+        raise Refused("nothing was published: the variant gives values that are not finite where fp32 gives numbers")
+    return np.where(finite, one, 0.0), np.where(finite, other, 0.0)
 
 
 def _batches(engine: Engine, rows: Rows) -> Iterator[tuple[int, int]]:
@@ -98,8 +93,8 @@ def _agreement(found: Floats, expected: Floats, *, embedding: bool) -> dict[str,
         figures |= {"cosine": float(cosine.mean()), "cosine_min": float(cosine.min())}
         figures["top1_agreement"] = float(np.mean(found.argmax(1) == expected.argmax(1)))
     if embedding and len(expected) > 2:
-        figures["pair_spearman"] = _pair_spearman(found, expected)
         del figures["top1_agreement"]
+        figures |= _pair_spearman(found, expected)
     figures["largest_error"] = float(np.max(np.abs(found - expected)))
     return figures
 
@@ -111,8 +106,11 @@ def _cosine(one: Floats, other: Floats) -> Floats:
     return cosine
 
 
-def _pair_spearman(found: Floats, expected: Floats) -> float:
-    """Rank correlation of the similarities of all pairs of rows: whether a search would order its results alike."""
+def _pair_spearman(found: Floats, expected: Floats) -> dict[str, float]:
+    """Rank correlation of the similarities of all pairs of rows: whether a search would order its results alike.
+
+    Empty where all pairs are equally similar, so that there is no order.
+    """
     from scipy.stats import spearmanr
 
     first, second = np.triu_indices(len(expected), k=1)
@@ -120,7 +118,9 @@ def _pair_spearman(found: Floats, expected: Floats) -> float:
         chosen = np.random.default_rng(0).choice(len(first), _MOST_PAIRS, replace=False)
         first, second = first[chosen], second[chosen]
     similarity = [_cosine(side[first], side[second]) for side in (found, expected)]
-    return float(spearmanr(*similarity).statistic)
+    if any(np.ptp(values) == 0 for values in similarity):
+        return {}
+    return {"pair_spearman": float(spearmanr(*similarity).statistic)}
 
 
 def _r2(found: Floats, expected: Floats) -> float:
@@ -143,7 +143,7 @@ def _against_labels(found: Array, expected: Array, labels: Array, source: str) -
     if found.dtype.kind != "f":
         return "accuracy", _share(found.ravel() == truth), _share(expected.ravel() == truth)
     one, other = _flat(found), _flat(expected)
-    if one.shape[1] >= _FEWEST_CLASS_ROWS:
+    if one.shape[1] >= _FEWEST_CLASSES:
         if truth.dtype.kind not in "iub" or truth.min() < 0 or truth.max() >= one.shape[1]:
             raise DataFileError(
                 f"{source}: labels must be class numbers from 0 to {one.shape[1] - 1}, as the model has "

@@ -10,11 +10,11 @@ from mlserve.engines.engine import Engine, EngineSettings
 from mlserve.engines.independence import rows_independent
 from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.errors import Refused
-from mlserve.model.artifact import Accuracy, Artifact, Manifest, Metrics, Step
+from mlserve.model.artifact import Artifact, Manifest, Metrics, Step
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
 from mlserve.model.store import Store
-from mlserve.optimize.accuracy import measure_accuracy
+from mlserve.optimize.accuracy import Answers, answer_rows, judge
 from mlserve.optimize.importing import Source, import_model
 from mlserve.optimize.latency import measure_latency
 from mlserve.optimize.recipe import Recipe, Variant
@@ -80,10 +80,11 @@ def _make(variant: Variant, origin: Artifact, staging: Path, on_step: OnStep) ->
 def _measure(made: list[Artifact], rows: Rows, threads: int, on_step: OnStep) -> list[Artifact]:
     """The artifacts with their accuracy, in-process latency and whether rows may run together."""
     with _engines(made, threads) as engines:
-        accuracies: list[Accuracy] = []
+        answers: list[Answers] = []
         for artifact, engine in zip(made, engines, strict=True):
             on_step(f"{artifact.manifest.variant}: accuracy on {len(rows)} rows")
-            accuracies.append(measure_accuracy(engine, engines[0], rows, task=artifact.manifest.task))
+            answers.append(answer_rows(engine, rows))
+        accuracies = [judge(found, answers[0], rows, task=made[0].manifest.task) for found in answers]
         on_step("timing every variant in turn")
         latencies = measure_latency(engines, rows)
         independent = [

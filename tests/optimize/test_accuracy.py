@@ -7,7 +7,7 @@ from mlserve.engines.fake import FakeEngine
 from mlserve.errors import DataFileError, Refused
 from mlserve.model.rows import ArrayRows
 from mlserve.model.tensors import TensorSpec
-from mlserve.optimize.accuracy import measure_accuracy
+from mlserve.optimize.accuracy import answer_rows, judge
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((100, 8)).astype(np.float32)
@@ -20,7 +20,8 @@ def engine(answer, width=8):
 
 def measure(candidate, reference, labels=None, task="unknown", width=8):
     rows = ArrayRows({"x": X}, "test rows", labels)
-    return measure_accuracy(engine(candidate, width), engine(reference, width), rows, task=task)
+    found, expected = (answer_rows(engine(answer, width), rows) for answer in (candidate, reference))
+    return judge(found, expected, rows, task=task)
 
 
 def same(x):
@@ -79,7 +80,7 @@ def test_labels_that_are_no_classes_are_refused():
 
 def test_a_variant_that_breaks_down_is_refused():
     with pytest.raises(Refused, match="not finite"):
-        measure(lambda x: x / np.zeros_like(x) if False else np.full_like(x, np.nan), same)
+        measure(lambda x: np.full_like(x, np.nan), same)
 
 
 def test_fixed_batches_need_enough_rows():
@@ -87,4 +88,22 @@ def test_fixed_batches_need_enough_rows():
         (TensorSpec("x", "float32", (128, 8)),), (TensorSpec("y", "float32", (128, 8)),), lambda i: {"y": i["x"]}
     )
     with pytest.raises(DataFileError, match="at least 128"):
-        measure_accuracy(fixed, fixed, ArrayRows({"x": X}, "test rows"), task="unknown")
+        answer_rows(fixed, ArrayRows({"x": X}, "test rows"))
+
+
+def test_a_score_the_reference_masks_is_left_out():
+    accuracy = measure(lambda x: np.where(x > 1, -np.inf, x), lambda x: np.where(x > 1, -np.inf, x))
+    assert accuracy.value == pytest.approx(1)
+    assert all(np.isfinite(value) for value in accuracy.details.values())
+
+
+def test_rows_that_are_all_alike_have_no_order():
+    accuracy = measure(np.ones_like, np.ones_like, task="feature-extraction")
+    assert "pair_spearman" not in accuracy.details
+
+
+def test_outputs_as_long_as_their_batch_are_compared():
+    def answer(x):
+        return np.repeat(x[:, :, None], len(x), axis=2)
+
+    assert measure(answer, answer).value == pytest.approx(1)
