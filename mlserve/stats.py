@@ -1,20 +1,47 @@
 """The arithmetic of evidence: exact quantiles, when there are enough samples for one, and intervals that respect
 correlation. Pure functions of arrays; nothing here knows what a request is.
+
+A measurement is one or more runs, a run is a sequence of blocks in time order, a block is the values of one stretch
+of time. Requests within a stretch share its queue and its stalls, so they are no independent evidence; blocks nearly
+are. What is left of the correlation between neighbouring blocks widens the interval.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "block_bootstrap", "minimum_samples", "quantile", "ratio_bootstrap", "split_blocks"]
+__all__ = [
+    "Blocks",
+    "Floats",
+    "Interval",
+    "Statistic",
+    "bootstrap_interval",
+    "difference_interval",
+    "mean_of",
+    "measured",
+    "minimum_samples",
+    "quantile",
+    "quantile_of",
+    "ratio_interval",
+    "split_blocks",
+]
 
 Floats = npt.NDArray[np.float64]
-Statistic = Callable[[Floats], float]
+Counts = npt.NDArray[np.int64]
 Interval = tuple[float, float]
 
+Blocks = Sequence[Floats]
+"""The values of one run, block after block in time order."""
+
+Statistic = Callable[[Blocks, Counts], Floats]
+"""(blocks [b], times [n, b]) -> [n]: the figure of n measurements, of which each holds block j `times[:, j]` times."""
+
 _CONFIDENCE = 0.99
+# Beyond this correlation between neighbours a run is in effect one long block, and no factor mends that.
+_MOST_CORRELATION = 0.85
 
 
 def quantile(values: Floats, q: float) -> float:
@@ -38,45 +65,165 @@ def minimum_samples(q: float) -> int:
 
 
 def split_blocks(values: Floats, block_of: npt.NDArray[np.int64]) -> list[Floats]:
-    """`values` [n] grouped by their block number `block_of` [n]; empty blocks do not appear."""
+    """`values` [n] grouped by their block number `block_of` [n], in its order; empty blocks do not appear."""
     order = np.argsort(block_of, kind="stable")
     edges = np.flatnonzero(np.diff(block_of[order])) + 1
     return [block for block in np.split(values[order], edges) if len(block)]
 
 
-def block_bootstrap(
-    blocks: Sequence[Floats], statistic: Statistic, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+def quantile_of(q: float) -> Statistic:
+    """The statistic `quantile(..., q)`, exact for every re-drawn measurement."""
+
+    def statistic(blocks: Blocks, times: Counts) -> Floats:
+        ordered = [np.sort(block) for block in blocks]
+        pooled = np.sort(np.concatenate(ordered))
+        # The share is of whole samples: what rounding adds must not ask for one more.
+        rank = np.ceil(q * (times @ [len(block) for block in ordered]) - 1e-9)
+        low = np.zeros(len(times), np.int64)
+        high = np.full(len(times), len(pooled) - 1)
+        # Bisection over the pooled order, all measurements at once: the first value that `rank` values do not exceed.
+        while (low < high).any():
+            middle = (low + high) // 2
+            reached = np.zeros(len(times), np.int64)
+            for count, block in zip(times.T, ordered, strict=True):
+                reached += count * np.searchsorted(block, pooled[middle], side="right")
+            low, high = np.where(reached >= rank, low, middle + 1), np.where(reached >= rank, middle, high)
+        found: Floats = pooled[low]
+        return found
+
+    return statistic
+
+
+def mean_of(blocks: Blocks, times: Counts) -> Floats:
+    """The statistic "arithmetic mean of all values"."""
+    totals: Floats = times @ [float(block.sum()) for block in blocks]
+    return totals / (times @ [len(block) for block in blocks])
+
+
+def measured(runs: Sequence[Blocks], statistic: Statistic) -> float:
+    """The figure of `runs` as they are; NaN where they hold nothing."""
+    blocks = [block for run in runs for block in run]
+    return float(statistic(blocks, np.ones((1, len(blocks)), np.int64))[0]) if blocks else math.nan
+
+
+def bootstrap_interval(
+    runs: Sequence[Blocks], statistic: Statistic, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Percentile interval of `statistic` when whole blocks, not single values, are the unit of evidence.
+    """Interval of `statistic`, a figure above zero, when whole blocks are the unit of evidence.
 
-    Requests within one stretch of a run share its queue and its stalls, so they are not independent; blocks nearly
-    are. `(nan, nan)` with fewer than two blocks: one block says nothing about spread. (Efron and Tibshirani 1993, 8.6.)
+    `(nan, nan)` with fewer than two blocks: one block says nothing about spread.
     """
-    estimates = _resampled(blocks, statistic, resamples, np.random.default_rng(seed))
-    return _percentile_interval(estimates, confidence)
+    return _percentile_interval(_estimates(runs, statistic, resamples, np.random.default_rng(seed)), confidence)
 
 
-def ratio_bootstrap(
-    baseline: Sequence[Floats],
-    candidate: Sequence[Floats],
+def ratio_interval(
+    baseline: Sequence[Blocks],
+    candidate: Sequence[Blocks],
     statistic: Statistic,
     *,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of `statistic(candidate) / statistic(baseline)`, both resampled by blocks."""
+    """Interval of `statistic(candidate) / statistic(baseline)`, figures above zero, each side drawn by itself."""
     rng = np.random.default_rng(seed)
-    below = _resampled(baseline, statistic, resamples, rng)
-    above = _resampled(candidate, statistic, resamples, rng)
+    below = _estimates(baseline, statistic, resamples, rng)
+    above = _estimates(candidate, statistic, resamples, rng)
     return _percentile_interval(above / below if len(below) and len(above) else np.empty(0), confidence)
 
 
-def _resampled(blocks: Sequence[Floats], statistic: Statistic, resamples: int, rng: np.random.Generator) -> Floats:
+def difference_interval(
+    baseline: Sequence[Blocks], candidate: Sequence[Blocks], *, confidence: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Interval of the share of ones in `candidate` minus that in `baseline`; blocks hold zeros and ones.
+
+    The wider of two: the block bootstrap, which knows that failures come in bursts but takes "none seen" for "none
+    possible", and Newcombe's score interval, which knows the reverse (Newcombe 1998, method 10).
+    """
+    low, high = _newcombe(_tally(baseline), _tally(candidate), confidence)
+    rng = np.random.default_rng(0)
+    before = _redrawn(baseline, mean_of, resamples, rng)
+    after = _redrawn(candidate, mean_of, resamples, rng)
+    if not (len(before) and len(after)):
+        return low, high
+    drawn_low, drawn_high = _percentile_interval(after - before, confidence)
+    return min(low, drawn_low), max(high, drawn_high)
+
+
+def _estimates(runs: Sequence[Blocks], statistic: Statistic, resamples: int, rng: np.random.Generator) -> Floats:
+    """[resamples] re-drawn figures, spread about the measured one by what neighbouring blocks have in common."""
+    drawn = _redrawn(runs, statistic, resamples, rng)
+    if not len(drawn):
+        return drawn
+    found = measured(runs, statistic)
+    widened: Floats = found * (drawn / found) ** _widening(runs)
+    return widened
+
+
+def _redrawn(runs: Sequence[Blocks], statistic: Statistic, resamples: int, rng: np.random.Generator) -> Floats:
+    """[resamples] figures of measurements drawn with replacement: first runs, then blocks within each run drawn.
+
+    So the interval holds what differs from run to run, as far as there are runs to show it
+    (Davison and Hinkley 1997, section 3.8).
+    """
+    filled = [run for run in runs if len(run)]
+    blocks = [block for run in filled for block in run]
     if len(blocks) < 2:
         return np.empty(0)
-    picks = rng.integers(len(blocks), size=(resamples, len(blocks)))
-    return np.array([statistic(np.concatenate([blocks[i] for i in pick])) for pick in picks])
+    runs_drawn = rng.multinomial(len(filled), np.full(len(filled), 1 / len(filled)), size=resamples)
+    times = [
+        rng.multinomial(runs_drawn[:, number] * len(run), np.full(len(run), 1 / len(run)))
+        for number, run in enumerate(filled)
+    ]
+    return statistic(blocks, np.concatenate(times, axis=1))
+
+
+def _widening(runs: Sequence[Blocks]) -> float:
+    """sqrt((1 + r) / (1 - r)): how much wider the spread of a mean is when neighbours correlate by r >= 0.
+
+    r is that of the blocks' mean logarithms, with Kendall's correction for short series
+    (von Storch and Zwiers 1999, section 6.6; Kendall 1954).
+    """
+    correlations = [_neighbour_correlation(run) for run in runs if len(run) >= 3]
+    if not correlations:
+        return 1.0
+    r = min(max(float(np.mean(correlations)), 0.0), _MOST_CORRELATION)
+    return math.sqrt((1 + r) / (1 - r))
+
+
+def _neighbour_correlation(run: Blocks) -> float:
+    levels = np.array([np.log(block).mean() for block in run])
+    deviations = levels - levels.mean()
+    spread = float(deviations @ deviations)
+    r = float(deviations[1:] @ deviations[:-1]) / spread if spread > 0 else 0.0
+    return r + 1 / len(run) if r > 0 else 0.0
+
+
+def _tally(runs: Sequence[Blocks]) -> tuple[float, int]:
+    return sum(float(block.sum()) for run in runs for block in run), sum(len(block) for run in runs for block in run)
+
+
+def _newcombe(baseline: tuple[float, int], candidate: tuple[float, int], confidence: float) -> Interval:
+    if not (baseline[1] and candidate[1]):
+        return math.nan, math.nan
+    (before, before_low, before_high), (after, after_low, after_high) = (
+        _wilson(ones, count, confidence) for ones, count in (baseline, candidate)
+    )
+    difference = after - before
+    return (
+        difference - math.hypot(after - after_low, before_high - before),
+        difference + math.hypot(after_high - after, before - before_low),
+    )
+
+
+def _wilson(ones: float, count: int, confidence: float) -> tuple[float, float, float]:
+    """(share, low, high): Wilson's score interval of a share (Wilson 1927)."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = ones / count
+    centre = share + z * z / (2 * count)
+    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return share, (centre - reach) / scale, (centre + reach) / scale
 
 
 def _percentile_interval(estimates: Floats, confidence: float) -> Interval:

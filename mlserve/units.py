@@ -44,12 +44,16 @@ def parse_fraction(text: str) -> float:
 
 
 def parse_limits(text: str) -> dict[str, str]:
-    """`"p99=10%,p50=5%"` -> `{"p99": "10%", "p50": "5%"}`. Raises UsageError for a part without a name or a value."""
+    """`"p99=10%,p50=5%"` -> `{"p99": "10%", "p50": "5%"}`. Raises UsageError for a part without a name or a value,
+    and for a name given twice.
+    """
     limits: dict[str, str] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not (name.strip() and equals and value.strip()):
             raise UsageError(f"{part!r} is no limit; write NAME=VALUE, such as p99=10%")
+        if name.strip() in limits:
+            raise UsageError(f"{text!r} limits {name.strip()} twice; give each name once, such as p99=10%,p50=5%")
         limits[name.strip()] = value.strip()
     return limits
 
@@ -58,12 +62,13 @@ def format_duration(seconds: float) -> str:
     """Three significant digits in the unit a person would choose: `152 us`, `3.40 ms`, `1.25 s`, `2 m 05 s`."""
     if math.isnan(seconds):
         return "-"
-    if seconds >= 100:
+    shown = _rounded(seconds)
+    if shown >= 100:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes} m {rest:02d} s"
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale or unit == "us":
-            return f"{_three_digits(seconds / scale)} {unit}"
+        if shown >= scale or unit == "us":
+            return f"{_three_digits(shown / scale)} {unit}"
     raise AssertionError(seconds)
 
 
@@ -75,7 +80,7 @@ def format_rate(per_second: float) -> str:
 def format_bytes(count: float) -> str:
     """Decimal units, as disks and networks count: `90.4 MB`, `812 B`."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
+        if _rounded(count) >= scale:
             return f"{_three_digits(count / scale)} {unit}"
     return f"{count:.0f} B"
 
@@ -85,7 +90,13 @@ def format_ratio(ratio: float) -> str:
     return "-" if math.isnan(ratio) else f"{_three_digits(ratio)}x"
 
 
+def _rounded(value: float) -> float:
+    """`value` to three significant digits: 999.9 us is 1.00 ms, not 1,000 us."""
+    return float(f"{value:.3g}")
+
+
 def _three_digits(value: float) -> str:
-    if value >= 100:
+    rounded = _rounded(value)
+    if rounded >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{rounded:.1f}" if rounded >= 10 else f"{rounded:.2f}"

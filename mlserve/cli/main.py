@@ -6,6 +6,7 @@ import typer
 
 from mlserve import __version__
 from mlserve.cli import models
+from mlserve.cli.bench import bench
 from mlserve.cli.doctor import doctor
 from mlserve.cli.optimize import optimize
 from mlserve.cli.serve import serve
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(optimize)
 app.add_typer(models.app, name="models")
 app.command()(serve)
+app.command()(bench)
 app.command()(doctor)
 
 

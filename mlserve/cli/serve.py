@@ -34,9 +34,9 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads one model run uses; by default the cores over the workers.")
     ] = None,
-    max_batch_rows: Annotated[int, typer.Option(min=1, help="Most rows that run together.")] = 32,
+    max_batch_rows: Annotated[int, typer.Option(min=1, max=4096, help="Most rows that run together.")] = 32,
     max_delay_ms: Annotated[
-        float, typer.Option(min=0.0, help="How long a request may wait for others to share its batch.")
+        float, typer.Option(min=0.0, max=60_000.0, help="How long a request may wait for others to share its batch.")
     ] = 0.0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     drain: Annotated[str, typer.Option(help="After SIGTERM, how long accepted requests may take to end.")] = "30s",
@@ -64,14 +64,14 @@ def serve(
         http_port=http_port,
         grpc_port=grpc_port,
         workers=workers,
-        engine=EngineSettings(device, threads or max(1, len(os.sched_getaffinity(0)) // workers)),
+        engine=EngineSettings(device, threads or max(1, _cores() // workers)),
         batch=BatchSettings(max_batch_rows, max_delay_ms / 1000),
         limits=Limits(drain_s=parse_duration_s(drain)),
     )
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        err.print(f"[yellow]warning:[/] {host} can be reached from other machines, and requests are not authorized")
 
     def on_ready(endpoints: "Endpoints") -> None:
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            err.print(f"[yellow]warning:[/] {host} can be reached from other machines, and requests are not authorized")
         print_json(_ready(endpoints, sources)) if json else _print_ready(endpoints, sources)
 
     run_server(settings, on_ready)
@@ -117,12 +117,21 @@ def default_versions(sources: list["ModelSource"], root: Path) -> dict[str, str]
     return defaults
 
 
+def _cores() -> int:
+    """The cores this process may use; only Linux tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _source(ref: str, store: Any) -> "ModelSource":
     from mlserve.serve.settings import ModelSource
 
     path = Path(ref)
-    if path.suffix == ".onnx" or path.is_file():
-        if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError:  # no path can be so long
+        is_file = False
+    if path.suffix == ".onnx" or is_file:
+        if not is_file:
             raise UsageError(f"there is no file {ref}; give an .onnx file or the name of a model in the store")
         return ModelSource(re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip(".-") or "model", "1", str(path.resolve()))
     artifact = store.resolve(ref)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["OnnxFile", "external_files", "inspect_onnx"]
 
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
+# int() refuses thousands of digits with an error of its own.
+_MOST_DIGITS = 18
 
 
 class OnnxFile(msgspec.Struct, frozen=True):
@@ -107,8 +109,8 @@ def _regular_file(path: Path, tensor: "TensorProto", location: PurePosixPath) ->
 
 
 def _natural(text: str, path: Path, tensor: "TensorProto", key: str) -> int:
-    if not text.isdecimal():
-        raise _refuse(path, tensor, f"has {key} {text!r}")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise _refuse(path, tensor, f"has {key} {text[:32]!r}")
     return int(text)
 
 

@@ -8,7 +8,6 @@
 A column named label, labels, target or y that is no input holds the true answers.
 """
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,6 +30,8 @@ LABEL_NAMES = ("label", "labels", "target", "y")
 TEXT_NAMES = ("text", "sentence")
 TOKENIZER_FILE = "tokenizer.json"
 
+# A transformer's input -> where a tokenizer's encoding has it.
+_TOKENIZED = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 _LONGEST_TEXT_TOKENS = 512
 
 Columns = dict[str, Array]
@@ -81,12 +82,10 @@ class TextRows:
 
     def batch(self, start: int, stop: int) -> Tensors:
         encodings = self._tokenizer.encode_batch(list(self.texts[start:stop]))
-        arrays = {
-            "input_ids": [encoding.ids for encoding in encodings],
-            "attention_mask": [encoding.attention_mask for encoding in encodings],
-            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        return {
+            spec.name: np.array([getattr(encoding, _TOKENIZED[spec.name]) for encoding in encodings], spec.dtype)
+            for spec in self._specs
         }
-        return {spec.name: np.array(arrays[spec.name], spec.dtype) for spec in self._specs}
 
 
 class SyntheticRows:
@@ -126,7 +125,7 @@ def read_columns(path: Path) -> Columns:
         columns = reader(path)
     except OSError as error:
         raise DataFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file fails in as many ways as there are parsers and decompressors
         raise DataFileError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     lengths = {name: len(column) if column.ndim else 0 for name, column in columns.items()}
     if not lengths or not all(lengths.values()):
@@ -149,6 +148,9 @@ def fit_rows(columns: Columns, specs: Sequence[TensorSpec], source: str, tokeniz
     if text is not None and not all(name in features for name in names):
         if tokenizer is None or not tokenizer.is_file():
             raise DataFileError(f"{source} holds text, but the model came without a tokenizer; give its inputs {names}")
+        untold = [name for name in names if name not in _TOKENIZED]
+        if untold:
+            raise DataFileError(f"{source} holds text, but a tokenizer gives no {', '.join(untold)}; give them too")
         return TextRows([str(value) for value in text], tokenizer, specs, source, labels)
     arranged = _arrange(features, specs, source)
     return ArrayRows({spec.name: _convert(arranged[spec.name], spec, source) for spec in specs}, source, labels)
@@ -181,10 +183,14 @@ def _convert(array: Array, spec: TensorSpec, source: str) -> Array:
             f"{source}: rows for input '{spec.name}' have shape {list(array.shape[1:])}, "
             f"the model takes {spec.wire_shape[1:]}"
         )
-    if spec.dtype == "object" or array.dtype.kind == "O":
+    if spec.dtype == "object":
         return as_dtype(array, "object")
-    converted = as_dtype(array, spec.dtype)
-    if spec.dtype.startswith(("int", "uint")) and not np.array_equal(converted, array):
+    if array.dtype.kind not in "biuf":
+        raise DataFileError(f"{source}: input '{spec.name}' is {spec.dtype}, the file has text or objects for it")
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is told below
+        converted = as_dtype(array, spec.dtype)
+    fits = np.isfinite(array) == np.isfinite(converted) if spec.dtype.startswith("float") else converted == array
+    if not np.all(fits):
         raise DataFileError(f"{source}: values of input '{spec.name}' do not fit {spec.dtype}")
     return converted
 
@@ -209,12 +215,13 @@ def _open_tokenizer(path: Path) -> "Tokenizer":
 
 
 def _read_npz(path: Path) -> Columns:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
 def _read_npy(path: Path) -> Columns:
-    return {"input": np.load(path, allow_pickle=False)}
+    with path.open("rb") as file:
+        return {"input": np.lib.format.read_array(file, allow_pickle=False)}
 
 
 def _read_csv(path: Path) -> Columns:
@@ -245,6 +252,9 @@ def _read_txt(path: Path) -> Columns:
 
 
 def _table(frame: "DataFrame") -> Columns:
+    for name in frame.select_dtypes(exclude=["number", "bool"]):
+        if frame[name].isna().any():
+            raise ValueError(f"column {name!r} has an empty cell in row {int(frame[name].isna().argmax()) + 1}")
     return {str(name): _stack(frame[name].tolist(), str(name)) for name in frame.columns}
 
 

@@ -4,12 +4,13 @@
 a finished file over it. So a reader never needs a lock, and a crash at any moment leaves nothing half done.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +35,7 @@ PRODUCTION = "production"
 # Rule R4 of the security reference: a name is also a folder and a part of a URL.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging-"
 
 
@@ -56,7 +58,7 @@ class Store:
         folder = self.root / check_name(name)
         if not folder.is_dir():
             return []
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        return sorted(int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
 
     def aliases(self, name: str) -> dict[str, int]:
         """What each alias of `name` points at."""
@@ -80,7 +82,7 @@ class Store:
         name, _, version = ref.partition("@")
         if not self.versions(name):
             raise StoreError(self._unknown(name, ""))
-        if version.isdecimal():
+        if _VERSION.fullmatch(version):
             return self.get(name, int(version))
         aliases = self.aliases(name)
         if not version:
@@ -95,18 +97,16 @@ class Store:
 
         Raises StoreError when the store cannot be written.
         """
-        folder = self.root / f"{_STAGING}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
-            folder.mkdir(parents=True, mode=0o755)
+            folder, lock = _open_staging(self.root)
         except OSError as error:
-            raise StoreError(
-                f"the store {self.root} cannot be written: {error.strerror}; choose another with --store"
-            ) from error
-        _remove_abandoned(self.root)
+            raise _unwritable(self.root, error) from error
         try:
+            _remove_abandoned(self.root)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
     def add(self, artifact: Artifact, name: str, parent: str = "") -> Artifact:
         """Publishes a finished artifact as the next version of `name`.
@@ -125,19 +125,25 @@ class Store:
         same = self._same_content(manifest)
         if same is not None:
             return same
-        (self.root / name).mkdir(exist_ok=True)
+        try:
+            return self._publish(artifact.directory, manifest)
+        except OSError as error:
+            raise _unwritable(self.root / name, error) from error
+
+    def _publish(self, directory: Path, manifest: Manifest) -> Artifact:
+        (self.root / manifest.name).mkdir(exist_ok=True)
         while True:
-            manifest = msgspec.structs.replace(manifest, version=max(self.versions(name), default=0) + 1)
-            write_manifest(artifact.directory, manifest)
-            _flush_to_disk(artifact.directory)
-            directory = self.root / name / str(manifest.version)
+            manifest = msgspec.structs.replace(manifest, version=max(self.versions(manifest.name), default=0) + 1)
+            write_manifest(directory, manifest)
+            _flush_to_disk(directory)
+            published = self.root / manifest.name / str(manifest.version)
             try:
-                artifact.directory.rename(directory)
+                directory.rename(published)
             except OSError:
-                if directory.exists():  # another process took this number meanwhile
+                if published.exists():  # another process took this number meanwhile
                     continue
                 raise
-            return Artifact(directory, manifest)
+            return Artifact(published, manifest)
 
     def promote(self, name: str, version: int, alias: str = PRODUCTION) -> int | None:
         """Points `alias` at `version` and returns what it pointed at before (None if it is new)."""
@@ -167,18 +173,23 @@ class Store:
         """Every version `alias` has pointed at, newest first; only those that still exist."""
         if alias not in self.aliases(name):
             return []
+        current = self.aliases(name)[alias]
         log = self.root / name / "aliases" / f".{alias}.history"
-        versions = [int(line) for line in log.read_text().split()] if log.is_file() else []
-        return [version for version in versions if version in self.versions(name)]
+        lines = log.read_text().split() if log.is_file() else []
+        if not all(map(_VERSION.fullmatch, lines)):
+            raise StoreError(f"{log} is damaged; remove it, then promote {name}@{current} again")
+        versions = [int(line) for line in lines if int(line) in self.versions(name)]
+        # What stands before the alias's own version was about to be promoted when the process was killed.
+        return versions[versions.index(current) :] if current in versions else [current, *versions]
 
     def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
         folder = self.root / name / "aliases"
         # History first: if the second rename never happens, a rollback still lands on a version that was promoted.
-        for path, text in (
-            (folder / f".{alias}.history", "".join(f"{version}\n" for version in history)),
-            (folder / alias, f"{history[0]}\n"),
-        ):
-            _replace_file(path, text)
+        try:
+            _replace_file(folder / f".{alias}.history", "".join(f"{version}\n" for version in history))
+            _replace_file(folder / alias, f"{history[0]}\n")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
 
     def _same_content(self, manifest: Manifest) -> Artifact | None:
         for version in reversed(self.versions(manifest.name)):
@@ -239,8 +250,8 @@ def _content(manifest: Manifest) -> tuple[object, ...]:
 
 def _read_alias(path: Path) -> int:
     text = path.read_text().strip()
-    if not text.isdecimal():
-        raise StoreError(f"alias file {path} holds {text!r}, not a version; promote a version again to mend it")
+    if not _VERSION.fullmatch(text):
+        raise StoreError(f"alias file {path} holds {text[:64]!r}, not a version; remove it, then promote a version")
     return int(text)
 
 
@@ -261,19 +272,33 @@ def _flush_to_disk(directory: Path) -> None:
             os.close(handle)
 
 
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"the store {path} cannot be written: {error.strerror}; choose another with --store")
+
+
+def _open_staging(root: Path) -> tuple[Path, int]:
+    """A new staging folder, and the descriptor that keeps it locked for as long as this process lives.
+
+    A lock, not the process's number: processes of two containers that share a store may have the same one.
+    """
+    while True:
+        folder = root / f"{_STAGING}{uuid.uuid4().hex}"
+        folder.mkdir(parents=True, mode=0o755)
+        lock = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: then nobody can lock it to remove it either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder, lock
+        os.close(lock)  # another process locked it first, and took it for abandoned
+
+
 def _remove_abandoned(root: Path) -> None:
-    """Staging folders of processes that were killed."""
+    """Removes the staging folders of processes that were killed: those that nobody has locked."""
     for folder in root.glob(f"{_STAGING}*"):
-        process = folder.name.removeprefix(_STAGING).partition("-")[0]
-        if process.isdecimal() and not _alive(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        with suppress(OSError):  # it is in use, or somebody else has just removed it
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)

@@ -50,6 +50,10 @@ DATATYPE_OF = {
 DTYPE_OF = {datatype: dtype for dtype, datatype in DATATYPE_OF.items()}
 
 
+# Of a dimension: what fits the 64 bits that ONNX and the protocols give it.
+_MOST_DIGITS = 18
+
+
 class TensorSpec(msgspec.Struct, frozen=True):
     """One input or output of a model.
 
@@ -110,7 +114,7 @@ def parse_input_flag(text: str) -> TensorSpec:
 
 
 def _parse_dim(dim: str, text: str, form: str) -> int | str:
-    if dim.isdecimal() and int(dim) >= 1:
+    if dim.isdecimal() and len(dim) <= _MOST_DIGITS and int(dim) >= 1:
         return int(dim)
     if dim.isidentifier():
         return dim

@@ -91,7 +91,9 @@ class _Supervisor:
 
         Raises EngineError when a worker cannot serve.
         """
-        self._workers = [_Worker(self._spawn()) for _ in range(self._settings.workers)]
+        for _ in range(self._settings.workers):
+            if not self._stopping:
+                self._workers.append(_Worker(self._spawn()))
         for worker in self._workers:
             fault = _first_report(worker.process)
             if fault and not self._stopping:

@@ -8,12 +8,12 @@ as long as the supervisor lives: when it ends, the worker drains, so no worker o
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
-import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import uvicorn
@@ -24,13 +24,18 @@ from mlserve.serve.loading import load_model
 from mlserve.serve.protocols import v2_rest
 from mlserve.serve.service import Service
 from mlserve.serve.settings import ServeSettings, WorkerReport
-from mlserve.serve.transports.http import lane_class, sweep_connections
+from mlserve.serve.transports.http import HttpLane, lane_class, sweep_connections
 
 if TYPE_CHECKING:
     from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
     from mlserve.serve.transports.grpc_native import NativeGrpcServer
 
 __all__ = ["main"]
+
+_log = logging.getLogger("mlserve.serve")
+
+# The last answers are on their way to the socket.
+_LAST_WRITES_S = 0.05
 
 
 async def serve(settings: ServeSettings) -> None:
@@ -50,10 +55,15 @@ async def serve(settings: ServeSettings) -> None:
     await asyncio.wait([asyncio.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
     service.draining = True
     http_server.should_exit = True
-    await serving
-    await _until_idle(service, settings.limits.drain_s)
+    await asyncio.gather(serving, _until_idle(service, settings.limits.drain_s))
+    for connection in list(http_server.server_state.connections):
+        cast("HttpLane", connection).abandon()
+    await asyncio.sleep(_LAST_WRITES_S)
     await grpc_server.stop()
     sweeping.cancel()
+    if not service.idle:
+        _log.warning("gave up what still ran after the drain limit of %g s", settings.limits.drain_s)
+        os._exit(1)  # the interpreter cannot end while an engine's thread computes
     service.close()
 
 
@@ -86,12 +96,12 @@ def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
 
-    def watch() -> None:
-        sys.stdin.buffer.read()
-        with suppress(RuntimeError):  # the loop has ended already
-            loop.call_soon_threadsafe(stop.set)
+    def look() -> None:
+        if not os.read(sys.stdin.fileno(), 1024):
+            loop.remove_reader(sys.stdin.fileno())
+            stop.set()
 
-    threading.Thread(target=watch, name="supervisor watch", daemon=True).start()
+    loop.add_reader(sys.stdin.fileno(), look)
     return stop
 
 
@@ -143,7 +153,6 @@ async def _until_idle(service: Service, limit_s: float) -> None:
         async with asyncio.timeout(limit_s):
             while not service.idle:
                 await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)  # the last answers are on their way to the socket
 
 
 def _report(report: WorkerReport) -> None:

@@ -11,7 +11,7 @@ from mlserve.errors import InvalidRequest
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 from mlserve.wire.messages import ModelInferRequest, ModelInferResponse
 from mlserve.wire.raw import from_raw, to_raw
-from mlserve.wire.signature import Field, InferRequest, Signature
+from mlserve.wire.signature import Field, InferRequest, Signature, answered_field
 
 __all__ = ["decode_request", "decode_response", "encode_request", "encode_response", "parse_request"]
 
@@ -94,13 +94,15 @@ def decode_response(payload: bytes, specs: Mapping[str, TensorSpec]) -> Tensors:
         message = ModelInferResponse.FromString(payload)
     except DecodeError as error:
         raise InvalidRequest("the message is no ModelInferResponse") from error
-    reader = Signature("", "", list(specs.values()), [])
+    raw = message.raw_output_contents
+    if raw and len(raw) != len(message.outputs):
+        raise InvalidRequest(f"the response has {len(message.outputs)} outputs but {len(raw)} raw_output_contents")
     outputs: Tensors = {}
     for position, tensor in enumerate(message.outputs):
         shape = list(tensor.shape)
-        field = reader.field(tensor.name, tensor.datatype, shape)
-        if message.raw_output_contents:
-            outputs[tensor.name] = from_raw(message.raw_output_contents[position], field, shape, reader.name)
+        field = answered_field(specs, tensor.name, tensor.datatype, shape)
+        if raw:
+            outputs[tensor.name] = from_raw(raw[position], field, shape, "")
         else:
             outputs[tensor.name] = _from_contents(tensor.contents, field, shape)
     return outputs
@@ -119,7 +121,7 @@ def _from_contents(contents: Any, field: Field, shape: list[int]) -> Array:
     array = np.array(values)
     if field.dtype.kind in "iu" and field.dtype.itemsize < 4:  # they travel in 32 bits
         bounds = np.iinfo(field.dtype)
-        if not (bounds.min <= array.min() and array.max() <= bounds.max):
+        if not (bounds.min <= array.min(initial=0) and array.max(initial=0) <= bounds.max):
             raise InvalidRequest(f"input '{field.name}' has values that do not fit {field.datatype}")
     return array.astype(field.dtype).reshape(shape)
 

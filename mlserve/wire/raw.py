@@ -28,6 +28,8 @@ def from_raw(raw: bytes | memoryview, field: Field, shape: Sequence[int], model:
             f"input byte size mismatch for input '{field.name}' for model '{model}'. "
             f"Expected {expected}, got {len(raw)}"
         )
+    if dtype.kind == "b" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
+        raise InvalidRequest(f"input '{field.name}' is BOOL and holds a byte that is neither 0 nor 1")
     return np.frombuffer(raw, dtype).reshape(shape)
 
 

@@ -15,7 +15,7 @@ import orjson
 from mlserve.errors import InvalidRequest
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 from mlserve.wire.raw import from_raw, to_raw
-from mlserve.wire.signature import Field, InferRequest, Signature, elements_decoder
+from mlserve.wire.signature import Field, InferRequest, Signature, answered_field
 
 __all__ = ["decode_request", "decode_response", "encode_request", "encode_response"]
 
@@ -82,10 +82,9 @@ def decode_request(body: bytes, signature: Signature, json_bytes: int | None = N
         if size is None:
             inputs[name] = _from_json(bytes(tensor.data), field, shape)
         else:
-            if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail) - raw_from:
-                raise InvalidRequest(f"input '{name}' has binary_data_size {size!r}, the body holds less")
-            inputs[name] = from_raw(tail[raw_from : raw_from + size], field, shape, signature.name)
-            raw_from += size
+            raw_to = _end_of_raw(size, raw_from, tail, name)
+            inputs[name] = from_raw(tail[raw_from:raw_to], field, shape, signature.name)
+            raw_from = raw_to
     if raw_from != len(tail):
         raise InvalidRequest(f"the body holds {len(tail) - raw_from} bytes that belong to no input")
     request = InferRequest(inputs, signature.rows(inputs), document.id)
@@ -151,18 +150,19 @@ def decode_response(body: bytes, specs: Mapping[str, TensorSpec], json_bytes: in
     head, tail = (body, b"") if json_bytes is None else _split(body, json_bytes)
     try:
         document = msgspec.json.decode(head, type=_Response)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the response is no V2 inference response: {error}") from error
-    reader = Signature("", "", list(specs.values()), [])
     outputs: Tensors = {}
+    raw_from = 0
     for tensor in document.outputs:
-        field = reader.field(tensor.name, tensor.datatype, tensor.shape)
+        field = answered_field(specs, tensor.name, tensor.datatype, tensor.shape)
         size = tensor.parameters.get("binary_data_size")
         if size is None:
-            outputs[tensor.name] = np.array(tensor.data, field.dtype).reshape(tensor.shape)
+            outputs[tensor.name] = _answered(tensor, field)
         else:
-            outputs[tensor.name] = from_raw(tail[:size], field, tensor.shape, reader.name)
-            tail = tail[size:]
+            raw_to = _end_of_raw(size, raw_from, tail, tensor.name)
+            outputs[tensor.name] = from_raw(tail[raw_from:raw_to], field, tensor.shape, "")
+            raw_from = raw_to
     return outputs
 
 
@@ -182,6 +182,21 @@ def _split(body: bytes, json_bytes: int) -> tuple[bytes, bytes]:
     return body[:json_bytes], body[json_bytes:]
 
 
+def _end_of_raw(size: Any, start: int, tail: bytes, name: str) -> int:
+    """Where the raw bytes of tensor `name` end that begin at `start` of `tail`."""
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail) - start:
+        raise InvalidRequest(f"tensor '{name}' has binary_data_size {size!r}, the body holds {len(tail) - start} more")
+    return start + size
+
+
+def _answered(tensor: _ResponseTensor, field: Field) -> Array:
+    """The elements of an answered tensor; null is a float that JSON cannot say."""
+    try:
+        return np.array(tensor.data, field.dtype).reshape(tensor.shape)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidRequest(f"output '{field.name}' cannot be read as {field.datatype}: {error}") from error
+
+
 def _from_json(data: bytes, field: Field, shape: list[int]) -> Array:
     """The elements of a JSON list, flat or nested like `shape`."""
     if not data:
@@ -190,9 +205,9 @@ def _from_json(data: bytes, field: Field, shape: list[int]) -> Array:
     if nested:
         nested = data[1:].lstrip()[:1] == b"["
     try:
-        values = (elements_decoder(field.dtype, len(shape)) if nested else field.json_elements).decode(data)
+        values = (field.nested_json if nested else field.flat_json).decode(data)
         array = np.array(values, field.dtype)
-    except (msgspec.ValidationError, OverflowError, ValueError) as error:
+    except (ValueError, OverflowError) as error:
         raise InvalidRequest(f"Unable to parse 'data' of input '{field.name}' as {field.datatype}: {error}") from error
     except RecursionError as error:
         raise InvalidRequest(f"Unable to parse 'data' of input '{field.name}': it is nested too deep") from error

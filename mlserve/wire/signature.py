@@ -1,6 +1,7 @@
 """A model's inputs and outputs as the protocol sees them, and the one check that every encoding's decoder applies."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -9,7 +10,7 @@ import numpy as np
 from mlserve.errors import InvalidRequest
 from mlserve.model.tensors import Tensors, TensorSpec, batchable, shape_matches
 
-__all__ = ["Field", "InferRequest", "Signature", "elements_decoder"]
+__all__ = ["Field", "InferRequest", "Signature", "answered_field"]
 
 
 class InferRequest(msgspec.Struct):
@@ -26,10 +27,15 @@ class InferRequest(msgspec.Struct):
     binary: frozenset[str] = frozenset()
 
 
-def elements_decoder(dtype: np.dtype[Any], depth: int) -> msgspec.json.Decoder[Any]:
+def _elements_decoder(dtype: np.dtype[Any], depth: int) -> msgspec.json.Decoder[Any]:
     """Decodes a JSON list, nested `depth` deep, whose elements fit `dtype` and nothing else."""
-    element: Any = {"b": bool, "f": float, "O": str}.get(dtype.kind, int)
-    if element is int:
+    element: Any = {"b": bool, "O": str}.get(dtype.kind, int)
+    if dtype.kind == "f":
+        # What is half a step or more beyond the largest value would become infinite.
+        largest = np.finfo(dtype).max
+        limit = float(largest) + float(largest - np.nextafter(largest, dtype.type(0))) / 2
+        element = Annotated[float, msgspec.Meta(gt=-limit, lt=limit)] if dtype.itemsize < 8 else float
+    elif element is int:
         bounds = np.iinfo(dtype)
         # msgspec's bounds are 64-bit and signed; numpy refuses what is beyond a uint64.
         top = None if dtype == np.uint64 else int(bounds.max)
@@ -42,12 +48,13 @@ def elements_decoder(dtype: np.dtype[Any], depth: int) -> msgspec.json.Decoder[A
 class Field:
     """One input or output, with what every request needs of it worked out once."""
 
-    __slots__ = ("datatype", "dims", "dtype", "json_elements", "json_head", "name", "spec")
+    __slots__ = ("datatype", "dims", "dtype", "flat_json", "json_head", "name", "nested_json", "spec")
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec, self.name, self.dims = spec, spec.name, spec.shape
         self.dtype, self.datatype = np.dtype(spec.dtype), spec.datatype
-        self.json_elements = elements_decoder(self.dtype, depth=1)
+        self.flat_json = _elements_decoder(self.dtype, depth=1)
+        self.nested_json = _elements_decoder(self.dtype, depth=len(spec.shape))
         self.json_head = b'{"name":%b,"datatype":"%b","shape":' % (
             msgspec.json.encode(spec.name),
             self.datatype.encode(),
@@ -72,7 +79,7 @@ class Signature:
         self.name, self.version = name, version
         self.inputs = {spec.name: Field(spec) for spec in inputs}
         self.outputs = {spec.name: Field(spec) for spec in outputs}
-        self.together = together and batchable([*inputs, *outputs])
+        self.together = together and bool(inputs) and batchable([*inputs, *outputs])
         self.json_head = b'{"model_name":%b,"model_version":%b' % (
             msgspec.json.encode(name),
             msgspec.json.encode(version),
@@ -133,3 +140,20 @@ class Signature:
             if name in names[:position]:
                 raise InvalidRequest(f"output '{name}' already exists in request for model '{self.name}'")
         return names
+
+
+def answered_field(specs: Mapping[str, TensorSpec], name: str, datatype: str, shape: Sequence[int]) -> Field:
+    """The output `name` of an answer. Raises InvalidRequest when it is none of `specs`, or of another type.
+
+    Its dynamic dimensions may be empty: a detector finds nothing in some images.
+    """
+    spec = specs.get(name)
+    if spec is None or spec.datatype != datatype:
+        known = ", ".join(f"{spec.name} ({spec.datatype})" for spec in specs.values())
+        raise InvalidRequest(f"unexpected output '{name[:64]}' of type {datatype[:16]}; the model gives {known}")
+    if any(size < 0 for size in shape):
+        raise InvalidRequest(f"output '{name}' has the negative shape {list(shape[:16])}")
+    return _field(spec)
+
+
+_field = lru_cache(maxsize=1024)(Field)

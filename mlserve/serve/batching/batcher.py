@@ -157,11 +157,13 @@ class Batcher:
         results = self._results(tickets)
         compute_s = time.perf_counter() - started_s
         batch = Batch(sum([ticket.rows for ticket in tickets]), started_s, compute_s)
-        if here:
+        queued_s = started_s - tickets[0].arrived_s
+        if here:  # the answers first: at this length of a run they wait for every microsecond
             self._answer(results, batch)
+            self._observer.ran(batch, queued_s)
         else:
+            self._observer.ran(batch, queued_s)
             self._deliver(results, batch)
-        self._observer.ran(batch, started_s - tickets[0].arrived_s)
         with self._lock:
             self._running -= 1
             self._typical_s += 0.1 * (compute_s - self._typical_s)

@@ -8,17 +8,17 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from mlserve import __version__
-from mlserve.errors import InvalidRequest, RequestError
+from mlserve.errors import RequestError
 from mlserve.model.tensors import Tensors
 from mlserve.serve.batching.batcher import Batch, Ticket
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.metrics import render_metrics
-from mlserve.serve.protocols.infer_route import JSON_BYTES, InferRoute, error_body
+from mlserve.serve.protocols.infer_route import ENCODING, JSON_BYTES, InferRoute, error_body, json_part
 from mlserve.serve.service import EXTENSIONS, PLATFORM, SERVER_NAME, ServedModel, Service
 from mlserve.wire import rest
 from mlserve.wire.signature import Field, InferRequest
@@ -56,9 +56,13 @@ def application(service: Service, turn: LoopTurn) -> Starlette:
         *(Route(f"{path}/ready", pages.model_ready) for path in (model, version)),
         *(Route(f"{path}/infer", pages.infer, methods=["POST"]) for path in (model, version)),
     ]
-    return Starlette(
-        routes=routes, exception_handlers={RequestError: _request_error, HTTPException: _http_error, Exception: _bug}
-    )
+    handlers = {
+        RequestError: _request_error,
+        HTTPException: _http_error,
+        ClientDisconnect: _nobody_waits,
+        Exception: _bug,
+    }
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
 class _Pages:
@@ -111,12 +115,11 @@ class _Pages:
         """Inference for requests that the fast lane passed on: another spelling of the path, or a busy pipeline."""
         self._service.check_serving()
         model = self._find(request)
-        length = request.headers.get(JSON_BYTES.decode())
-        if length is not None and not length.isdecimal():
-            raise InvalidRequest("Inference-Header-Content-Length is no number")
+        headers = dict(request.scope["headers"])
         body = await request.body()
         try:
-            wanted = rest.decode_request(body, model.signature, None if length is None else int(length))
+            json_bytes = json_part(headers.get(JSON_BYTES), headers.get(ENCODING))
+            wanted = rest.decode_request(body, model.signature, json_bytes)
         except RequestError as error:
             model.meter.failed(PROTOCOL, error)
             raise
@@ -125,8 +128,8 @@ class _Pages:
         content, json_bytes = rest.encode_response(model.signature, wanted, await ticket.outputs)
         if json_bytes is None:
             return Response(content, media_type="application/json")
-        headers = {JSON_BYTES.decode(): str(json_bytes)}
-        return Response(content, headers=headers, media_type="application/octet-stream")
+        extra = {JSON_BYTES.decode(): str(json_bytes)}
+        return Response(content, headers=extra, media_type="application/octet-stream")
 
     def _find(self, request: Request) -> ServedModel:
         return self._service.find(request.path_params["name"], request.path_params.get("version", ""))
@@ -173,6 +176,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not what this path takes; see the header allow",
     }.get(error.status_code, error.detail)
     return Response(error_body(message), error.status_code, error.headers, "application/json")
+
+
+async def _nobody_waits(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)
 
 
 async def _bug(_: Request, __: Exception) -> Response:

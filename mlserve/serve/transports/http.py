@@ -8,6 +8,7 @@ Deadlines and size caps live here, for both lanes, because ASGI middleware canno
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from typing import Any, cast
@@ -15,38 +16,34 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from mlserve.errors import InvalidRequest, PayloadTooLarge, RequestError
+from mlserve.errors import NotServing, PayloadTooLarge, RequestError
 from mlserve.model.tensors import Tensors
 from mlserve.serve.batching.batcher import Batch, Ticket
 from mlserve.serve.batching.turn import LoopTurn
-from mlserve.serve.protocols.infer_route import JSON_BYTES, InferRoute, error_body
+from mlserve.serve.protocols.infer_route import ENCODING, JSON_BYTES, InferRoute, json_part
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
+from mlserve.serve.transports.http_reply import failure, success
 from mlserve.wire.signature import InferRequest
 
 __all__ = ["HttpLane", "lane_class", "sweep_connections"]
 
-_NOTED = frozenset((b"expect", b"content-length", b"content-encoding", JSON_BYTES))
-_STATUS = {
-    400: b"HTTP/1.1 400 Bad Request\r\n",
-    404: b"HTTP/1.1 404 Not Found\r\n",
-    408: b"HTTP/1.1 408 Request Timeout\r\n",
-    413: b"HTTP/1.1 413 Content Too Large\r\n",
-    431: b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
-    500: b"HTTP/1.1 500 Internal Server Error\r\n",
-    503: b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n",
-}
-# A content-length of fewer digits cannot be too large.
-_SHORT_LENGTH = 5
+_NOTED = frozenset((b"expect", b"content-length", b"upgrade", ENCODING, JSON_BYTES))
 # How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
 # and take the answer with it.
 _LINGER_S = 2.0
+# What chunk headers and trailers may add to a body.
+_FRAMING_FACTOR = 8
+
+_log = logging.getLogger("mlserve.serve")
 
 
 class HttpTicket(Ticket):
     """One request of the fast lane. Its reply is kept until those before it on the connection have gone out."""
 
     __slots__ = ("close", "connection", "reply", "request", "route")
+
+    last = False
 
     def __init__(self, connection: "HttpLane", route: InferRoute, request: InferRequest, *, close: bool) -> None:
         self.inputs, self.rows = request.inputs, request.rows
@@ -59,12 +56,21 @@ class HttpTicket(Ticket):
     def answer(self, outputs: Tensors, batch: Batch) -> None:
         route = self.route
         body, json_bytes = route.encode(route.model.signature, self.request, outputs)
-        self.reply = self.connection.success(body, json_bytes, close=self.close)
+        self.reply = success(self.connection.server_state.default_headers, body, json_bytes, close=self.close)
         self.connection.flush()
 
     def fail(self, error: RequestError) -> None:
         self.reply = failure(error.http_status, str(error), close=self.close)
         self.connection.flush()
+
+
+class _Reply:
+    """A reply that needs no engine, in its place after those before it. After a `last` one nothing more is read."""
+
+    __slots__ = ("close", "last", "reply")
+
+    def __init__(self, reply: bytes, *, close: bool, last: bool = False) -> None:
+        self.reply, self.close, self.last = reply, close, last
 
 
 class _Busy:
@@ -83,21 +89,21 @@ class HttpLane(HttpToolsProtocol):
     turn: LoopTurn
     limits: Limits
     infer_routes: dict[bytes, InferRoute]
-
-    _head_source: list[tuple[bytes, bytes]] | None = None
-    _head = b""
+    small_digits: int  # a content-length of so many cannot be too large
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.quiet_since_s = time.monotonic()
         self.receiving_since_s: float | None = None
-        self._order: deque[HttpTicket] = deque()
+        self._order: deque[HttpTicket | _Reply] = deque()
         self._refused = False
         self._leaving = False
-        # Of the request that is being received:
+        self._unsent_bytes = 0
+        # Of the request that is being received; the read that it began in may hold the end of another, too.
         self._route: InferRoute | None = None
+        self._handed_over, self._upgrading = False, False
         self._noted: dict[bytes, bytes] = {}
-        self._in_headers, self._header_bytes = False, 0
+        self._in_headers, self._read_bytes, self._first_bytes, self._later_bytes = False, 0, 0, 0
         self._body: bytes | bytearray = b""
         self._body_bytes = 0
 
@@ -107,25 +113,26 @@ class HttpLane(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
+        self._read_bytes = len(data)
+        self._later_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # No upgrade is offered; the request is answered as it stands, and the connection cannot be read further.
-            if self._order:
-                self._order[-1].close = True
-            elif self.cycle is not None:
-                self.cycle.keep_alive = False
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._refused:
+                self._read_without_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserCallbackError:
+            _log.exception("a request could not be handled")
+            self._refuse(500, "the server made a mistake; its log says which")
         except httptools.HttpParserError:
             self._refuse(400, "the request is not HTTP/1.1")
-        if self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > self.limits.max_header_bytes:
-                self._refuse(431, f"the headers have more than {self.limits.max_header_bytes} bytes")
+        if self.receiving_since_s is not None:
+            self._check_size()
 
     def on_message_begin(self) -> None:
         self.receiving_since_s = time.monotonic()
-        self._in_headers, self._header_bytes = True, 0
-        self._route = None
+        self._in_headers, self._first_bytes, self._later_bytes = True, self._read_bytes, 0
+        self._route, self._handed_over, self._upgrading = None, False, False
         self._body, self._body_bytes = b"", 0
         self.url = b""
         self.headers = []
@@ -138,13 +145,23 @@ class HttpLane(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         self.headers.append((name, value))
-        if name in _NOTED and (name != b"content-length" or len(value) > _SHORT_LENGTH):
+        if name in _NOTED and (name != b"content-length" or len(value) > self.small_digits):
             self._noted[name] = value
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
+        if self._refused:
+            return
         expects = False
+        if self._first_bytes + self._later_bytes > self.limits.max_header_bytes:
+            header_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if header_bytes > self.limits.max_header_bytes:
+                self._refuse(431, self._long_headers())
+                return
         if self._noted:
+            if b"upgrade" in self._noted and self.parser.should_upgrade():
+                self._upgrading = True
+                return
             length = self._noted.get(b"content-length", b"0")
             if length.isdigit() and int(length) > self.limits.max_request_bytes:
                 self._refuse(413, self._too_large(int(length)))
@@ -174,28 +191,35 @@ class HttpLane(HttpToolsProtocol):
             self._body = bytearray(self._body) + body
 
     def on_message_complete(self) -> None:
-        if self._refused:
+        if self._refused or self._upgrading:
             return
         self.receiving_since_s = None
         route = self._route
         if route is None:
+            self._handed_over = False
             super().on_message_complete()
             return
         close = not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1" or self.service.draining
         try:
             self.service.check_serving()
-            request = route.decode(
-                bytes(self._body), route.model.signature, self._json_bytes() if self._noted else None
-            )
+            noted = self._noted
+            json_bytes = json_part(noted.get(JSON_BYTES), noted.get(ENCODING)) if noted else None
+            request = route.decode(bytes(self._body), route.model.signature, json_bytes)
         except RequestError as error:
-            ticket = HttpTicket(self, route, InferRequest({}, 0), close=close)
-            self._order.append(ticket)
             route.model.meter.failed(route.protocol, error)
-            ticket.fail(error)
+            self._order.append(_Reply(failure(error.http_status, str(error), close=close), close=close))
+            self.flush()
             return
         ticket = HttpTicket(self, route, request, close=close)
         self._order.append(ticket)
         self.turn.add(route.model.batcher, ticket)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn never keeps the connection, asyncio lets us
+        """Keeps the way back open for a client that sends no more but waits for its answers."""
+        waits = self.receiving_since_s is None and bool(self._order or not self._application_idle())
+        if waits:
+            self.shutdown()
+        return waits
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._order.clear()
@@ -214,37 +238,19 @@ class HttpLane(HttpToolsProtocol):
     # The server and the tickets call these.
 
     def shutdown(self) -> None:
-        """Closes the connection once what it asked for is answered."""
-        if self._order:
-            self._leaving = True
-        elif self._application_idle():
-            self.transport.close()
-        else:
+        """Closes the connection once what it asked for, or is about to ask for, is answered."""
+        self._leaving = True
+        if not self._application_idle():
             self.cycle.keep_alive = False
+        elif not self._order and self.receiving_since_s is None:
+            self.transport.close()
 
-    def success(self, body: bytes, json_bytes: int | None, *, close: bool) -> bytes:
-        """The bytes of a 200 reply."""
-        defaults = self.server_state.default_headers
-        if defaults is not HttpLane._head_source:  # uvicorn renews the date once a second
-            fields = b"".join(name + b": " + value + b"\r\n" for name, value in defaults)
-            HttpLane._head = b"HTTP/1.1 200 OK\r\n" + fields
-            HttpLane._head_source = defaults
-        extra = b"connection: close\r\n" if close else b""
-        if json_bytes is None:
-            return b"%bcontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
-                HttpLane._head,
-                extra,
-                len(body),
-                body,
-            )
-        return b"%bcontent-type: application/octet-stream\r\n%b%b: %d\r\ncontent-length: %d\r\n\r\n%b" % (
-            HttpLane._head,
-            extra,
-            JSON_BYTES,
-            json_bytes,
-            len(body),
-            body,
-        )
+    def abandon(self) -> None:
+        """Answers that the server stops to every request that is still being computed."""
+        for ticket in list(self._order):
+            if isinstance(ticket, HttpTicket) and ticket.reply is None:
+                ticket.close = True
+                ticket.fail(NotServing("the server stopped before this request was answered; send it again"))
 
     def flush(self) -> None:
         """Writes the replies that are ready, in the order of their requests."""
@@ -255,55 +261,81 @@ class HttpLane(HttpToolsProtocol):
                 continue
             self.transport.write(cast("bytes", ticket.reply))
             self.server_state.total_requests += 1
-            if ticket.close:
+            if ticket.last:
+                self.transport.write_eof()
+            elif ticket.close:
                 self.transport.close()
         if not order:
             self.quiet_since_s = time.monotonic()
-            if self._leaving:
+            if self._leaving and not self._refused:
                 self.transport.close()
             elif self.pipeline and not self.transport.is_closing():
                 cycle, application = self.pipeline.pop()
                 self._start_asgi_task(cycle, application)
 
     def sweep(self, now_s: float) -> None:
-        """Ends the connection if it is late: with a request it began, or with its next one."""
-        if self._refused:
-            late = now_s - self.quiet_since_s > _LINGER_S
-        elif self.receiving_since_s is not None:
+        """Ends the connection if it is late: with a request it began, with reading its answers, with its next one."""
+        if self.receiving_since_s is not None:
             if now_s - self.receiving_since_s > self.limits.receive_s:
                 self._refuse(408, f"the request was not complete after {self.limits.receive_s:g} s")
             return
-        else:
-            late = (
-                self._application_idle() and not self._order and now_s - self.quiet_since_s > self.limits.keep_alive_s
-            )
-        if late:
-            self.transport.close()
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes, self.quiet_since_s = unsent_bytes, now_s
+        limit_s = _LINGER_S if self._refused else self.limits.keep_alive_s
+        if not self._order and self._application_idle() and now_s - self.quiet_since_s > limit_s:
+            if unsent_bytes:
+                self.transport.abort()  # to close would wait for a client that does not read
+            else:
+                self.transport.close()
 
     def _application_idle(self) -> bool:
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is None or (cycle.response_complete and not self.pipeline)
 
+    def _read_without_upgrade(self, rest: bytes) -> None:
+        """Reads a request again without its offer to upgrade the connection, which nobody here takes.
+
+        The parser would take its body for the other protocol's. Java's HttpClient offers HTTP/2 with every request.
+        """
+        fields = b"".join(b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
+        version = self.parser.get_http_version().encode()
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, fields)
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(head + rest)
+
     def _hand_over(self, *, expects: bool) -> None:
         """Lets uvicorn start this request in the ASGI application, after those of the fast lane before it."""
+        if self.url[:1] != b"/" and b"://" not in self.url:  # CONNECT, and `OPTIONS *`
+            self._refuse(400, "the request's target is no path")
+            return
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
+        before = self.cycle
         if self._order and self._application_idle():
             self.cycle = cast("RequestResponseCycle", _BUSY)
-        super().on_headers_complete()
+        try:
+            super().on_headers_complete()
+        except (httptools.HttpParserError, UnicodeDecodeError):
+            self.cycle = before
+            self._refuse(400, "the request's target is no path")
+            return
+        self._handed_over = True
+        if self._leaving:
+            self.cycle.keep_alive = False
 
-    def _json_bytes(self) -> int | None:
-        noted = self._noted
-        if noted.get(b"content-encoding", b"identity") != b"identity":
-            raise InvalidRequest("content-encoding is not supported; send the body as it is")
-        length = noted.get(JSON_BYTES)
-        if length is None:
-            return None
-        if not length.isdigit():
-            raise InvalidRequest("Inference-Header-Content-Length is no number")
-        return int(length)
+    def _check_size(self) -> None:
+        """Refuses a request whose headers, or chunks and trailers, go on for ever."""
+        if self._in_headers:
+            if self._later_bytes > self.limits.max_header_bytes:
+                self._refuse(431, self._long_headers())
+        elif self._later_bytes > _FRAMING_FACTOR * self.limits.max_request_bytes:
+            self._refuse(413, self._too_large(self._later_bytes))
+
+    def _long_headers(self) -> str:
+        return f"the headers have more than {self.limits.max_header_bytes} bytes"
 
     def _too_large(self, size: int) -> str:
         return str(
@@ -314,34 +346,48 @@ class HttpLane(HttpToolsProtocol):
         )
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answers a request that is not read to its end, and reads no further."""
+        """Answers a request that is not read to its end, after those before it, and reads no further."""
+        if self._refused:
+            return
         self._refused = True
-        self._order.clear()
         self.receiving_since_s = None
-        self.quiet_since_s = time.monotonic()
-        if not self.transport.is_closing():
-            self.transport.write(failure(status, message, close=True))
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
+        reply = failure(status, message, close=True)
+        if self._handed_over:
+            answered = self.cycle.response_complete
+            if not self._withdraw():
+                self.transport.close()
+                return
+            reply = b"" if answered else reply
+        elif not self._application_idle():  # its answer to the request before ends the connection
+            self.cycle.keep_alive = False
+            return
+        self._order.append(_Reply(reply, close=True, last=True))
+        self.flush()
 
-
-def failure(status: int, message: str, *, close: bool) -> bytes:
-    """The bytes of an error reply."""
-    body = error_body(message)
-    extra = b"connection: close\r\n" if close else b""
-    return b"%bcontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
-        _STATUS[status],
-        extra,
-        len(body),
-        body,
-    )
+    def _withdraw(self) -> bool:
+        """Keeps the application from answering the request that is being received; False when that is too late."""
+        cycle = self.cycle
+        waited = bool(self.pipeline) and self.pipeline[0][0] is cycle
+        if waited:
+            self.pipeline.popleft()
+        too_late = cycle.response_started and not cycle.response_complete
+        cycle.disconnected = cycle.response_complete = True
+        cycle.message_event.set()
+        # A cycle that waited for no reply of the fast lane waited for another one, which is out of our hands.
+        return not (too_late or self.pipeline or (waited and not self._order))
 
 
 def lane_class(
     service: Service, turn: LoopTurn, limits: Limits, infer_routes: dict[bytes, InferRoute]
 ) -> type[HttpLane]:
     """The protocol class for uvicorn, bound to one service."""
-    bound = {"service": service, "turn": turn, "limits": limits, "infer_routes": infer_routes}
+    bound = {
+        "service": service,
+        "turn": turn,
+        "limits": limits,
+        "infer_routes": infer_routes,
+        "small_digits": len(str(limits.max_request_bytes)) - 1,
+    }
     return type("BoundHttpLane", (HttpLane,), bound)
 
 
