@@ -1,5 +1,6 @@
 """What every test may use: a tiny real model, and the command line as a user runs it."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +10,19 @@ import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew instead of comparing")
+
+
+@pytest.fixture(scope="session")
+def made_runs():
+    """The module that makes runs from numbers instead of from a server."""
+    spec = importlib.util.spec_from_file_location("made_runs", Path(__file__).parent / "report" / "made_runs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ from mlserve import __version__
 from mlserve.cli import models
 from mlserve.cli.bench import bench
 from mlserve.cli.doctor import doctor
+from mlserve.cli.gate import gate
 from mlserve.cli.optimize import optimize
+from mlserve.cli.report import report
 from mlserve.cli.serve import serve
 
 __all__ = ["app", "main"]
@@ -24,6 +26,8 @@ app.command()(optimize)
 app.add_typer(models.app, name="models")
 app.command()(serve)
 app.command()(bench)
+app.command()(report)
+app.command()(gate)
 app.command()(doctor)
 
 

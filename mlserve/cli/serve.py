@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlserve.serve.settings import ModelSource
     from mlserve.serve.supervisor import Endpoints
 
-__all__ = ["serve"]
+__all__ = ["choose_models", "default_versions", "serve"]
 
 
 @ending_well

@@ -24,7 +24,20 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from tokenizers import Tokenizer
 
-__all__ = ["ArrayRows", "Columns", "Rows", "SyntheticRows", "TextRows", "fit_rows", "read_columns", "read_rows"]
+__all__ = [
+    "LABEL_NAMES",
+    "TEXT_NAMES",
+    "TOKENIZER_FILE",
+    "ArrayRows",
+    "Columns",
+    "Rows",
+    "SyntheticRows",
+    "TextRows",
+    "as_matrix",
+    "fit_rows",
+    "read_columns",
+    "read_rows",
+]
 
 LABEL_NAMES = ("label", "labels", "target", "y")
 TEXT_NAMES = ("text", "sentence")

@@ -1,7 +1,7 @@
 """`run.json`: what was asked of a load test, of what, where, and what came of it. The raw rows lie beside it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 
 Protocol = Literal["rest", "grpc"]
 Arrivals = Literal["poisson", "constant"]
+AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +40,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     wait at once: one that is due beyond that is dropped and counted, never delayed.
     """
 
-    rate_per_s: float
-    duration_s: float
-    warm_up_s: float
+    rate_per_s: AboveZero
+    duration_s: AboveZero
+    warm_up_s: Annotated[float, msgspec.Meta(ge=0)]
     arrivals: Arrivals = "poisson"
     protocol: Protocol = "rest"
     batch_rows: int = 1

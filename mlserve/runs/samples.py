@@ -69,6 +69,8 @@ class SampleWriter:
         self._directory = directory
         self._file = (directory / _STREAM).open("wb")
         self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        self._stream.write_table(SCHEMA.empty_table())  # so that a run cut short at once can be read too
+        self._file.flush()
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Writes `samples` through to the file."""

@@ -38,7 +38,7 @@ _log = logging.getLogger("mlserve.serve")
 _LAST_WRITES_S = 0.05
 
 
-async def serve(settings: ServeSettings) -> None:
+async def _serve_until_told(settings: ServeSettings) -> None:
     """Loads the models, serves until told to stop, answers what was accepted, and returns."""
     loop = asyncio.get_running_loop()
     stop = _stop_event(loop)
@@ -76,7 +76,7 @@ def main() -> None:
     settings = msgspec.json.decode(line, type=ServeSettings)
     try:
         with _runner() as runner:
-            runner.run(serve(settings))
+            runner.run(_serve_until_told(settings))
     except (MlserveError, OSError) as error:
         _report(WorkerReport(fault=str(error)))
         sys.exit(2)
@@ -106,7 +106,7 @@ def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: `serve` decides when it ends."""
+    """uvicorn without its signal handlers: the worker decides when it ends."""
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         await self._serve(sockets)

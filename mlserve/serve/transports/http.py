@@ -26,7 +26,7 @@ from mlserve.serve.settings import Limits
 from mlserve.serve.transports.http_reply import failure, success
 from mlserve.wire.signature import InferRequest
 
-__all__ = ["HttpLane", "lane_class", "sweep_connections"]
+__all__ = ["HttpLane", "HttpTicket", "lane_class", "sweep_connections"]
 
 _NOTED = frozenset((b"expect", b"content-length", b"upgrade", ENCODING, JSON_BYTES))
 # How long a refused client may go on sending before its connection is cut: closing at once would reset the connection

@@ -1,0 +1,1 @@
+"""Load as production makes it: an open-loop schedule, sent whether or not earlier requests were answered."""

@@ -1,0 +1,73 @@
+"""How far a run is, for somebody who watches it."""
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from mlserve.bench.job import Tick
+
+__all__ = ["LatencyHistogram", "Progress", "ProgressMeter"]
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """The run at one moment. `elapsed_s` counts from its first instant; before that the generator is starting.
+
+    `p50_s` and `p99_s` are those of the measured part so far, within 1%; NaN while there are none.
+    """
+
+    elapsed_s: float
+    sent: int
+    done: int
+    failed: int
+    dropped: int
+    in_flight: int
+    p50_s: float
+    p99_s: float
+
+
+class ProgressMeter:
+    """Adds up what the generator tells."""
+
+    def __init__(self) -> None:
+        self._latencies = LatencyHistogram()
+
+    def add(self, tick: Tick) -> Progress:
+        """The run as of `tick`."""
+        self._latencies.add(np.array(tick.latencies_ns, np.float64) / 1e9)
+        return Progress(
+            elapsed_s=tick.elapsed_s,
+            sent=tick.sent,
+            done=tick.ok + tick.failed,
+            failed=tick.failed,
+            dropped=tick.dropped,
+            in_flight=tick.in_flight,
+            p50_s=self._latencies.quantile(0.5),
+            p99_s=self._latencies.quantile(0.99),
+        )
+
+
+class LatencyHistogram:
+    """Counts of latencies between 1 us and 1,000 s in buckets that are 1% wide.
+
+    For watching only, where exact quantiles of millions of values four times a second would load the machine that is
+    being measured. What is reported comes from the raw rows.
+    """
+
+    _FIRST_S, _WIDTH, _BUCKETS = 1e-6, 0.01, 2073
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(self._BUCKETS, np.int64)
+
+    def add(self, latencies_s: npt.NDArray[np.float64]) -> None:
+        """Counts `latencies_s` [n]."""
+        position = np.log(np.maximum(latencies_s, self._FIRST_S) / self._FIRST_S) / self._WIDTH
+        bucket = np.minimum(position.astype(np.int64), self._BUCKETS - 1)
+        self._counts += np.bincount(bucket, minlength=self._BUCKETS)
+
+    def quantile(self, q: float) -> float:
+        """The middle of the bucket that holds quantile `q`; NaN when nothing was counted."""
+        total = int(self._counts.sum())
+        if not total:
+            return float("nan")
+        bucket = int(np.searchsorted(np.cumsum(self._counts), q * total))
+        return float(self._FIRST_S * np.exp((bucket + 0.5) * self._WIDTH))

@@ -1,0 +1,97 @@
+"""Measurements: the runs of one model under the same conditions."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from mlserve.report.conditions import Conditions, conditions_of
+from mlserve.report.names import ModelIdentity, identity_of
+from mlserve.runs.run import Run, ServedModel, find_runs, read_run
+from mlserve.runs.samples import Samples, read_samples
+from mlserve.stats import Blocks, Floats, split_blocks
+
+__all__ = ["Measurement", "Recorded", "group", "read_runs"]
+
+# As many as show both the spread between blocks and what neighbours have in common, and so each as long as can be:
+# a block must outlast the queues and stalls within it. What outlasts a block widens the interval (stats).
+_BLOCKS_A_RUN = 20
+# Logarithms are taken of latencies, and a clock may tick more slowly than a null server answers.
+_SHORTEST_S = 1e-9
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """One run as it was read."""
+
+    directory: Path
+    run: Run
+    samples: Samples
+
+    @property
+    def due_s(self) -> Floats:
+        """When each request was due, since the start of the measured part."""
+        return self.samples.scheduled_s - self.run.plan.warm_up_s
+
+    @property
+    def answered_at_s(self) -> Floats:
+        """When each good answer was complete, since the start of the measured part."""
+        return self.samples.done_s[self.samples.ok] - self.run.plan.warm_up_s
+
+    @property
+    def latency_blocks(self) -> Blocks:
+        """Latencies of the requests answered well, one block for each twentieth of the run (seconds)."""
+        latency_s = np.maximum(self.samples.latency_s, _SHORTEST_S)
+        return split_blocks(latency_s, self._block_of(self.due_s[self.samples.ok]))
+
+    @property
+    def failure_blocks(self) -> Blocks:
+        """1 for each request that was not answered well, dropped ones included, 0 for each other."""
+        failed: Floats = (~self.samples.ok).astype(np.float64)
+        return split_blocks(failed, self._block_of(self.due_s))
+
+    def _block_of(self, due_s: Floats) -> npt.NDArray[np.int64]:
+        numbers = np.floor(due_s / self.run.plan.duration_s * _BLOCKS_A_RUN).astype(np.int64)
+        return np.clip(numbers, 0, _BLOCKS_A_RUN - 1)
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """Runs of one model under the same conditions, in the order they were made."""
+
+    model: ServedModel
+    conditions: Conditions
+    runs: tuple[Recorded, ...]
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What tells its model from others."""
+        return identity_of(self.runs[0].run)
+
+    @property
+    def valid(self) -> bool:
+        """Whether at least one run may be believed."""
+        return any(recorded.run.certificate.valid for recorded in self.runs)
+
+    @property
+    def believed(self) -> tuple[Recorded, ...]:
+        """The VALID runs; where there are none, all, so that there is something to show beside the reason."""
+        return tuple(recorded for recorded in self.runs if recorded.run.certificate.valid) or self.runs
+
+
+def read_runs(paths: Iterable[Path]) -> list[Recorded]:
+    """The runs that `paths` mean, directories or folders of them, each once, by the time they were made.
+
+    Raises RunFileError when one holds no run or cannot be read.
+    """
+    directories = {directory.resolve(): directory for path in paths for directory in find_runs(path)}
+    recorded = [Recorded(path, read_run(path), read_samples(path)) for path in directories.values()]
+    return sorted(recorded, key=lambda one: one.run.started_at)
+
+
+def group(runs: Iterable[Recorded]) -> list[Measurement]:
+    """`runs` as measurements, in the order in which each first appears."""
+    groups: dict[tuple[ModelIdentity, Conditions], list[Recorded]] = {}
+    for recorded in runs:
+        groups.setdefault((identity_of(recorded.run), conditions_of(recorded.run)), []).append(recorded)
+    return [Measurement(same[0].run.model, conditions_of(same[0].run), tuple(same)) for same in groups.values()]

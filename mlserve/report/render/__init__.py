@@ -1,0 +1,1 @@
+"""A report as a page, as Markdown, as JSON: one file a format, each fed the same values."""

@@ -1,0 +1,187 @@
+"""The figures of a report as a reader sees them: the same words in every format."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from mlserve.report.report import Report, Result
+from mlserve.report.summary import Percentile
+from mlserve.runs.machine import Machine
+from mlserve.runs.run import ServerSettings
+from mlserve.units import format_bytes, format_duration, format_rate
+
+__all__ = [
+    "METHOD",
+    "PercentileRow",
+    "Row",
+    "describe_machine",
+    "describe_server",
+    "moment",
+    "overview",
+    "percentile_rows",
+    "rows",
+    "title",
+]
+
+METHOD = (
+    "Latency counts from the instant a request was due to its whole answer, so a late server cannot hide its queue. "
+    "Service time, where shown, counts from sending. Percentiles are latencies that were observed; one with too few "
+    "answers behind it is not shown. Intervals are 95%, by a bootstrap of stretches of a twentieth of a run; those of "
+    "the comparisons hold together."
+)
+
+_LONG_NAME = 60
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One result, as texts. `interval` bounds p99, `loss` is what was lost of the accuracy."""
+
+    load: str
+    variant: str
+    recommended: bool
+    valid: bool
+    p50: str
+    p99: str
+    interval: str
+    answered: str
+    errors: str
+    failed: str
+    size: str
+    accuracy: str
+    loss: str
+    certificate: str
+
+
+class PercentileRow(msgspec.Struct, frozen=True):
+    """Every percentile of one result, each with its interval and its service time; `refused` is why some are not."""
+
+    load: str
+    variant: str
+    latencies: tuple[str, ...]
+    service: tuple[str, ...]
+    refused: str
+
+
+def rows(report: Report) -> list[Row]:
+    """One row a result, loads together."""
+    return [_row(result) for result in report.results]
+
+
+def percentile_rows(report: Report) -> list[PercentileRow]:
+    """One row a result, the percentiles in the order of `summary.PERCENTILES`."""
+    return [
+        PercentileRow(
+            result.load,
+            result.variant,
+            tuple(_with_interval(one) for one in result.summary.percentiles),
+            tuple(_duration(one.service_s) for one in result.summary.percentiles),
+            "; ".join(one.refused for one in result.summary.percentiles if one.refused),
+        )
+        for result in report.results
+    ]
+
+
+def title(report: Report) -> str:
+    """`minilm: fp32 and int8`."""
+    models = list(dict.fromkeys(result.model.name for result in report.results))
+    variants = list(dict.fromkeys(result.variant for result in report.results))
+    names, found = _listed(models), _listed(variants)
+    return names if names == found else f"{names}: {found}"
+
+
+def overview(report: Report) -> str:
+    """`8 runs under 2 loads, 8 of them VALID; 2026-11-21 13:00 UTC`."""
+    runs = sum(len(result.runs) for result in report.results)
+    valid = sum(run.valid for result in report.results for run in result.runs)
+    loads = len({result.load for result in report.results})
+    return f"{_count(runs, 'run')} under {_count(loads, 'load')}, {valid} of them VALID; {moment(report.created_at)}"
+
+
+def moment(text: str) -> str:
+    """`2026-11-21 13:00 UTC` for an ISO 8601 instant; what is none stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return text
+
+
+def describe_machine(machine: Machine) -> dict[str, str]:
+    """Name -> value, in reading order."""
+    return {
+        "CPU": machine.cpu,
+        "Cores": str(machine.cores),
+        "Instruction sets": ", ".join(machine.cpu_flags) or "none that matter",
+        "Memory": format_bytes(machine.memory_bytes),
+        "GPU": "; ".join(f"{gpu.name}, {format_bytes(gpu.memory_bytes)}, driver {gpu.driver}" for gpu in machine.gpus)
+        or "none",
+        "System": machine.system,
+        "Python": machine.python,
+        "Packages": ", ".join(f"{name} {version}" for name, version in machine.packages.items()),
+    }
+
+
+def describe_server(server: ServerSettings | None) -> str:
+    """`1 worker, 1 thread, at most 32 rows a batch, no delay, cpu, on core 0`."""
+    if server is None:
+        return "not started by the bench"
+    delay = f"{server.max_delay_ms:g} ms delay" if server.max_delay_ms else "no delay"
+    cpus = f", on core{'s' if len(server.cpus) > 1 else ''} {', '.join(map(str, server.cpus))}" if server.cpus else ""
+    return (
+        f"{_count(server.workers, 'worker')}, {_count(server.threads, 'thread')}, "
+        f"at most {_count(server.max_batch_rows, 'row')} a batch, {delay}, {server.device}{cpus}"
+    )
+
+
+def _row(result: Result) -> Row:
+    summary, accuracy = result.summary, result.model.accuracy
+    p99 = summary.percentile("p99")
+    failed = summary.scheduled - summary.answered
+    without = "reference" if result.model.variant == "fp32" else "unknown"
+    return Row(
+        load=result.load,
+        variant=result.variant,
+        recommended=result.recommended and result.valid,
+        valid=result.valid,
+        p50=_duration(summary.percentile("p50").latency_s),
+        p99=_duration(p99.latency_s),
+        interval=_interval(p99),
+        answered=f"{format_rate(summary.answered_per_s)} of {format_rate(summary.offered_per_s)}",
+        errors=f"{summary.error_rate:.2%}" if failed else "none",
+        failed=f"{failed:,} of {summary.scheduled:,}" if failed else "",
+        size=format_bytes(result.model.size_bytes) if result.model.size_bytes else "unknown",
+        accuracy=f"{accuracy.metric} {accuracy.value:.4g}" if accuracy else without,
+        loss=f"loss {accuracy.loss:.2%}" if accuracy else "",
+        certificate=_certificate([run.valid for run in result.runs]),
+    )
+
+
+def _certificate(valid: Sequence[bool]) -> str:
+    if len(valid) == 1 or len(set(valid)) == 1:
+        runs = f" ({len(valid)} runs)" if len(valid) > 1 else ""
+        return f"{'VALID' if valid[0] else 'INVALID'}{runs}"
+    return f"VALID ({sum(valid)} of {len(valid)} runs)"
+
+
+def _interval(percentile: Percentile) -> str:
+    if percentile.low_s is None or percentile.high_s is None:
+        return ""
+    return f"{format_duration(percentile.low_s)} to {format_duration(percentile.high_s)}"
+
+
+def _with_interval(percentile: Percentile) -> str:
+    interval = _interval(percentile)
+    return f"{_duration(percentile.latency_s)} ({interval})" if interval else _duration(percentile.latency_s)
+
+
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else format_duration(seconds)
+
+
+def _listed(names: Sequence[str]) -> str:
+    short = [name if len(name) <= _LONG_NAME else f"{name[:_LONG_NAME]}…" for name in names]
+    return short[0] if len(short) == 1 else f"{', '.join(short[:-1])} and {short[-1]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

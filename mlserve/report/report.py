@@ -1,0 +1,147 @@
+"""A report: everything the pages show, as values. Each renderer is fed this and nothing else."""
+
+import shlex
+from collections.abc import Sequence
+
+import msgspec
+
+from mlserve import __version__
+from mlserve.report.curves import Distribution, Timeline, distribution, timeline
+from mlserve.report.measurement import Measurement, Recorded, group
+from mlserve.report.names import Names
+from mlserve.report.recommendation import Recommendation, recommend
+from mlserve.report.summary import Summary, summarize
+from mlserve.runs.machine import Machine
+from mlserve.runs.run import Certificate, Counts, Plan, Run, ServedModel, ServerSettings
+
+__all__ = ["Report", "Result", "RunResult", "bench_command", "build_report"]
+
+# 1: first format (0.1.0)
+FORMAT_VERSION = 1
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a measurement. `command` makes it again, `machine` counts the report's machines from 0."""
+
+    directory: str
+    label: str
+    started_at: str
+    valid: bool
+    plan: Plan
+    server: ServerSettings | None
+    machine: int
+    counts: Counts
+    certificate: Certificate
+    summary: Summary
+    command: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One variant under one load. The figures are those of its VALID runs; of all its runs where `valid` is false."""
+
+    variant: str
+    load: str
+    protocol: str
+    rate_per_s: float
+    recommended: bool
+    valid: bool
+    model: ServedModel
+    summary: Summary
+    distribution: Distribution
+    timeline: Timeline
+    runs: tuple[RunResult, ...]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The recommendation, and every result it may rest on. `created_at` is ISO 8601."""
+
+    format_version: int = FORMAT_VERSION
+    mlserve: str = __version__
+    created_at: str
+    max_accuracy_loss: float
+    recommendation: Recommendation
+    results: tuple[Result, ...]
+    machines: tuple[Machine, ...]
+
+
+def build_report(runs: Sequence[Recorded], *, max_accuracy_loss: float, created_at: str) -> Report:
+    """The report on `runs`; loads stand together, so that variants are read against each other."""
+    measurements = group(runs)
+    names = Names([one.identity for one in measurements], [one.conditions for one in measurements])
+    recommendation = recommend(measurements, max_accuracy_loss=max_accuracy_loss)
+    machines = list({msgspec.json.encode(one.run.machine): one.run.machine for one in runs}.values())
+    loads = list(dict.fromkeys(names.load(one.conditions) for one in measurements))
+    variants = list(dict.fromkeys(names.model(one.identity) for one in measurements))
+    results = [_result(one, names, recommendation, machines) for one in measurements]
+    return Report(
+        created_at=created_at,
+        max_accuracy_loss=max_accuracy_loss,
+        recommendation=recommendation,
+        results=tuple(sorted(results, key=lambda one: (loads.index(one.load), variants.index(one.variant)))),
+        machines=tuple(machines),
+    )
+
+
+def bench_command(run: Run) -> str:
+    """The command that makes `run` again. Files it cannot know by path are named as they were."""
+    plan, server, model = run.plan, run.server, run.model
+    flags: dict[str, object] = {
+        "--protocol": plan.protocol,
+        "--rps": f"{plan.rate_per_s:g}",
+        "--duration": f"{plan.duration_s:g}s",
+        "--warm-up": f"{plan.warm_up_s:g}s",
+        "--arrivals": plan.arrivals,
+        "--batch": plan.batch_rows,
+        "--seed": plan.seed,
+        "--max-in-flight": plan.max_in_flight,
+        "--timeout": f"{plan.timeout_s:g}s",
+    }
+    if not plan.payload.startswith("synthetic"):
+        flags["--data"] = plan.payload.partition(" (")[0]
+    if server is None:
+        target = model.url
+    else:
+        target = f"{model.name}@{model.version}" if model.sha256 else f"{model.name}.onnx"
+        flags |= {
+            "--workers": server.workers,
+            "--threads": server.threads,
+            "--max-batch-rows": server.max_batch_rows,
+            "--max-delay-ms": f"{server.max_delay_ms:g}",
+            "--device": server.device,
+        }
+    return shlex.join(["mlserve", "bench", target, *(str(part) for pair in flags.items() for part in pair)])
+
+
+def _result(measurement: Measurement, names: Names, recommendation: Recommendation, machines: list[Machine]) -> Result:
+    believed = measurement.believed
+    variant = names.model(measurement.identity)
+    return Result(
+        variant=variant,
+        load=names.load(measurement.conditions),
+        protocol=measurement.conditions.protocol,
+        rate_per_s=measurement.conditions.rate_per_s,
+        recommended=variant == recommendation.variant,
+        valid=measurement.valid,
+        model=measurement.model,
+        summary=summarize(believed),
+        distribution=distribution(believed),
+        timeline=timeline(believed),
+        runs=tuple(_run_result(one, machines) for one in measurement.runs),
+    )
+
+
+def _run_result(recorded: Recorded, machines: list[Machine]) -> RunResult:
+    run = recorded.run
+    return RunResult(
+        directory=str(recorded.directory),
+        label=run.label,
+        started_at=run.started_at,
+        valid=run.certificate.valid,
+        plan=run.plan,
+        server=run.server,
+        machine=machines.index(run.machine),
+        counts=run.counts,
+        certificate=run.certificate,
+        summary=summarize([recorded]),
+        command=bench_command(run),
+    )

@@ -1,0 +1,1 @@
+"""The join: model variants, served by settings, under loads. What `serve` and `bench` do together is done here."""

@@ -1,0 +1,205 @@
+"""A server of our own for as long as it is measured: `mlserve serve` as a child process, on cores of its own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from mlserve.bench.driver import Subject, url_subject
+from mlserve.bench.leash import leashed
+from mlserve.bench.target import parse_target
+from mlserve.errors import EngineError
+from mlserve.model.artifact import MODEL_FILE, Artifact
+from mlserve.model.onnx_file import inspect_onnx
+from mlserve.model.rows import TOKENIZER_FILE
+from mlserve.model.tensors import TensorSpec
+from mlserve.runs.run import Protocol, ServedModel, ServerSettings
+
+__all__ = ["Served", "ServerOptions", "artifact_subject", "file_subject", "serving", "split_cores"]
+
+_DRAIN_S = 5
+_STOP_S = 15.0
+
+
+class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What `mlserve serve` is told. `threads` 0 are as many as the server's cores over its workers."""
+
+    workers: int = 1
+    threads: int = 0
+    max_batch_rows: int = 32
+    max_delay_ms: float = 0.0
+    device: str = "cpu"
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """A running server of one model version. `http` and `grpc` are URLs; `spare_cpus` are the cores it leaves."""
+
+    http: str
+    grpc: str
+    model: str
+    version: str
+    settings: ServerSettings
+    spare_cpus: tuple[int, ...]
+
+
+@contextmanager
+def serving(ref: str, store: Path, options: ServerOptions) -> Iterator[Served]:
+    """Serves `ref` (NAME, NAME@VERSION, NAME@ALIAS or FILE.onnx) on free ports; stops the server with the block.
+
+    Raises EngineError, in the server's own words, when it does not start. The server ends with us, even if we are
+    killed (see `leashed`).
+    """
+    cpus, spare_cpus = split_cores(_own_cores())
+    settings = ServerSettings(
+        workers=options.workers,
+        threads=options.threads or max(1, (len(cpus) or os.cpu_count() or 1) // options.workers),
+        max_batch_rows=options.max_batch_rows,
+        max_delay_ms=options.max_delay_ms,
+        device=options.device,
+        cpus=cpus,
+    )
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            leashed(_command(ref, store, settings), cpus),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            process_group=0,  # so that Ctrl-C in a terminal reaches us alone, and the server outlives its load
+        )
+        try:
+            ready = _wait_ready(process, ref, log)
+            yield Served(
+                http=ready.http,
+                grpc=f"grpc://{ready.grpc}",
+                model=ready.models[0].name,
+                version=ready.models[0].version,
+                settings=settings,
+                spare_cpus=spare_cpus,
+            )
+        finally:
+            _stop(process)
+
+
+def artifact_subject(served: Served, artifact: Artifact, protocol: Protocol, data: Path | None) -> Subject:
+    """A version of the store behind `served`, to be load-tested by what its manifest says."""
+    manifest = artifact.manifest
+    model = ServedModel(
+        url=_url(served, protocol),
+        name=served.model,
+        version=served.version,
+        variant=manifest.variant,
+        sha256=manifest.files[MODEL_FILE].sha256 if MODEL_FILE in manifest.files else "",
+        size_bytes=artifact.size_bytes,
+        accuracy=manifest.metrics.accuracy,
+    )
+    return _subject(served, model, manifest.inputs, data, artifact.directory)
+
+
+def file_subject(served: Served, path: Path, protocol: Protocol, data: Path | None) -> Subject:
+    """A bare ONNX file behind `served`: inputs as the server describes them, bounds as the file's graph shows them."""
+    target = parse_target(_url(served, protocol), served.model)
+    bounds = inspect_onnx(path).bounds
+    inputs = tuple(
+        TensorSpec(spec.name, spec.dtype, spec.shape, bounds.get(spec.name)) for spec in url_subject(target).inputs
+    )
+    model = ServedModel(url=target.url, name=served.model, version=served.version)
+    return _subject(served, model, inputs, data, path.parent)
+
+
+def split_cores(cpus: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The cores for the server, and the last one for the generator; nobody is held to one where there is only one.
+
+    A generator that waits for the server to leave its core is late, and its lateness looks like the server's.
+    """
+    return (tuple(cpus[:-1]), tuple(cpus[-1:])) if len(cpus) > 1 else (tuple(cpus), ())
+
+
+class _Model(msgspec.Struct):
+    name: str
+    version: str
+
+
+class _Ready(msgspec.Struct):
+    """What `mlserve serve --json` prints once it serves."""
+
+    http: str
+    grpc: str
+    models: list[_Model]
+
+
+def _subject(
+    served: Served, model: ServedModel, inputs: tuple[TensorSpec, ...], data: Path | None, folder: Path
+) -> Subject:
+    tokenizer = folder / TOKENIZER_FILE
+    return Subject(
+        target=parse_target(model.url, served.model),
+        model=model,
+        inputs=inputs,
+        metrics_url=served.http,
+        server=served.settings,
+        cpus=served.spare_cpus,
+        data=data,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+    )
+
+
+def _url(served: Served, protocol: Protocol) -> str:
+    return served.grpc if protocol == "grpc" else served.http
+
+
+def _own_cores() -> list[int]:
+    """The cores this process may use; empty where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _command(ref: str, store: Path, settings: ServerSettings) -> list[str]:
+    flags = {
+        "--store": store,
+        "--http-port": 0,
+        "--grpc-port": 0,
+        "--workers": settings.workers,
+        "--threads": settings.threads,
+        "--max-batch-rows": settings.max_batch_rows,
+        "--max-delay-ms": settings.max_delay_ms,
+        "--device": settings.device,
+        "--drain": f"{_DRAIN_S}s",
+    }
+    said = [str(part) for pair in flags.items() for part in pair]
+    return [sys.executable, "-m", "mlserve", "serve", *said, "--json", "--", ref]
+
+
+def _wait_ready(process: "subprocess.Popen[bytes]", ref: str, log: BinaryIO) -> _Ready:
+    """The server's one JSON document, which comes over several lines. Raises EngineError when it ends without it."""
+    assert process.stdout is not None
+    document = b""
+    for line in process.stdout:
+        document += line
+        with suppress(msgspec.DecodeError):  # it is not whole yet
+            return msgspec.json.decode(document, type=_Ready)
+    status = process.wait()
+    log.seek(0)
+    raise EngineError(_fault(log.read().decode("utf-8", "replace")) or f"the server of {ref} ended with {status}")
+
+
+def _fault(log: str) -> str:
+    """The server's own error line, or the last it said."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return (errors or lines or [""])[-1]
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stdout is not None
+    process.stdout.close()

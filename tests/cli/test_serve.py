@@ -1,0 +1,297 @@
+"""`mlserve serve` as a user meets it: what it prints, and one clear line for everything it cannot do."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
+from mlserve.model.store import Store
+from mlserve.model.tensors import TensorSpec
+
+
+@pytest.fixture
+def refused(mlserve):
+    """`refused(ARGUMENTS...)` -> the one line on stderr of `mlserve serve ARGUMENTS...`, which exits with 2."""
+
+    def run(*arguments):
+        ended = mlserve("serve", "--http-port", 0, "--grpc-port", 0, *arguments, timeout_s=60)
+        assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
+@pytest.fixture
+def started():
+    """`started(ARGUMENTS...)` -> a running `mlserve serve ARGUMENTS...`; every one is ended."""
+    processes = []
+
+    def run(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlserve", "serve", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def store(tmp_path, tiny_onnx):
+    """A store with the tiny model in one version."""
+    made = Store(tmp_path / "store")
+    with made.staging() as folder:
+        (folder / "made").mkdir()
+        (folder / "made" / MODEL_FILE).write_bytes(tiny_onnx.read_bytes())
+        x, scores = TensorSpec("x", "float32", ("batch", 30)), TensorSpec("scores", "float32", ("batch", 2))
+        made.add(Artifact(folder / "made", Manifest(variant="fp32", inputs=(x,), outputs=(scores,))), "tiny")
+    return made
+
+
+@pytest.fixture
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def lines_until(process, last):
+    lines = []
+    while line := process.stdout.readline():
+        lines.append(line.rstrip("\n"))
+        if last in line:
+            return lines
+    raise AssertionError(process.stderr.read())
+
+
+def test_it_prints_its_urls_when_ready_and_that_it_has_drained_when_it_ends(started, tiny_onnx):
+    process = started(tiny_onnx, "--http-port", 0, "--grpc-port", 0)
+    lines = lines_until(process, "/metrics")
+    assert lines[:2] == ["serving 1 model version", "  tiny@1"]
+    assert re.fullmatch(r"  REST  http://127\.0\.0\.1:\d+/v2/models/tiny/infer", lines[2])
+    assert re.fullmatch(r"  gRPC  127\.0\.0\.1:\d+", lines[3])
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (0, "", "drained and stopped\n")
+
+
+def test_with_json_it_prints_one_document_and_serves_everything_in_the_store(started, store):
+    process = started("--store", store.root, "--http-port", 0, "--grpc-port", 0, "--json")
+    document = json.loads(_document(process))
+    assert document["models"] == [{"name": "tiny", "version": "1"}]
+    assert len(document["workers"]) == 1
+    assert document["http"].startswith("http://127.0.0.1:")
+
+
+def _document(process):
+    text = ""
+    while line := process.stdout.readline():
+        text += line
+        if line == "}\n":
+            return text
+    raise AssertionError(process.stderr.read())
+
+
+def test_a_host_that_others_can_reach_is_warned_about(started, tiny_onnx):
+    process = started(tiny_onnx, "--http-port", 0, "--grpc-port", 0, "--host", "0.0.0.0")
+    lines_until(process, "/metrics")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert errors.splitlines()[0] == (
+        "warning: 0.0.0.0 can be reached from other machines, and requests are not authorized"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
+def test_a_port_in_use_is_named_with_its_flag_and_a_free_one_is_taken(refused, started, tiny_onnx, taken_port, flag):
+    other = "--grpc-port" if flag == "--http-port" else "--http-port"
+    line = refused(tiny_onnx, flag, taken_port)
+    assert line == (
+        f"error: {flag} {taken_port}: port {taken_port} on 127.0.0.1 is in use; "
+        "stop what listens there, or choose another port"
+    )
+    lines_until(started(tiny_onnx, flag, _free_port(), other, 0), "/metrics")
+
+
+def _free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_a_second_server_cannot_share_the_ports_of_the_first_by_accident(refused, started, tiny_onnx):
+    process = started(tiny_onnx, "--http-port", 0, "--grpc-port", 0)
+    lines = lines_until(process, "/metrics")
+    for flag, line in (("--http-port", lines[2]), ("--grpc-port", lines[3])):
+        port = re.search(r":(\d+)", line)[1]
+        assert "is in use" in refused(tiny_onnx, flag, port)
+
+
+def test_one_port_cannot_be_both(refused, tiny_onnx):
+    port = _free_port()
+    assert f"--grpc-port {port}: port {port} on 127.0.0.1 is in use" in refused(
+        tiny_onnx, "--http-port", port, "--grpc-port", port
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("no.such.host.invalid", "--host 'no.such.host.invalid' is no address of this machine"),
+        ("192.0.2.1", "on 192.0.2.1 cannot be used: the address is not this machine's"),
+        ("a" * 300, "is no address of this machine"),
+    ],
+)
+def test_a_host_that_is_not_this_machine_is_refused(refused, tiny_onnx, host, message):
+    assert message in refused(tiny_onnx, "--host", host)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.onnx"], "there is no file missing.onnx; give an .onnx file or the name of a model in the store"),
+        (["nobody"], "has no model 'nobody'; it has nothing yet; add a model with: mlserve optimize SOURCE"),
+        (["nobody@1"], "has no model 'nobody'"),
+        (["../nobody"], "'../nobody' cannot be a model's name"),
+        ([], "holds no model; add one with: mlserve optimize SOURCE, or serve a file: mlserve serve FILE.onnx"),
+        (["TINY", "--device", "tpu"], "'tpu' is no device; use cpu, cuda or cuda:N"),
+        (["TINY", "--drain", "0s"], "'0s' is no duration"),
+        (["TINY", "--drain", "soon"], "'soon' is no duration"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_one_line(refused, tiny_onnx, arguments, message):
+    assert message in refused(*[tiny_onnx if argument == "TINY" else argument for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("tiny@2", "model 'tiny' has no version or alias '2'; it has 1"),
+        ("tiny@production", "has no version or alias 'production'"),
+        ("tiny@" + "9" * 5000, "has no version or alias"),
+        ("tinny", "has no model 'tinny'; it has tiny"),
+    ],
+)
+def test_an_unknown_reference_is_told_with_what_there_is(refused, store, reference, message):
+    assert message in refused("--store", store.root, reference)
+
+
+def test_a_store_that_is_a_file_holds_no_model(refused, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    assert "holds no model" in refused("--store", tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.onnx", b"", "holds no ONNX graph"),
+        ("model.onnx", b"this is no model", "is no ONNX model, or it is damaged; export it again"),
+        ("model.pt", b"PK\x03\x04", "is no ONNX model, or it is damaged"),
+        ("notes.txt", b"hello", "is no ONNX model"),
+    ],
+)
+def test_a_file_that_is_no_model_is_told(refused, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert message in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_model_is_told(refused, tmp_path, tiny_onnx, share):
+    content = tiny_onnx.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: int(len(content) * share)])
+    assert "cut.onnx" in refused(tmp_path / "cut.onnx")
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("{folder}/outside.bin", "lies outside the model's folder"),
+        ("../outside.bin", "lies outside the model's folder"),
+        ("link.bin", "is reached through a link (link.bin)"),
+        ("missing.bin", "is kept in missing.bin, which is missing"),
+        ("inside.bin", None),
+    ],
+)
+def test_weights_outside_the_model_s_folder_are_refused_and_inside_served(
+    refused, started, tmp_path, tiny_onnx, location, message
+):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = onnx.load(tiny_onnx)
+    weight = model.graph.initializer[0]
+    raw = numpy_helper.to_array(weight).astype(np.float32).tobytes()
+    for path in (tmp_path / "outside.bin", folder / "inside.bin"):
+        path.write_bytes(raw)
+    (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location.format(folder=tmp_path))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    if message is None:
+        lines_until(started(folder / "model.onnx", "--http-port", 0, "--grpc-port", 0), "/metrics")
+    else:
+        assert message in refused(folder / "model.onnx")
+
+
+def test_a_version_with_a_changed_byte_is_refused_and_the_untouched_one_served(refused, started, store):
+    lines_until(started("--store", store.root, "--http-port", 0, "--grpc-port", 0), "/metrics")
+    path = store.get("tiny", 1).model_path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "tiny@1 does not match its manifest: model.onnx was changed; restore it or" in refused(
+        "--store", store.root, "tiny"
+    )
+
+
+def test_a_damaged_manifest_is_told(refused, store):
+    (store.get("tiny", 1).directory / "manifest.json").write_bytes(b"{}")
+    assert "manifest.json is damaged" in refused("--store", store.root)
+
+
+def test_two_files_of_one_name_are_refused_and_one_file_twice_is_served_once(refused, started, tmp_path, tiny_onnx):
+    other = tmp_path / "tiny.onnx"
+    other.write_bytes(tiny_onnx.read_bytes())
+    assert "would both be served as tiny; rename one" in refused(tiny_onnx, other)
+    lines = lines_until(started(tiny_onnx, tiny_onnx, "--http-port", 0, "--grpc-port", 0), "/metrics")
+    assert lines[0] == "serving 1 model version"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workers", "0"],
+        ["--threads", "0"],
+        ["--max-batch-rows", "0"],
+        ["--max-batch-rows", "1000000000"],
+        ["--max-delay-ms", "-1"],
+        ["--max-delay-ms", "nan"],
+        ["--max-delay-ms", "inf"],
+        ["--http-port", "65536"],
+        ["--http-port", "-1"],
+        ["--http-port", "http"],
+        ["--no-such-flag"],
+    ],
+)
+def test_a_flag_out_of_range_is_refused_without_a_traceback(mlserve, tiny_onnx, arguments):
+    ended = mlserve("serve", tiny_onnx, *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Usage:" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert arguments[0] in ended.stderr

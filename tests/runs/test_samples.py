@@ -1,0 +1,108 @@
+"""Raw rows: what is appended is what is read, from a finished run and from one that was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlserve.errors import RunFileError
+from mlserve.runs.samples import DROPPED, OK, Sample, SampleWriter, read_samples
+
+STAMPS = st.integers(0, 10**12)
+SAMPLES = st.lists(
+    st.builds(
+        Sample,
+        STAMPS,
+        st.none() | STAMPS,
+        st.none() | STAMPS,
+        st.none() | STAMPS,
+        st.integers(1, 100),
+        st.sampled_from([OK, DROPPED, "HTTP 503"]),
+        st.text(max_size=5),
+        st.booleans(),
+    ),
+    max_size=20,
+)
+
+
+def seconds(stamps):
+    return np.array([np.nan if stamp is None else stamp / 1e9 for stamp in stamps], float)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(batches=st.lists(SAMPLES, max_size=4))
+def test_what_is_appended_is_what_is_read_without_the_warm_up(tmp_path_factory, batches):
+    folder = tmp_path_factory.mktemp("run")
+    with SampleWriter(folder) as writer:
+        for batch in batches:
+            writer.append(batch)
+    assert [path.name for path in folder.iterdir()] == ["samples.parquet"]
+    measured = [sample for batch in batches for sample in batch if not sample.warm_up]
+    samples = read_samples(folder)
+    assert len(samples) == len(measured)
+    assert samples.status.tolist() == [sample.status for sample in measured]
+    assert samples.rows.tolist() == [sample.rows for sample in measured]
+    for name in ("scheduled", "sent", "first_byte", "done"):
+        stamps = [getattr(sample, f"{name}_ns") for sample in measured]
+        np.testing.assert_array_equal(getattr(samples, f"{name}_s"), seconds(stamps))
+
+
+def sample(scheduled_ns, sent_ns, done_ns, status=OK, *, warm_up=False):
+    return Sample(scheduled_ns, sent_ns, None, done_ns, 1, status, "1", warm_up)
+
+
+def test_latency_counts_from_the_schedule_and_service_from_sending(tmp_path):
+    with SampleWriter(tmp_path) as writer:
+        writer.append(
+            [
+                sample(0, 10**9, 3 * 10**9),
+                sample(10**9, None, None, DROPPED),
+                sample(2 * 10**9, 2 * 10**9, 9 * 10**9, "HTTP 503"),
+                sample(0, 0, 10**9, warm_up=True),
+            ]
+        )
+    samples = read_samples(tmp_path)
+    assert samples.latency_s.tolist() == [3.0]
+    assert samples.service_s.tolist() == [2.0]
+    assert samples.dispatch_lag_s.tolist() == [1.0, 0.0]
+    assert samples.ok.tolist() == [True, False, False]
+
+
+_WRITE_AND_HANG = """
+import sys, time
+from pathlib import Path
+from mlserve.runs.samples import Sample, SampleWriter
+with SampleWriter(Path(sys.argv[1])) as writer:
+    for number in range(3):
+        writer.append([Sample(number, number, None, number, 1, "ok", "1", False)])
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_was_appended_survives_the_death_of_the_process(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", _WRITE_AND_HANG, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(read_samples(tmp_path)) == 3
+    stream = tmp_path / "samples.arrow"
+    os.truncate(stream, stream.stat().st_size - 10)
+    assert len(read_samples(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "samples.arrow"])
+def test_rows_that_cannot_be_read_are_named(tmp_path, name):
+    with pytest.raises(RunFileError, match="holds no samples"):
+        read_samples(tmp_path)
+    (tmp_path / name).write_bytes(b"" if name == "samples.arrow" else b"PAR1")
+    with pytest.raises(RunFileError, match="are damaged"):
+        read_samples(tmp_path)

@@ -1,0 +1,281 @@
+"""The batcher with a shipped fake engine: who runs where, who answers whom, and what a fault costs whom."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mlserve.engines.fake import FakeEngine
+from mlserve.errors import EngineError, InvalidRequest, ModelFailed, Overloaded
+from mlserve.model.tensors import TensorSpec
+from mlserve.serve.batching.batcher import Batcher, Ticket
+from mlserve.serve.batching.turn import Turn
+from mlserve.serve.batching.window import BatchWindow
+
+X, Y = TensorSpec("x", "float32", ("batch", 1)), TensorSpec("y", "float32", ("batch", 1))
+
+
+class Request(Ticket):
+    """A ticket that keeps what it is told, and by which thread."""
+
+    __slots__ = ("outputs", "told", "told_by", "whole")
+
+    def __init__(self, *values, loop=None, key=None):
+        self.inputs = {"x": np.array(values, np.float32).reshape(-1, 1)}
+        self.rows, self.key, self.loop, self.protocol = len(values), key, loop, "test"
+        self.arrived_s = time.perf_counter()
+        self.outputs, self.whole, self.told, self.told_by = [], None, threading.Event(), None
+
+    def answer(self, outputs, batch):
+        self._tell(outputs["y"].ravel().tolist(), batch)
+
+    def fail(self, error):
+        self._tell(error, None)
+
+    def _tell(self, outcome, batch):
+        self.outputs.append(outcome)
+        self.whole, self.told_by = batch, threading.current_thread()
+        self.told.set()
+
+    def outcome(self):
+        assert self.told.wait(10)
+        (only,) = self.outputs  # never told twice
+        return only
+
+
+class Observer:
+    def __init__(self):
+        self.batches, self.answers, self.failures = [], 0, []
+
+    def ran(self, batch, queued_s):
+        self.batches.append(batch.rows)
+        assert queued_s >= 0
+
+    def answered(self, tickets):
+        self.answers += len(tickets)
+
+    def failed(self, protocol, error):
+        self.failures.append((protocol, type(error)))
+
+
+def doubled(inputs):
+    return {"y": 2 * inputs["x"]}
+
+
+@pytest.fixture
+def make():
+    """`make(answer, ...)` -> (batcher, engine, observer); every batcher is closed in the end."""
+    made = []
+
+    def build(answer=doubled, max_rows=4, *, delay_s=0.0, typical_s=0.0, max_waiting_rows=4096):
+        engine, observer = FakeEngine((X,), (Y,), answer), Observer()
+        window = BatchWindow(max_rows, delay_s, max_waiting_rows)
+        batcher = Batcher("m", engine, window, observer, typical_s=typical_s)
+        made.append(batcher)
+        return batcher, engine, observer
+
+    yield build
+    for batcher in made:
+        batcher.close()
+
+
+def test_what_is_submitted_together_runs_together_and_each_gets_its_own_rows(make):
+    batcher, engine, observer = make()
+    requests = [Request(1), Request(2, 3), Request(4)]
+    batcher.submit(requests)
+    assert [request.outcome() for request in requests] == [[2], [4, 6], [8]]
+    assert engine.batches == [4]
+    assert (observer.batches, observer.answers, observer.failures) == ([4], 3, [])
+
+
+def test_more_than_one_batch_of_rows_runs_as_several_batches_in_order(make):
+    batcher, engine, _ = make(max_rows=2)
+    requests = [Request(number) for number in range(5)]
+    batcher.submit(requests)
+    assert [request.outcome() for request in requests] == [[0], [2], [4], [6], [8]]
+    assert engine.batches == [2, 2, 1]
+
+
+def test_a_short_run_happens_on_the_thread_that_submits_and_a_long_one_on_the_engine_s(make):
+    here = threading.current_thread()
+    quick, _, _ = make()
+    slow, _, _ = make(typical_s=1.0)
+    requests = Request(1), Request(1)
+    quick.submit([requests[0]])
+    slow.submit([requests[1]])
+    assert requests[0].outcome() == requests[1].outcome() == [2]
+    assert requests[0].told_by is here
+    assert requests[1].told_by is not here
+
+
+def test_an_engine_that_turns_out_slow_moves_to_a_thread_of_its_own(make):
+    def slow(inputs):
+        time.sleep(0.02)
+        return doubled(inputs)
+
+    batcher, _, _ = make(slow)
+    requests = [Request(number) for number in range(4)]
+    for request in requests:
+        batcher.submit([request])
+        request.outcome()
+    assert requests[0].told_by is threading.current_thread()
+    assert requests[-1].told_by is not threading.current_thread()
+
+
+def test_with_a_delay_requests_wait_for_others_to_fill_their_batch_and_without_one_they_do_not(make):
+    for delay_s, expected in ((60.0, [2]), (0.0, [1, 1])):
+        batcher, engine, _ = make(max_rows=2, delay_s=delay_s)
+        requests = [Request(1), Request(2)]
+        for request in requests:
+            batcher.submit([request])
+        assert [request.outcome() for request in requests] == [[2], [4]]
+        assert engine.batches == expected
+
+
+def test_requests_of_different_shapes_do_not_share_a_batch(make):
+    batcher, engine, _ = make()
+    requests = [Request(1, key="a"), Request(2, key="b"), Request(3, key="a")]
+    batcher.submit(requests)
+    assert [request.outcome() for request in requests] == [[2], [4], [6]]
+    assert sorted(engine.batches) == [1, 2]
+
+
+def test_a_bad_request_fails_alone_and_its_batch_mates_are_answered(make):
+    def no_negatives(inputs):
+        if (inputs["x"] < 0).any():
+            raise InvalidRequest("a value is negative")
+        return doubled(inputs)
+
+    batcher, engine, observer = make(no_negatives)
+    requests = [Request(1), Request(-1), Request(3)]
+    batcher.submit(requests)
+    assert requests[0].outcome() == [2]
+    assert isinstance(requests[1].outcome(), InvalidRequest)
+    assert requests[2].outcome() == [6]
+    assert engine.batches == [3, 1, 1, 1]
+    assert observer.failures == [("test", InvalidRequest)]
+    assert observer.answers == 2
+
+
+@pytest.mark.parametrize("fault", [EngineError("out of memory"), ZeroDivisionError("a bug")])
+def test_whatever_the_engine_raises_every_request_is_told_and_the_next_one_runs(make, fault):
+    broken = True
+
+    def answer(inputs):
+        if broken:
+            raise fault
+        return doubled(inputs)
+
+    batcher, _, observer = make(answer)
+    requests = [Request(1), Request(2)]
+    batcher.submit(requests)
+    assert all(isinstance(request.outcome(), ModelFailed) for request in requests)
+    assert len(observer.failures) == 2
+    broken = False
+    after = Request(5)
+    batcher.submit([after])
+    assert after.outcome() == [10]
+
+
+def test_an_engine_that_loses_rows_is_asked_again_one_by_one_instead_of_mixing_answers(make):
+    batcher, _, _ = make(lambda inputs: {"y": inputs["x"][:1]})
+    requests = [Request(1), Request(2)]
+    batcher.submit(requests)
+    # Alone, each row count is right again, so the answers are each request's own.
+    assert [request.outcome() for request in requests] == [[1], [2]]
+
+
+def test_a_full_queue_refuses_what_is_too_much_and_keeps_the_rest(make):
+    release = threading.Event()
+
+    def held(inputs):
+        release.wait(10)
+        return doubled(inputs)
+
+    batcher, _, observer = make(held, max_rows=1, typical_s=1.0, max_waiting_rows=2)
+    running = Request(0)
+    batcher.submit([running])
+    while batcher.waiting_rows:
+        time.sleep(0.001)
+    requests = [Request(number) for number in (1, 2, 3)]
+    batcher.submit(requests)
+    assert isinstance(requests[2].outcome(), Overloaded)
+    assert not batcher.idle
+    release.set()
+    assert [request.outcome() for request in (running, *requests[:2])] == [[0], [2], [4]]
+    assert observer.failures == [("test", Overloaded)]
+
+
+def test_an_answer_that_cannot_be_written_fails_that_request_alone(make):
+    class Unwritable(Request):
+        def answer(self, outputs, batch):
+            raise ValueError("no such type on this wire")
+
+    batcher, _, observer = make()
+    requests = [Unwritable(1), Request(2)]
+    batcher.submit(requests)
+    assert isinstance(requests[0].outcome(), ModelFailed)
+    assert requests[1].outcome() == [4]
+    assert (observer.answers, len(observer.failures)) == (1, 1)
+
+
+def test_closing_answers_what_still_waits(make):
+    batcher, _, _ = make(delay_s=0.3)
+    request = Request(1)
+    batcher.submit([request])
+    batcher.close()
+    assert request.outcome() == [2]
+    assert batcher.idle
+
+
+def test_a_ticket_with_a_loop_is_answered_on_that_loop(make):
+    batcher, _, _ = make(typical_s=1.0)
+
+    async def ask():
+        loop = asyncio.get_running_loop()
+        request = Request(1, loop=loop)
+        batcher.submit([request])
+        while not request.told.is_set():
+            await asyncio.sleep(0.001)
+        return request
+
+    request = asyncio.run(ask())
+    assert request.outcome() == [2]
+    assert request.told_by is threading.current_thread()
+
+
+def test_many_threads_at_once_get_their_own_answers(make):
+    for settings in ({}, {"delay_s": 0.001}, {"typical_s": 1.0}):
+        batcher, engine, observer = make(max_rows=8, **settings)
+        requests = [[Request(100 * thread + number) for number in range(50)] for thread in range(8)]
+
+        def submit(mine, batcher=batcher):
+            for request in mine:
+                batcher.submit([request])
+
+        threads = [threading.Thread(target=submit, args=(mine,)) for mine in requests]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for thread, mine in enumerate(requests):
+            assert [request.outcome() for request in mine] == [[2 * (100 * thread + number)] for number in range(50)]
+        batcher.close()
+        assert sum(engine.batches) == sum(observer.batches) == observer.answers == 400
+        assert max(engine.batches) <= 8
+
+
+def test_a_turn_submits_what_was_added_once_and_by_batcher(make):
+    first, second = make(), make()
+    turn = Turn()
+    requests = [Request(1), Request(2), Request(3)]
+    for request, (batcher, _, _) in zip(requests, (first, second, first), strict=True):
+        turn.add(batcher, request)
+    assert not any(request.told.is_set() for request in requests)
+    turn.run()
+    turn.run()
+    assert [request.outcome() for request in requests] == [[2], [4], [6]]
+    assert first[1].batches == [2]
+    assert second[1].batches == [1]

@@ -1,0 +1,161 @@
+"""What is served: versions of a store and bare files, checked before anything executes them."""
+
+import concurrent.futures
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save_model
+
+from mlserve.errors import EngineError, ModelFileError, StoreError
+from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
+from mlserve.model.store import Store
+from mlserve.model.tensors import TensorSpec
+from mlserve.serve.loading import load_model
+from mlserve.serve.settings import ModelSource, ServeSettings
+
+SETTINGS = ServeSettings(models=(), defaults={})
+
+
+def scale_onnx(path, factor, inputs=("batch", 2)):
+    """`x` float32 -> `y` = factor * x, of shape `inputs`."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, list(inputs)) for name in "xy")
+    scale = numpy_helper.from_array(np.float32(factor), "factor")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "factor"], ["y"])], "g", [x], [y], [scale])
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def publish(store, name, factor):
+    with store.staging() as folder:
+        made = folder / "made"
+        made.mkdir()
+        scale_onnx(made / MODEL_FILE, factor)
+        specs = [(TensorSpec(tensor, "float32", ("batch", 2)),) for tensor in "xy"]
+        return store.add(Artifact(made, Manifest(variant="fp32", inputs=specs[0], outputs=specs[1])), name)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """`double` in three versions (x2, x4, x6) with 2 promoted, and `triple` in one."""
+    made = Store(tmp_path / "store")
+    for factor in (2, 4, 6):
+        publish(made, "double", factor)
+    made.promote("double", 2)
+    made.promote("double", 3, "candidate")
+    publish(made, "triple", 3)
+    return made
+
+
+def factor_of(server, path):
+    status, document = server.infer("", {"x": ("FP32", [[1.0, 1.0]])}, path=f"/v2/models/{path}/infer")
+    return document["outputs"][0]["data"][0] if status == 200 else status
+
+
+def test_everything_in_the_store_is_served_when_no_name_is_given(serving, store):
+    with serving("--store", store.root) as server:
+        assert server.get_json("/v2/models/double")["versions"] == ["1", "2", "3"]
+        assert [factor_of(server, f"double/versions/{version}") for version in (1, 2, 3)] == [2, 4, 6]
+        assert factor_of(server, "double") == 4  # production
+        assert factor_of(server, "triple") == 3
+        assert factor_of(server, "double/versions/4") == 404
+        assert factor_of(server, "double/versions/production") == 404
+
+
+@pytest.mark.parametrize(
+    ("refs", "expected"),
+    [
+        (["double"], {"double": 4, "double/versions/2": 4, "double/versions/1": 404, "triple": 404}),
+        (["double@1"], {"double": 2, "double/versions/2": 404}),
+        (["double@candidate", "triple@1"], {"double": 6, "double/versions/3": 6, "triple": 3}),
+        (["double@1", "double@3", "double@1"], {"double": 6, "double/versions/1": 2, "double/versions/2": 404}),
+    ],
+)
+def test_a_reference_serves_just_that_version(serving, store, refs, expected):
+    with serving("--store", store.root, *refs) as server:
+        assert {path: factor_of(server, path) for path in expected} == expected
+
+
+def test_models_and_versions_answer_side_by_side_under_load(serving, store, tiny_onnx, until):
+    with serving("--store", store.root, "double@1", "double@2", "triple", tiny_onnx, "--max-delay-ms", 5) as server:
+        paths = {"double/versions/1": 2, "double/versions/2": 4, "double": 4, "triple": 3}
+        work = list(paths) * 10
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda path: factor_of(server, path), work))
+        assert found == [paths[path] for path in work]
+        until(lambda: server.counted("mlserve_requests_total", model="double", version="2", outcome="ok") == 20)
+
+
+def test_a_file_is_served_under_its_own_name_as_far_as_a_url_allows(serving, tmp_path):
+    path = scale_onnx(tmp_path / "my model (v2).onnx", 5)
+    with serving(path) as server:
+        assert factor_of(server, "my_model__v2_") == 5
+
+
+def test_weights_beside_the_model_are_loaded(serving, tmp_path):
+    import onnx
+
+    path = scale_onnx(tmp_path / "scale.onnx", 7)
+    model = onnx.load(path)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full(2000, 7, np.float32), "factor"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_value = 2000
+    save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").stat().st_size >= 8000
+    with serving(path) as server:
+        status, document = server.infer("scale", {"x": ("FP32", [[1.0] * 2000])})
+        assert (status, document["outputs"][0]["data"]) == (200, [7.0] * 2000)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_never_batched(serving, tmp_path):
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in "xy")
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    path = tmp_path / "centre.onnx"
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with serving(path, "--max-delay-ms", 20) as server:
+
+        def ask(number):
+            status, document = server.infer("centre", {"x": ("FP32", [[float(number)], [number + 2.0]])})
+            return status, document["outputs"][0]["data"]
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, range(16))) == [(200, [-1.0, 1.0])] * 16
+        assert server.counted("mlserve_batches_total") == 16
+
+
+def test_a_model_of_fixed_shape_takes_one_request_a_run(serving, tmp_path):
+    with serving(scale_onnx(tmp_path / "fixed.onnx", 2, inputs=(3, 2)), "--max-delay-ms", 20) as server:
+
+        def ask(number):
+            status, document = server.infer("fixed", {"x": ("FP32", [[number, 1.0]] * 3)})
+            return status, document["outputs"][0]["data"]
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, range(8))) == [(200, [2.0 * number, 2.0] * 3) for number in range(8)]
+        assert server.infer("fixed", {"x": ("FP32", [[1.0, 1.0]])})[0] == 400
+
+
+def test_a_version_with_a_changed_byte_is_refused_before_it_is_loaded(store):
+    artifact = store.get("double", 1)
+    source = ModelSource("double", "1", str(artifact.directory))
+    load_model(source, SETTINGS)
+    content = bytearray(artifact.model_path.read_bytes())
+    content[-1] ^= 1
+    artifact.model_path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"double@1 does not match its manifest: model\.onnx was changed"):
+        load_model(source, SETTINGS)
+
+
+def test_a_file_that_is_no_model_and_one_that_onnxruntime_refuses_are_named(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(ModelFileError, match=r"model\.onnx is no ONNX model"):
+        load_model(ModelSource("m", "1", str(path)), SETTINGS)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Nonsense", ["x"], ["y"])], "g", [x], [x])
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    with pytest.raises(EngineError, match=r"model\.onnx cannot be loaded"):
+        load_model(ModelSource("m", "1", str(path)), SETTINGS)

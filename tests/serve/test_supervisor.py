@@ -1,0 +1,239 @@
+"""Servers as processes: workers that die and come back, signals that drain, and nothing that is left behind."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+
+from mlserve.serve.settings import BatchSettings, Limits
+from mlserve.wire import messages
+
+# A second or so of computing: long enough to be in flight when the signal comes.
+LONG = 3000.0
+ENDLESS = 1e6
+
+
+def living(pids):
+    """Those of `pids` that still run; a zombie that its new parent has not collected yet does not."""
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+def slow_request(turns):
+    body = json.dumps({"inputs": [{"name": "turns", "datatype": "FP32", "shape": [1, 1], "data": [turns]}]}).encode()
+    head = f"POST /v2/models/slow/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def slow_message(turns):
+    request = messages.ModelInferRequest(model_name="slow")
+    request.inputs.add(name="turns", datatype="FP32", shape=[1, 1])
+    request.raw_input_contents.append(np.float32(turns).tobytes())
+    return request.SerializeToString()
+
+
+def everything(connection):
+    """What comes until the server closes the connection."""
+    received = b""
+    while part := connection.recv(65536):
+        received += part
+    return received
+
+
+@pytest.fixture
+def slow_server(serving_settings, slow_onnx):
+    """One worker with a slow model; with a delay its runs are on the engine's thread from the first."""
+
+    def start(**settings):
+        return serving_settings(slow_onnx, batch=BatchSettings(1, 0.001), **settings)
+
+    return start
+
+
+@pytest.fixture
+def in_flight():
+    """`in_flight(server, turns)` -> `(connection, call)`: a REST and a gRPC request that the server has received."""
+    opened = []
+
+    def send(server, turns):
+        connection = server.connect()
+        channel = grpc.insecure_channel(server.grpc)
+        opened.extend([connection, channel])
+        connection.sendall(slow_request(turns))
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(slow_message(turns), timeout=50)
+        # The same loop, and the same HTTP/2 connection, have answered what came after.
+        server.get_json("/health")
+        channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=20)
+        return connection, call
+
+    yield send
+    for each in opened:
+        each.close()
+
+
+# Workers
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhile(serving, tiny_onnx, until):
+    with serving(tiny_onnx, "--workers", 2) as server:
+        assert len(set(server.workers)) == 2
+        assert server.counted("mlserve_model_loaded") == 2
+
+        def ask():
+            for _ in range(20):
+                assert server.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
+
+        ask()
+        killed = server.workers[0]
+        psutil.Process(killed).kill()
+        until(lambda: not psutil.pid_exists(killed))  # its last thread has closed the ports
+        ask()
+        until(lambda: f"worker {killed} ended with status -9; another takes its place" in server.log)
+        until(lambda: server.counted("mlserve_model_loaded") == 2)
+        ask()
+        now = {child.pid for child in psutil.Process(server.process.pid).children()}
+        assert len(now) == 2
+        assert killed not in now
+        assert server.workers[1] in now
+        # Those of the killed one too; a reply leaves a moment before it is counted.
+        until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 60)
+
+
+def test_both_workers_answer_on_both_ports(serving, tiny_onnx, until):
+    """Each has counted some of the requests, every one on a connection of its own."""
+    with serving(tiny_onnx, "--workers", 2) as server:
+        for _ in range(60):
+            assert server.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
+            with grpc.insecure_channel(server.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=20)
+        for worker in server.workers:
+            served = [
+                connection for connection in psutil.Process(worker).net_connections() if connection.status == "LISTEN"
+            ]
+            assert {connection.laddr.port for connection in served} == {server.http_port, server.grpc_port}
+        until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 60)
+
+
+# Signals
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_ends(slow_server, in_flight, until, transport):
+    with slow_server(grpc_transport=transport) as server:
+        connection, call = in_flight(server, LONG)
+        with server.connect() as idle, server.connect() as half:
+            half.sendall(slow_request(1.0)[:-1])
+            server.get_json("/health")
+            server.process.send_signal(signal.SIGTERM)
+            assert everything(idle) == b""
+
+            def refused():
+                try:
+                    server.connect().close()
+                except OSError:
+                    return True
+                return False
+
+            until(refused)
+            half.sendall(slow_request(1.0)[-1:])
+            late = everything(half)
+            assert late.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"the server is shutting down" in late
+        answer = everything(connection)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b'"data":[3000.0]}]}')
+        assert messages.ModelInferResponse.FromString(call.result()).outputs[0].name == "same"
+        assert server.process.wait(30) == 0
+        assert living(server.workers) == []
+
+
+def test_what_outlasts_the_drain_limit_is_told_and_given_up(slow_server, in_flight):
+    with slow_server(limits=Limits(drain_s=1.0)) as server:
+        connection, call = in_flight(server, ENDLESS)
+        server.process.send_signal(signal.SIGTERM)
+        answer = everything(connection)
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"the server stopped before this request was answered" in answer
+        assert call.exception().code() is grpc.StatusCode.UNAVAILABLE
+        assert server.process.wait(30) == 0
+        assert living(server.workers) == []
+        assert "gave up what still ran after the drain limit of 1 s" in server.log
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_ctrl_c_drains_and_a_second_signal_ends_at_once_without_orphans(slow_server, in_flight, until, signals):
+    with slow_server() as server:
+        connection, _ = in_flight(server, LONG if len(signals) == 1 else ENDLESS)
+        with server.connect() as idle:
+            for number in signals:
+                server.process.send_signal(number)
+                assert everything(idle) == b""  # the first has arrived before the second is sent
+        assert server.process.wait(30) == 0
+        until(lambda: not living(server.workers))
+        if len(signals) == 1:
+            assert everything(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+        else:
+            with suppress(ConnectionError):
+                assert everything(connection) == b""
+
+
+def test_workers_end_when_their_supervisor_is_killed(serving, tiny_onnx, until):
+    with serving(tiny_onnx, "--workers", 2) as server:
+        assert living(server.workers) == server.workers
+        server.process.kill()
+        server.process.wait(30)
+        until(lambda: not living(server.workers))
+
+
+def test_a_signal_while_the_models_load_ends_the_server_without_orphans(tiny_onnx, until):
+    command = [
+        sys.executable,
+        "-m",
+        "mlserve",
+        "serve",
+        tiny_onnx,
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    workers = until(lambda: psutil.Process(process.pid).children())
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "")
+    assert "Traceback" not in errors
+    until(lambda: not living([worker.pid for worker in workers]))
+
+
+def test_the_same_ports_can_be_served_again_at_once(serving, tiny_onnx):
+    with serving(tiny_onnx) as server:
+        ports = ["--http-port", server.http_port, "--grpc-port", server.grpc_port]
+        status, headers, _ = server.request("GET", "/health", headers={"connection": "close"})
+        assert (status, headers["connection"]) == (200, "close")
+    with serving(tiny_onnx, *ports) as again:
+        assert [again.http_port, again.grpc_port] == [server.http_port, server.grpc_port]
+        assert again.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
+
+
+def test_a_server_listens_on_the_host_it_was_given_and_on_no_other(serving, tiny_onnx):
+    with serving(tiny_onnx, "--host", "localhost") as server:
+        assert server.http.startswith("127.0.0.1:")
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.2", server.http_port), timeout=5)
+
+
+def test_a_worker_started_by_hand_says_what_starts_it():
+    worker = subprocess.run(
+        [sys.executable, "-m", "mlserve.serve.worker"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert worker.returncode == 1
+    assert worker.stderr == "this is started by `mlserve serve`; it reads its settings from stdin\n"

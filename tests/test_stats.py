@@ -1,0 +1,186 @@
+"""The arithmetic of evidence, against slower and plainer arithmetic."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from mlserve.stats import (
+    bootstrap_interval,
+    difference_interval,
+    mean_of,
+    measured,
+    minimum_samples,
+    quantile,
+    quantile_of,
+    ratio_interval,
+    split_blocks,
+)
+
+positive = st.floats(1e-6, 1e3)
+block = arrays(np.float64, st.integers(1, 8), elements=positive)
+run = st.lists(block, min_size=1, max_size=6)
+shares = st.floats(0.001, 1.0)
+
+
+def blocks_of(values, number=20):
+    return np.array_split(values, number)
+
+
+def lognormal(count, *, seed=0, spread=0.5):
+    return np.random.default_rng(seed).lognormal(0, spread, count)
+
+
+@given(arrays(np.float64, st.integers(1, 50), elements=positive), shares)
+def test_a_quantile_is_the_smallest_value_that_enough_others_do_not_exceed(values, q):
+    found = quantile(values, q)
+    assert found in values
+    assert np.mean(values <= found) >= q - 1e-9
+    assert np.mean(values < found) < q
+
+
+def test_there_is_no_quantile_of_nothing():
+    assert math.isnan(quantile(np.empty(0), 0.5))
+
+
+@pytest.mark.parametrize(("q", "needed"), [(0.5, 7), (0.9, 44), (0.95, 90), (0.99, 459), (0.999, 4603)])
+def test_a_claim_needs_as_many_samples_as_loadgen_asks_for(q, needed):
+    assert minimum_samples(q) == needed
+    assert q**needed <= 0.01 < q ** (needed - 1)
+
+
+@given(st.lists(st.tuples(positive, st.integers(0, 5)), min_size=1))
+def test_splitting_keeps_every_value_in_its_block_and_in_order(pairs):
+    values, numbers = (np.array(column) for column in zip(*pairs, strict=True))
+    expected = [values[numbers == number].tolist() for number in sorted(set(numbers.tolist()))]
+    assert [found.tolist() for found in split_blocks(values, numbers)] == expected
+
+
+def test_splitting_nothing_gives_no_blocks():
+    assert split_blocks(np.empty(0), np.empty(0, np.int64)) == []
+
+
+@given(run, shares, st.integers(0, 100))
+def test_the_quantile_of_redrawn_blocks_is_that_of_their_values_written_out(blocks, q, seed):
+    times = np.random.default_rng(seed).integers(0, 4, (5, len(blocks)))
+    times[:, 0] += 1
+    found = quantile_of(q)(blocks, times)
+    for row, value in zip(times, found, strict=True):
+        written_out = np.concatenate([np.tile(block, count) for block, count in zip(blocks, row, strict=True)])
+        assert value == quantile(written_out, q)
+
+
+@given(run, st.integers(0, 100))
+def test_the_mean_of_redrawn_blocks_is_that_of_their_values_written_out(blocks, seed):
+    times = np.random.default_rng(seed).integers(0, 4, (5, len(blocks)))
+    times[:, 0] += 1
+    for row, value in zip(times, mean_of(blocks, times), strict=True):
+        written_out = np.concatenate([np.tile(block, count) for block, count in zip(blocks, row, strict=True)])
+        assert value == pytest.approx(written_out.mean())
+
+
+@given(st.lists(run, min_size=1, max_size=3))
+def test_a_figure_of_runs_as_they_are_is_that_of_all_their_values(runs):
+    values = np.concatenate([block for blocks in runs for block in blocks])
+    assert measured(runs, quantile_of(0.9)) == quantile(values, 0.9)
+    assert measured(runs, mean_of) == pytest.approx(values.mean())
+
+
+def test_there_is_no_figure_of_no_blocks():
+    assert math.isnan(measured([[]], mean_of))
+
+
+@given(st.lists(run, min_size=1, max_size=3), shares)
+def test_an_interval_lies_within_what_the_blocks_can_give_or_is_unknown(runs, q):
+    low, high = bootstrap_interval(runs, quantile_of(q), resamples=50)
+    if sum(map(len, runs)) < 2:
+        assert math.isnan(low)
+        assert math.isnan(high)
+    else:
+        assert 0 < low <= high
+
+
+def test_one_block_says_nothing_about_spread():
+    assert all(math.isnan(end) for end in bootstrap_interval([[lognormal(500)]], mean_of))
+    assert all(math.isnan(end) for end in ratio_interval([[lognormal(500)]], [[lognormal(500)]], mean_of))
+
+
+def test_an_interval_shrinks_with_the_root_of_the_data():
+    low, high = bootstrap_interval([blocks_of(lognormal(2_000))], mean_of)
+    tight_low, tight_high = bootstrap_interval([blocks_of(lognormal(32_000))], mean_of)
+    assert (high - low) / (tight_high - tight_low) == pytest.approx(4, rel=0.4)
+
+
+def test_an_interval_for_more_confidence_holds_the_other():
+    blocks = [blocks_of(lognormal(2_000))]
+    low, high = bootstrap_interval(blocks, quantile_of(0.9), confidence=0.8)
+    wide_low, wide_high = bootstrap_interval(blocks, quantile_of(0.9), confidence=0.99)
+    assert wide_low < low < high < wide_high
+
+
+def test_intervals_are_the_same_every_time():
+    blocks = [blocks_of(lognormal(500))]
+    assert ratio_interval(blocks, blocks, mean_of) == ratio_interval(blocks, blocks, mean_of)
+
+
+@given(st.floats(0.1, 10))
+def test_the_ratio_follows_the_candidates_unit(factor):
+    before, after = [blocks_of(lognormal(400, seed=1))], [blocks_of(lognormal(400, seed=2))]
+    scaled = [[block * factor for block in after[0]]]
+    low, high = ratio_interval(before, after, quantile_of(0.9), resamples=200)
+    assert ratio_interval(before, scaled, quantile_of(0.9), resamples=200) == pytest.approx(
+        (low * factor, high * factor)
+    )
+
+
+def test_neighbours_that_are_alike_widen_the_interval():
+    rng = np.random.default_rng(3)
+    levels = np.cumsum(rng.standard_normal(20)) / 10
+    wandering = [np.exp(level + 0.1 * rng.standard_normal(50)) for level in levels]
+    shuffled = [wandering[place] for place in np.random.default_rng(0).permutation(20)]
+    low, high = bootstrap_interval([wandering], mean_of)
+    plain_low, plain_high = bootstrap_interval([shuffled], mean_of)
+    assert high - low > 1.5 * (plain_high - plain_low)
+
+
+def test_runs_that_differ_widen_the_interval_as_blocks_alone_would_not():
+    runs = [blocks_of(level * lognormal(500, seed=seed)) for seed, level in enumerate([1.0, 1.5, 0.7])]
+    low, high = bootstrap_interval(runs, mean_of)
+    one_low, one_high = bootstrap_interval([[block for blocks in runs for block in blocks]], mean_of)
+    alike_low, alike_high = bootstrap_interval([blocks_of(lognormal(500, seed=seed)) for seed in range(3)], mean_of)
+    assert high - low > 2 * (alike_high - alike_low)
+    assert low < one_high
+    assert high > one_low
+
+
+def shares_of(ones, count):
+    values = np.zeros(count)
+    values[np.linspace(0, count - 1, ones).astype(int)] = 1
+    return [blocks_of(values)]
+
+
+def test_no_failures_seen_does_not_mean_that_none_are_possible():
+    low, high = difference_interval(shares_of(0, 1000), shares_of(0, 1000))
+    assert (low, high) == pytest.approx((-0.0038, 0.0038), abs=5e-5)
+
+
+def test_the_difference_of_shares_is_newcombes_where_failures_are_spread_evenly():
+    """Newcombe 1998, table II, (a): 56/70 against 48/80 gives 0.0524 to 0.3339 by method 10."""
+    low, high = difference_interval(shares_of(48, 80), shares_of(56, 70))
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=2e-4)
+
+
+def test_failures_in_one_burst_are_weaker_evidence_than_as_many_spread_out():
+    burst = np.zeros(2000)
+    burst[:60] = 1
+    spread_low, _ = difference_interval(shares_of(0, 2000), shares_of(60, 2000))
+    burst_low, _ = difference_interval(shares_of(0, 2000), [blocks_of(burst)])
+    assert spread_low > 0.02
+    assert burst_low <= 0
+
+
+def test_there_is_no_difference_to_nothing():
+    assert all(math.isnan(end) for end in difference_interval([[]], shares_of(1, 10)))

@@ -1,0 +1,68 @@
+import os
+import urllib.request
+
+import psutil
+import pytest
+
+from mlserve.bench.driver import url_subject
+from mlserve.bench.target import parse_target
+from mlserve.errors import EngineError
+from mlserve.tuning.serving import ServerOptions, file_subject, serving, split_cores
+
+
+def children():
+    found = psutil.Process(os.getpid()).children(recursive=True)
+    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "server", "generator"),
+    [((), (), ()), ((3,), (3,), ()), ((0, 1), (0,), (1,)), ((2, 5, 7), (2, 5), (7,))],
+)
+def test_the_generator_gets_the_last_core_where_there_is_another(cpus, server, generator):
+    assert split_cores(cpus) == (server, generator)
+
+
+def test_a_server_answers_while_the_block_lasts_and_is_gone_after_it(tiny_onnx, tmp_path):
+    with serving(str(tiny_onnx), tmp_path, ServerOptions(max_batch_rows=4)) as served:
+        assert (served.model, served.version) == ("tiny", "1")
+        assert served.settings.max_batch_rows == 4
+        assert served.settings.threads == max(1, len(served.settings.cpus))
+        with urllib.request.urlopen(f"{served.http}/ready") as answer:
+            assert answer.status == 200
+        assert [spec.name for spec in url_subject(parse_target(served.grpc, "tiny")).inputs] == ["x"]
+        held = {tuple(child.cpu_affinity()) for child in children()}
+        assert held == {served.settings.cpus}
+    assert children() == []
+
+
+def test_a_server_is_gone_when_the_block_fails(tiny_onnx, tmp_path):
+    def fail():
+        assert children()
+        raise KeyError
+
+    with pytest.raises(KeyError), serving(str(tiny_onnx), tmp_path, ServerOptions()):
+        fail()
+    assert children() == []
+
+
+def test_a_server_that_does_not_start_says_why_in_its_own_words(tmp_path):
+    with (
+        pytest.raises(EngineError, match=r"has no model 'missing'.*mlserve optimize"),
+        serving("missing", tmp_path, ServerOptions()),
+    ):
+        pass
+    assert children() == []
+
+
+def test_a_file_is_a_subject_with_our_settings_and_its_neighbours(tiny_onnx, tmp_path):
+    model = tmp_path / "tiny.onnx"
+    model.write_bytes(tiny_onnx.read_bytes())
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with serving(str(model), tmp_path, ServerOptions()) as served:
+        subject = file_subject(served, model, "grpc", None)
+        assert (subject.target.protocol, subject.target.model) == ("grpc", "tiny")
+        assert subject.inputs[0].shape == ("batch", 30)
+        assert (subject.metrics_url, subject.server) == (served.http, served.settings)
+        assert subject.cpus == served.spare_cpus
+        assert subject.tokenizer == tmp_path / "tokenizer.json"
