@@ -69,7 +69,8 @@ class SampleWriter:
         self._directory = directory
         self._file = (directory / _STREAM).open("wb")
         self._stream = pa.ipc.new_stream(self._file, SCHEMA)
-        self._stream.write_table(SCHEMA.empty_table())  # so that a run cut short at once can be read too
+        # The schema goes out with the first batch: an empty one, so that a run cut short at once can be read too.
+        self._stream.write_batch(pa.RecordBatch.from_pylist([], SCHEMA))
         self._file.flush()
 
     def append(self, samples: Iterable[Sample]) -> None:

@@ -106,3 +106,11 @@ def test_rows_that_cannot_be_read_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"" if name == "samples.arrow" else b"PAR1")
     with pytest.raises(RunFileError, match="are damaged"):
         read_samples(tmp_path)
+
+
+def test_a_run_cut_short_before_its_first_answer_has_no_rows(tmp_path):
+    writer = SampleWriter(tmp_path)
+    assert len(read_samples(tmp_path)) == 0
+    with writer:
+        writer.append([Sample(1, 2, None, 3, 1, OK, "1", False)])
+    assert len(read_samples(tmp_path)) == 1
