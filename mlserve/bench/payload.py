@@ -49,7 +49,7 @@ def synthetic_payload(target: Target, inputs: Sequence[TensorSpec], batch_rows: 
     rng = np.random.default_rng(seed)
     tensors = (synthesize(inputs, batch_rows, rng) for _ in range(_SYNTHETIC_BODIES))
     bodies, headers = _encode(tensors, target, inputs)
-    return Payload(bodies, headers, f"synthetic rows (seed {seed}), {len(bodies)} bodies")
+    return Payload(bodies, headers, f"synthetic rows, {len(bodies)} bodies")
 
 
 def data_payload(

@@ -23,9 +23,14 @@ _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 @ending_well
 def gate(
     baseline: Annotated[
-        Path, typer.Argument(help="A run, or a folder with repeats of one measurement.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="BASELINE", help="A run, or a folder with repeats of one measurement.", show_default=False
+        ),
     ],
-    candidate: Annotated[Path, typer.Argument(help="The same, of what may have become slower.", show_default=False)],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE", help="The same, of what may have become slower.", show_default=False)
+    ],
     max_regression: Annotated[
         list[str],
         typer.Option(
@@ -78,7 +83,7 @@ def _print_result(result: "GateResult") -> None:
     out.print()
     out.print(result.verdict, style=f"bold {_COLOURS[result.verdict]}", highlight=False)
     for sentence in (*result.reasons, *(f"note: {note}" for note in result.notes)):
-        out.print(Padding(Text(sentence), (0, 0, 0, 2)))
+        out.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
 
 
 def _figures(metric: "MetricVerdict") -> tuple[str, ...]:

@@ -23,9 +23,7 @@ __all__ = ["report"]
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN...", help="Folders that mlserve bench wrote, or folders of them.", show_default=False
-        ),
+        typer.Argument(metavar="RUN", help="Folders that mlserve bench wrote, or folders of them.", show_default=False),
     ],
     folder: Annotated[Path, typer.Option("--out", help="Folder for report.html, report.md and report.json.")] = Path(
         "report"
@@ -46,15 +44,16 @@ def report(
       mlserve report runs/fp32 runs/int8 --out reports/monday --max-accuracy-loss 0.5%
     """
     from mlserve.report.measurement import read_runs
-    from mlserve.report.render.files import write_report
-    from mlserve.report.report import build_report
 
     limit = parse_fraction(max_accuracy_loss)
     recorded = read_runs(runs)
     with err.status(f"reporting on {len(recorded)} run{'s' if len(recorded) > 1 else ''}"):
-        made = build_report(
-            recorded, max_accuracy_loss=limit, created_at=datetime.now(UTC).isoformat(timespec="seconds")
-        )
+        # The drawing library takes seconds to load: not before there is something to draw.
+        from mlserve.report.render.files import write_report
+        from mlserve.report.report import build_report
+
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        made = build_report(recorded, max_accuracy_loss=limit, created_at=now)
         files = write_report(made, folder)
     if json:
         print_json({"recommendation": made.recommendation, "files": {path.suffix[1:]: str(path) for path in files}})
@@ -87,7 +86,7 @@ def _print_results(made: "Report") -> None:
 def _print_recommendation(advice: "Recommendation") -> None:
     out.print(advice.headline, style="bold green" if advice.variant else "bold yellow", highlight=False, markup=False)
     for sentence in (advice.reason, *(f"note: {caveat}" for caveat in advice.caveats)):
-        out.print(Padding(Text(sentence), (0, 0, 0, 2)))
+        out.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
     if advice.next_step:
         out.print(f"  next: {advice.next_step}", highlight=False, markup=False, soft_wrap=True)
     out.print()

@@ -16,7 +16,18 @@ from mlserve.stats import (
     ratio_interval,
 )
 
-__all__ = ["Difference", "Refusal", "compare_errors", "compare_mean", "compare_percentile"]
+__all__ = [
+    "MORE_ERRORS",
+    "Difference",
+    "Refusal",
+    "compare_errors",
+    "compare_mean",
+    "compare_percentile",
+    "confidence_of_each",
+]
+
+# How much larger a share of failed requests is borne where nobody said: as much as a certificate bears at all.
+MORE_ERRORS = 0.01
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +50,11 @@ class Refusal(msgspec.Struct, frozen=True):
 
     reason: str
     enough: float | None = None
+
+
+def confidence_of_each(comparisons: int) -> float:
+    """With what confidence each must hold so that all of them hold together with 95% (Bonferroni)."""
+    return 1 - 0.05 / max(1, comparisons)
 
 
 def compare_percentile(

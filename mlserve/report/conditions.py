@@ -52,8 +52,7 @@ def conditions_of(run: Run) -> Conditions:
         rate_per_s=plan.rate_per_s,
         batch_rows=plan.batch_rows,
         arrivals=plan.arrivals,
-        # Made-up rows name the seed they were made from; repeats with other seeds are the same load.
-        payload=plan.payload.replace(f"(seed {plan.seed})", "").replace("  ", " ").replace(" ,", ","),
+        payload=plan.payload,
         cpu=run.machine.cpu,
         cores=run.machine.cores,
         gpus=tuple(gpu.name for gpu in run.machine.gpus),

@@ -16,7 +16,15 @@ from typing import Literal
 import msgspec
 
 from mlserve.errors import UsageError
-from mlserve.report.comparison import Difference, Refusal, compare_errors, compare_mean, compare_percentile
+from mlserve.report.comparison import (
+    MORE_ERRORS,
+    Difference,
+    Refusal,
+    compare_errors,
+    compare_mean,
+    compare_percentile,
+    confidence_of_each,
+)
 from mlserve.report.conditions import SERVER_FIELDS, Conditions, differences
 from mlserve.report.measurement import Measurement, Recorded, group
 from mlserve.units import parse_fraction, parse_limits
@@ -29,9 +37,6 @@ FORMAT_VERSION = 1
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 _ERROR_RATE = "error_rate"
-# One point more of failures is what a certificate bears; held to unless a limit on error_rate says otherwise.
-_MORE_ERRORS = 0.01
-_ALPHA = 0.05
 _PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,3})?)")
 # Past this many times the data, the honest answer is that the difference lies at the limit.
 _MOST_TIMES_THE_DATA = 50.0
@@ -121,7 +126,7 @@ def decide(
     verdicts = [errors]
     if not invalid:
         latencies = [limit for limit in limits if limit.metric != _ERROR_RATE]
-        verdicts += [_judge_latency(limit, baseline, candidate, 1 - _ALPHA / len(limits)) for limit in latencies]
+        verdicts += [_judge_latency(limit, baseline, candidate, confidence_of_each(len(limits))) for limit in latencies]
     found = {verdict.verdict for verdict in verdicts}
     if "fail" in found and not _invalid(baseline, "baseline"):
         overall: Verdict = "fail"
@@ -147,7 +152,7 @@ def judge(low: float, high: float, limit: float) -> Verdict:
 def _quantile_named(metric: str) -> float | None:
     match = _PERCENTILE.fullmatch(metric)
     if match and float(match[1]) > 0:
-        return float(match[1]) / 100
+        return round(float(match[1]) / 100, 6)  # 99.9 / 100 is not quite 0.999
     if metric in ("mean", _ERROR_RATE):
         return None
     raise UsageError(
@@ -175,9 +180,9 @@ def _judge_errors(baseline: Measurement, candidate: Measurement, limits: Sequenc
     passes however few requests there were.
     """
     stated = next((limit for limit in limits if limit.metric == _ERROR_RATE), None)
-    allowed = stated.tolerance if stated else _MORE_ERRORS
+    allowed = stated.tolerance if stated else MORE_ERRORS
     runs = min(len(baseline.runs), len(candidate.runs))
-    difference = compare_errors(baseline, candidate, 1 - _ALPHA / len(limits) if stated else 1 - _ALPHA)
+    difference = compare_errors(baseline, candidate, confidence_of_each(len(limits) if stated else 1))
     if isinstance(difference, Refusal):
         return _unknown(_ERROR_RATE, difference, allowed, runs)
     verdict = judge(difference.low, difference.high, allowed)
@@ -206,7 +211,7 @@ def _known(
     if verdict != "inconclusive":
         reason = f"{metric} is worse than the limit, and by more than noise" if verdict == "fail" else ""
         return MetricVerdict(metric=metric, difference=difference, limit=allowed, verdict=verdict, reason=reason)
-    wanted = _wanted(more_runs) if more_runs else "so close to it that more data is unlikely to decide"
+    wanted = _wanted(more_runs) if more_runs else "it lies so close that more data is unlikely to decide"
     return MetricVerdict(
         metric=metric,
         difference=difference,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mlserve.report.comparison import Difference, compare_percentile
+from mlserve.report.comparison import Difference, compare_percentile, confidence_of_each
 from mlserve.report.conditions import Conditions, differences
 from mlserve.report.measurement import Measurement
 from mlserve.report.names import ModelIdentity, Names
@@ -160,7 +160,7 @@ def _protocols(valid: Sequence[Measurement], chosen: ModelIdentity) -> list[str]
         for grpc in mine
         if rest.conditions.protocol == "rest" and _only_protocol_differs(rest.conditions, grpc.conditions)
     ]
-    found = [compare_percentile("p99", 0.99, rest, grpc, 1 - 0.05 / len(pairs)) for rest, grpc in pairs]
+    found = [compare_percentile("p99", 0.99, rest, grpc, confidence_of_each(len(pairs))) for rest, grpc in pairs]
     return [
         f"Its p99 over gRPC is {format_ratio(one.change)} ({format_ratio(one.low)} to {format_ratio(one.high)}) "
         f"that over REST, at {rest.conditions.rate_per_s:g} requests/s."
@@ -197,9 +197,12 @@ def _left_out(measurements: Sequence[Measurement]) -> tuple[str, ...]:
     invalid = [run for run in runs if not run.certificate.valid]
     if not invalid:
         return ()
-    reasons = "; ".join(f"{run.label}: {run.certificate.faults[0].name}" for run in invalid)
-    verb = "run is INVALID and was" if len(invalid) == 1 else "runs are INVALID and were"
-    return (f"{len(invalid)} {verb} not compared ({reasons}).",)
+    by_fault: dict[str, list[str]] = {}
+    for run in invalid:
+        by_fault.setdefault(run.certificate.faults[0].name, []).append(run.label)
+    reasons = "; ".join(f"{fault}: {', '.join(dict.fromkeys(labels))}" for fault, labels in by_fault.items())
+    verb = "is INVALID and was" if len(invalid) == 1 else "are INVALID and were"
+    return (f"{len(invalid)} of {len(runs)} runs {verb} not compared ({reasons}).",)
 
 
 def _other_variants(trials: Sequence[Trial], better: Sequence[Trial], names: Names) -> list[str]:

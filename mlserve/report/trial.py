@@ -6,7 +6,14 @@ from typing import Literal
 
 import msgspec
 
-from mlserve.report.comparison import Difference, Refusal, compare_errors, compare_percentile
+from mlserve.report.comparison import (
+    MORE_ERRORS,
+    Difference,
+    Refusal,
+    compare_errors,
+    compare_percentile,
+    confidence_of_each,
+)
 from mlserve.report.measurement import Measurement
 from mlserve.report.names import ModelIdentity, Names
 
@@ -16,9 +23,6 @@ Finding = Literal["faster", "slower", "no difference shown"]
 
 _METRIC, _QUANTILE = "p99", 0.99
 _REFERENCE = "fp32"
-_ALPHA = 0.05
-# As much as a certificate bears.
-_MORE_ERRORS = 0.01
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +76,7 @@ def try_all(
         for other in measurements
         if one.identity == reference != other.identity and one.conditions == other.conditions
     ]
-    confidence = 1 - _ALPHA / max(1, len(pairs))
+    confidence = confidence_of_each(len(pairs))
     trials: list[Trial] = []
     for model in dict.fromkeys(one.identity for one in measurements if one.identity != reference):
         mine = [pair for pair in pairs if pair[1].identity == model]
@@ -108,7 +112,7 @@ def _failing(pairs: Sequence[tuple[Measurement, Measurement]], names: Names, con
     """A request that failed has no latency, so a variant that fails more of them only looks fast."""
     for reference, candidate in pairs:
         found = compare_errors(reference, candidate, confidence)
-        if isinstance(found, Difference) and found.low > _MORE_ERRORS:
+        if isinstance(found, Difference) and found.low > MORE_ERRORS:
             load = names.load(candidate.conditions)
             return [f"fails {found.candidate:.1%} of the requests at {load} (the reference {found.baseline:.1%})"]
     return []

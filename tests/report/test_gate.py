@@ -78,10 +78,7 @@ def test_limits_are_read_from_repeated_and_comma_separated_options():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (
-            ["p42x=10%"],
-            "'p42x' cannot be gated; use a latency percentile such as p50, p99 or p99.9, mean, or error_rate",
-        ),
+        (["p42x=10%"], "'p42x' cannot be gated; use a latency percentile such as p50, p99 or p99.9, mean, or error"),
         (["p0=10%"], "'p0' cannot be gated"),
         (["p100=10%"], "'p100' cannot be gated"),
         (["throughput=10%"], "'throughput' cannot be gated.*the rate of an open-loop load is set"),
@@ -153,20 +150,19 @@ def test_too_few_answers_for_the_percentile_are_inconclusive_and_the_number_of_r
 
 
 def test_as_many_more_runs_as_it_says_decide(side, made_runs):
-    slower = made_runs.Load(4.24)
-    open_question = decide(side(), side(slower, seed=50), P50)
+    # The same seeds on both sides: the candidate is 1.04 times as slow whatever the draw.
+    before, slower = made_runs.Load(4.0, spread=0.8), made_runs.Load(4.16, spread=0.8)
+    open_question = decide(side(before), side(slower), P50)
     assert open_question.verdict == "inconclusive"
     more_runs = open_question.metrics[1].more_runs
     assert f"about {more_runs} more run" in open_question.reasons[0]
-    runs = 2 * (1 + more_runs)  # twice that, for the luck of the draw
-    assert decide(side(runs=runs), side(slower, runs=runs, seed=50), P50).verdict == "pass"
+    half, twice = max(1, more_runs // 2), 2 * (1 + more_runs)
+    assert decide(side(before, runs=half), side(slower, runs=half), P50).verdict == "inconclusive"
+    assert decide(side(before, runs=twice), side(slower, runs=twice), P50).verdict == "pass"
 
 
 def test_a_difference_at_the_limit_is_not_promised_to_be_decided(side, made_runs):
-    before = side(made_runs.Load(4.0, spread=1e-9))
-    found = decide(before, before, parse_gate_limits(["p50=0%"])).metrics[1]
     at_limit = decide(side(), side(made_runs.Load(4.4), seed=0), P50).metrics[1]
-    assert found.verdict == "pass"
     assert at_limit.verdict == "inconclusive"
     assert at_limit.more_runs is None
     assert "unlikely to decide" in at_limit.reason
@@ -213,6 +209,16 @@ def test_failures_count_though_they_made_the_run_invalid(side, made_runs):
     result = decide(side(), side(made_runs.Load(failed=0.05), checks=(answered,)), P99)
     assert result.verdict == "fail"
     assert len(result.reasons) == 2
+
+
+def test_a_run_that_failed_and_is_invalid_for_it_is_not_hidden_by_a_good_one(side, made_runs):
+    good = made_runs.record(made_runs.Load())
+    spoilt = made_runs.record(made_runs.Load(failed=0.2), checks=(made_runs.LATE,), minute=1)
+    (mixed,) = group([good, spoilt])
+    errors = decide(side(), mixed, P99).metrics[0]
+    assert errors.difference.candidate > 0.08
+    assert errors.verdict == "inconclusive"  # one of two runs: another pair might have been two good ones
+    assert decide(side(), group([good])[0], P99).metrics[0].verdict == "pass"
 
 
 def test_as_many_failures_as_before_are_no_regression(side, made_runs):
@@ -281,7 +287,7 @@ def test_other_settings_and_software_are_what_a_gate_is_for_but_are_named(side, 
 
 def test_a_side_must_be_one_measurement(made_runs):
     runs = [made_runs.record(made_runs.Load(), protocol=protocol) for protocol in ("rest", "grpc")]
-    with pytest.raises(UsageError, match="the baseline mixes 2 measurements .protocol rest against grpc"):
+    with pytest.raises(UsageError, match=r"the baseline mixes 2 measurements \(protocol rest against grpc\)"):
         one_measurement(runs, "baseline")
     runs = [made_runs.record(made_runs.Load(), model=model) for model in (made_runs.FP32, made_runs.INT8)]
     with pytest.raises(UsageError, match="minilm@1 fp32 against minilm@2 int8"):
@@ -309,22 +315,22 @@ def test_the_result_is_plain_data(plenty):
 
 # Calibration: two measurements of one server, its latencies correlated in time as a queue makes them.
 
+PAIRS = 100
 
-@pytest.mark.parametrize("memory_s", [0.05, 0.5, 2.0])
+
+@pytest.fixture(scope="module", params=[0.05, 0.5, 2.0], ids=lambda memory_s: f"remembering {memory_s} s")
+def pairs_of_the_same(request, made_runs):
+    load = made_runs.Load(wander=0.3, spread=0.3, memory_s=request.param)
+    runs = [made_runs.record(load, seed=seed, warm_up_s=0.0, duration_s=12.0) for seed in range(2 * PAIRS)]
+    measurements = [group([run])[0] for run in runs]
+    return list(zip(measurements[::2], measurements[1::2], strict=True))
+
+
 @pytest.mark.parametrize("metric", ["p50", "p99"])
-def test_the_same_server_rarely_fails(made_runs, memory_s, metric):
-    """At no tolerance at all a 95% interval may fail 2.5% of such pairs by its making; 6% is what 150 pairs can tell
-    from that. At 10%, as a gate is used, next to none.
-    """
-    pairs = 150
-    load = made_runs.Load(wander=0.3, spread=0.3, memory_s=memory_s)
-    verdicts = {"0%": [], "10%": []}
-    for pair in range(pairs):
-        before, after = (
-            group([made_runs.record(load, seed=2 * pair + number, warm_up_s=0.0, duration_s=12.0)])[0]
-            for number in range(2)
-        )
-        for tolerance, found in verdicts.items():
-            found.append(decide(before, after, parse_gate_limits([f"{metric}={tolerance}"])).verdict)
-    assert verdicts["0%"].count("fail") <= 0.06 * pairs
-    assert verdicts["10%"].count("fail") <= 0.02 * pairs
+def test_the_same_server_rarely_fails(pairs_of_the_same, metric):
+    """At no tolerance a 95% interval fails one in 40 of such pairs by its making; at 10%, next to none may fail."""
+    limits = parse_gate_limits([f"{metric}=0%"])
+    results = [decide(before, after, limits) for before, after in pairs_of_the_same]
+    found = [result.metrics[1].difference for result in results]
+    assert [result.verdict for result in results].count("fail") <= 0.06 * PAIRS
+    assert [judge(one.low, one.high, 1.1) for one in found].count("fail") <= 0.02 * PAIRS

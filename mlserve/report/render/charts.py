@@ -58,11 +58,11 @@ def _distributions(by_load: dict[str, list[Result]], variants: Sequence[str]) ->
         latency_s for results in by_load.values() for one in results for latency_s in one.distribution.latency_s
     )
     charts = [
-        Chart(
-            element=f"distribution-{number}",
-            title=load,
-            description=f"Latency by percentile, {load}. {_percentiles(results)}",
-            spec=_spec(_distribution(results, variants, axis)),
+        _chart(
+            f"distribution-{number}",
+            load,
+            f"Latency by percentile, {load}. {_percentiles(results)}",
+            _distribution(results, variants, axis),
         )
         for number, (load, results) in enumerate(by_load.items())
     ]
@@ -80,11 +80,11 @@ def _timelines(by_load: dict[str, list[Result]], variants: Sequence[str]) -> Cha
     ]
     axis = _LatencyAxis.holding(latency_s for line in lines for latency_s in line if latency_s is not None)
     charts = [
-        Chart(
-            element=f"timeline-{number}",
-            title=load,
-            description=f"p50 and p99 latency over the run, {load}. {_percentiles(results)}",
-            spec=_spec(_timeline(results, variants, axis)),
+        _chart(
+            f"timeline-{number}",
+            load,
+            f"p50 and p99 latency over the run, {load}. {_percentiles(results)}",
+            _timeline(results, variants, axis),
         )
         for number, (load, results) in enumerate(by_load.items())
     ]
@@ -98,15 +98,15 @@ def _timelines(by_load: dict[str, list[Result]], variants: Sequence[str]) -> Cha
 
 def _throughputs(by_load: dict[str, list[Result]], variants: Sequence[str]) -> ChartGroup:
     charts = [
-        Chart(
-            element=f"throughput-{number}",
-            title=load,
-            description=f"Requests due and requests answered a second over the run, {load}. "
+        _chart(
+            f"throughput-{number}",
+            load,
+            f"Requests due and requests answered a second over the run, {load}. "
             + "; ".join(
                 f"{one.variant}: {format_rate(one.summary.answered_per_s)} of {format_rate(one.summary.offered_per_s)}"
                 for one in results
             ),
-            spec=_spec(_throughput(results, variants)),
+            _throughput(results, variants),
         )
         for number, (load, results) in enumerate(by_load.items())
     ]
@@ -154,13 +154,14 @@ def _distribution(results: Sequence[Result], variants: Sequence[str], axis: _Lat
         for one in results
         for q, latency_s in zip(one.distribution.q, one.distribution.latency_s, strict=True)
     ]
+    deepest = max((-math.log10(1 - q) for one in results for q in one.distribution.q), default=1.0)
     labels = " : ".join(f"datum.value < {nines + 0.01:.4f} ? '{text}%'" for nines, text in _NINES.items()) + " : ''"
     return _lines(values, variants, tooltip=("variant", "percentile", "shown")).encode(
         x=alt.X(
             "nines:Q",
             title="share of requests that are faster",
             axis=alt.Axis(values=list(_NINES), labelExpr=labels),
-            scale=alt.Scale(nice=False),
+            scale=alt.Scale(domain=[0, deepest], nice=False),
         ),
         y=axis.encoding("latency"),
     )
@@ -246,7 +247,7 @@ def _percentiles(results: Sequence[Result]) -> str:
     )
 
 
-def _spec(chart: Any) -> dict[str, Any]:
+def _chart(element: str, title: str, description: str, drawing: Any) -> Chart:
     axis = {
         "labelColor": _SOFT,
         "titleColor": _SOFT,
@@ -259,5 +260,5 @@ def _spec(chart: Any) -> dict[str, Any]:
         "labelFlush": True,
     }
     config = {"background": "transparent", "font": "system-ui, sans-serif", "axis": axis, "view": {"stroke": None}}
-    spec: dict[str, Any] = chart.properties(width="container", height=_HEIGHT).configure(**config).to_dict()
-    return spec
+    drawing = drawing.properties(width="container", height=_HEIGHT, description=description).configure(**config)
+    return Chart(element, title, description, drawing.to_dict())

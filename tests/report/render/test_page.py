@@ -1,0 +1,250 @@
+"""The page in a real browser, from its file: every chart drawn, nothing fetched, nothing run that a file brought."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mlserve.report.render.html import render_html
+from mlserve.report.report import build_report
+
+EVIL = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>\"'&<!--"
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --hide-scrollbars"
+CONTRAST_OF_TEXT, CONTRAST_OF_LINES = 4.5, 3.0  # WCAG 2.2, AA: 1.4.3 and 1.4.11
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium that keeps a log of its console and of what it asks the network for."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    missing = [name for name, path in programs.items() if path is None]
+    assert not missing, f"this test needs {', '.join(missing)}: sh tests/install_tools.sh"
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs["chromium"]
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(programs["chromedriver"]))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """A page as it was opened: what it drew, what it said and what it asked for."""
+
+    def __init__(self, driver, path, *, scheme="light", width=1280):
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        self.driver = driver
+        driver.get("about:blank")
+        driver.get_log("browser")
+        driver.get_log("performance")
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        driver.get(path.as_uri())
+        settled = "return [...document.querySelectorAll('.chart')].every(chart => 'drawn' in chart.dataset)"
+        WebDriverWait(driver, 30).until(lambda _: self.run(settled))
+
+    def run(self, script):
+        """What `script` returns in the page."""
+        return self.driver.execute_script(script)
+
+    def faults(self):
+        """Whatever the console shows: errors, warnings, refusals of the page's own policy."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def fetched(self):
+        """The addresses asked for, but the page itself."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith(("about:", "data:")) and url != self.driver.current_url]
+
+    def drawn(self):
+        """For each chart, how many of its lines have a shape that can be seen."""
+        return self.run(
+            """return Object.fromEntries([...document.querySelectorAll(".chart")].map(chart => [chart.id,
+                 [...chart.querySelectorAll("svg .mark-line path")].filter(path => {
+                   const box = path.getBoundingClientRect();
+                   return box.width > 50 && box.height >= 0 && getComputedStyle(path).stroke !== "none";
+                 }).length]))"""
+        )
+
+    def contrast(self, selector, property_name):
+        """The least contrast of the elements' colour against the page's background (WCAG 2.2)."""
+        found = self.run(
+            f"""const those = [...document.querySelectorAll({json.dumps(selector)})];
+                return [getComputedStyle(document.body).backgroundColor,
+                        ...those.map(one => getComputedStyle(one).{property_name})]"""
+        )
+        assert len(found) > 1, f"nothing matches {selector}"
+        background, *others = map(luminance, found)
+        return min((max(background, other) + 0.05) / (min(background, other) + 0.05) for other in others)
+
+
+def luminance(colour):
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.fixture(scope="module")
+def demo_page(demo_report, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render_html(demo_report), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 800, 400])
+def test_every_chart_is_drawn_the_console_is_silent_and_nothing_is_fetched(browser, demo_page, scheme, width):
+    page = Page(browser, demo_page, scheme=scheme, width=width)
+    drawn = page.drawn()
+    assert {name.rstrip("-01"): lines for name, lines in drawn.items()} == {
+        "distribution": 2,  # fp32 and int8
+        "timeline": 4,  # p50 and p99 of both
+        "throughput": 4,  # due and answered of both
+    }
+    assert len(drawn) == 6  # each for REST and gRPC
+    assert page.faults() == []
+    assert page.fetched() == []
+    assert page.run("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_and_lines_stand_out_from_the_background(browser, demo_page, scheme):
+    page = Page(browser, demo_page, scheme=scheme)
+    assert (luminance(page.run("return getComputedStyle(document.body).backgroundColor")) > 0.5) == (scheme == "light")
+    for text in ("p", "td", "th", ".soft", "figcaption", "summary"):
+        assert page.contrast(text, "color") >= CONTRAST_OF_TEXT, text
+    assert page.contrast(".chart svg text", "fill") >= CONTRAST_OF_TEXT
+    assert page.contrast("[id^=distribution] .mark-line path", "stroke") >= CONTRAST_OF_LINES
+    assert page.contrast(".strip svg", "color") >= CONTRAST_OF_LINES
+
+
+def test_on_paper_the_page_is_light_though_the_screen_is_dark(browser, demo_page):
+    page = Page(browser, demo_page, scheme="dark")
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
+    assert luminance(page.run("return getComputedStyle(document.body).backgroundColor")) > 0.5
+    assert page.contrast(".chart svg text", "fill") >= CONTRAST_OF_TEXT
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+def test_what_the_charts_show_is_said_to_those_who_cannot_see_them(browser, demo_page):
+    page = Page(browser, demo_page)
+    labels = page.run("return [...document.querySelectorAll('.chart')].map(chart => chart.ariaLabel)")
+    assert len(labels) == 6
+    assert all("60 requests/s over" in label and "int8: " in label for label in labels)
+    headings = page.run("return [...document.querySelectorAll('h1, h2')].map(e => e.textContent)")
+    assert headings[:3] == ["minilm: fp32 and int8", "Serve int8", "Results"]
+
+
+def test_a_broken_chart_would_be_seen(browser, demo_page, tmp_path):
+    broken = tmp_path / "broken.html"
+    text, count = re.subn(r'"type":"line"', '"type":"no such mark"', demo_page.read_text(), count=1)
+    assert count == 1
+    broken.write_text(text)
+    page = Page(browser, broken)
+    assert 0 in page.drawn().values()
+    assert any("chart distribution-0" in fault for fault in page.faults())
+    assert "could not be drawn" in page.run("return document.querySelector('#distribution-0').textContent")
+
+
+def test_a_fetch_would_be_seen(browser, tmp_path):
+    fetching = tmp_path / "fetching.html"
+    fetching.write_text("<img src='http://127.0.0.1:9/pixel.png'>")
+    page = Page(browser, fetching)
+    assert page.fetched() == ["http://127.0.0.1:9/pixel.png"]
+
+
+def test_a_script_that_is_not_the_pages_own_does_not_run_and_that_would_be_seen(browser, demo_page, tmp_path):
+    for policy in (True, False):
+        page_file = tmp_path / f"policy-{policy}.html"
+        text = demo_page.read_text().replace("</main>", "<script>window.pwned = 1</script></main>")
+        page_file.write_text(text if policy else re.sub("<meta http-equiv[^>]*>", "", text))
+        page = Page(browser, page_file)
+        assert page.run("return window.pwned") == (None if policy else 1)
+        assert bool(page.faults()) == policy
+
+
+@pytest.fixture
+def evil_report(made_runs):
+    """A report in which every text that a file can bring is hostile."""
+    model = msgspec.structs.replace(
+        made_runs.INT8,
+        name=EVIL,
+        variant=EVIL,
+        version=EVIL,
+        sha256=EVIL,
+        accuracy=msgspec.structs.replace(made_runs.INT8_ACCURACY, metric=EVIL, data=EVIL, reference=EVIL),
+    )
+    reference = msgspec.structs.replace(made_runs.FP32, name=EVIL)
+    check = msgspec.structs.replace(made_runs.LATE, name=EVIL, found=EVIL, limit=EVIL, advice=EVIL)
+    machine = msgspec.structs.replace(made_runs.MACHINE, cpu=EVIL, system=EVIL, packages={EVIL: EVIL})
+    loads = made_runs.Load(8.0), made_runs.Load(4.0)
+    shared = {"machine": machine, "payload": EVIL, "label": EVIL, "directory": Path(EVIL)}
+    runs = [
+        made_runs.record(loads[0], model=reference, **shared),
+        made_runs.record(loads[1], model=model, **shared),
+        made_runs.record(loads[1], model=model, checks=(check,), minute=1, **shared),
+    ]
+    return build_report(runs, max_accuracy_loss=0.01, created_at=EVIL)
+
+
+def test_hostile_texts_are_shown_as_texts(browser, evil_report, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(render_html(evil_report), encoding="utf-8")
+    page = Page(browser, path)
+    assert page.run("return window.pwned") is None
+    assert page.run("return document.querySelectorAll('img').length") == 0
+    assert page.run("return document.scripts.length") == 3
+    assert EVIL[:40] in page.run("return document.querySelector('h1').textContent")
+    assert EVIL in page.run("return document.querySelector('summary:has(.bad)').textContent")
+    assert all(page.drawn().values())
+    assert page.faults() == []
+    assert page.fetched() == []
+
+
+def test_hovering_a_hostile_name_shows_it_as_text(browser, evil_report, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(render_html(evil_report), encoding="utf-8")
+    page = Page(browser, path)
+    page.run(
+        """const point = document.querySelector("#distribution-0 .mark-symbol path");
+           const box = point.getBoundingClientRect();
+           for (const kind of ["pointerover", "pointermove", "mousemove"])
+             point.dispatchEvent(new PointerEvent(kind, {bubbles: true, clientX: box.x + 2, clientY: box.y + 2}));"""
+    )
+    shown = page.run("return document.querySelector('#vg-tooltip-element').textContent")
+    assert "fp32" in shown or EVIL[:20] in shown
+    assert page.run("return window.pwned") is None
+    assert page.run("return document.querySelectorAll('#vg-tooltip-element img').length") == 0
+
+
+def test_a_report_with_nothing_to_draw_opens_without_a_fault(browser, made_runs, tmp_path):
+    runs = [made_runs.record(made_runs.Load(failed=1.0), checks=(made_runs.LATE,))]
+    path = tmp_path / "report.html"
+    path.write_text(render_html(build_report(runs, max_accuracy_loss=0.01, created_at="2026-11-21T13:00:00+00:00")))
+    page = Page(browser, path)
+    assert page.run("return document.querySelector('#decision').textContent") == "No recommendation"
+    assert page.run("return [...document.querySelectorAll('.chart')].every(e => e.dataset.drawn === 'true')")
+    assert page.faults() == []
+
+
+def test_the_page_is_one_small_file_with_the_charts_library_in_it_once(made_runs, demo_page):
+    text = demo_page.read_text()
+    assert len(text) < 2_000_000
+    assert text.count("window.vegaEmbed") == 1
+    ours = text.partition('id="specs"')[0]
+    assert not re.search(r"<(?:link|iframe|img|script)[^>]*(?:src|href)=|url\(|@import", ours)
+    longer = [made_runs.record(made_runs.Load(), rate_per_s=1000.0, duration_s=60.0)]
+    large = render_html(build_report(longer, max_accuracy_loss=0.01, created_at="2026-11-21T13:00:00+00:00"))
+    assert len(large) < len(text) + 50_000  # 60,000 requests take no more room than 1,200
