@@ -22,7 +22,7 @@ from mlserve.runs.samples import DROPPED, OK, Sample
 __all__ = ["OpenLoop"]
 
 
-class NotAnswered(Exception):
+class _NotAnswered(Exception):
     """What Locust is told of a request that was not answered well."""
 
 
@@ -60,12 +60,12 @@ def _observer(environment: Any, model: str) -> Any:
     """Reports each request to Locust: 3 us, which is a small part of what a request costs the generator."""
     fire = environment.events.request.fire
     context: dict[str, Any] = {}
-    faults: dict[str, NotAnswered] = {}
+    faults: dict[str, _NotAnswered] = {}
 
     def observe(sample: Sample) -> None:
         if sample.status == DROPPED or sample.done_ns is None:
             return
-        fault = None if sample.status == OK else faults.setdefault(sample.status, NotAnswered(sample.status))
+        fault = None if sample.status == OK else faults.setdefault(sample.status, _NotAnswered(sample.status))
         fire(
             request_type="V2",
             name=model,

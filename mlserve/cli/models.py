@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlserve.model.artifact import Artifact
     from mlserve.model.store import Store
 
-__all__ = ["app"]
+__all__ = ["app", "list_models", "promote", "rollback", "show", "verify"]
 
 app = typer.Typer(
     help="List, show, promote, roll back and verify the models in the store.",

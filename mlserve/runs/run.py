@@ -11,10 +11,12 @@ from mlserve.runs.machine import Machine
 
 __all__ = [
     "RUN_FILE",
+    "Arrivals",
     "Certificate",
     "Check",
     "Counts",
     "Plan",
+    "Protocol",
     "Run",
     "ServedModel",
     "ServerSettings",

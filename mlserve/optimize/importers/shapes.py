@@ -7,7 +7,7 @@ import numpy as np
 from mlserve.model.synthesis import concrete_shape, synthesize
 from mlserve.model.tensors import Tensors, TensorSpec
 
-__all__ = ["Run", "Sizes", "Unfit", "default_sizes", "fix_rigid_dims", "output_specs", "rows_mix", "words"]
+__all__ = ["Run", "Sizes", "Unfit", "default_sizes", "fix", "fix_rigid_dims", "output_specs", "rows_mix", "words"]
 
 Run = Callable[[Tensors], Tensors]
 """A model: named arrays to named arrays. Raises whatever it raises for inputs it cannot take."""
@@ -37,7 +37,7 @@ def default_sizes(specs: Sequence[TensorSpec]) -> Sizes:
     return sizes
 
 
-def run_made_up(run: Run, specs: Sequence[TensorSpec], sizes: Sizes) -> Tensors:
+def _run_made_up(run: Run, specs: Sequence[TensorSpec], sizes: Sizes) -> Tensors:
     """The answer to made-up inputs of these sizes. Raises Unfit when the model has none."""
     fixed = [fix(spec, sizes) for spec in specs]
     inputs = synthesize(fixed, _ROWS, np.random.default_rng(0))
@@ -61,12 +61,12 @@ def fix_rigid_dims(run: Run, specs: Sequence[TensorSpec], sizes: Sizes) -> tuple
     """
     rows = words(specs)[:1]
     try:
-        found = run_made_up(run, specs, sizes)
+        found = _run_made_up(run, specs, sizes)
     except Unfit:
         if not rows or sizes[rows[0]] == 1:
             raise
         alone = sizes | {rows[0]: 1}
-        run_made_up(run, specs, alone)
+        _run_made_up(run, specs, alone)
         return fix_rigid_dims(run, [fix(spec, {rows[0]: 1}) for spec in specs], alone)
     rigid = {word: sizes[word] for word in words(specs) if not _varies(run, specs, sizes, word, found)}
     return tuple(fix(spec, rigid) for spec in specs)
@@ -77,11 +77,11 @@ def output_specs(run: Run, specs: Sequence[TensorSpec], sizes: Sizes) -> tuple[T
 
     Raises Unfit when the model does not run.
     """
-    found = run_made_up(run, specs, sizes)
+    found = _run_made_up(run, specs, sizes)
     dims: dict[str, list[int | str]] = {name: list(array.shape) for name, array in found.items()}
     for word in words(specs):
         other = sizes | {word: sizes[word] + 2}
-        for name, array in run_made_up(run, specs, other).items():
+        for name, array in _run_made_up(run, specs, other).items():
             for axis, (before, after) in enumerate(zip(found[name].shape, array.shape, strict=True)):
                 if before != after:
                     follows = before == sizes[word] and after == other[word]
@@ -106,7 +106,7 @@ def _varies(run: Run, specs: Sequence[TensorSpec], sizes: Sizes, word: str, foun
     is_rows = word == words(specs)[0]
     other = sizes | {word: sizes[word] + 2}
     try:
-        outputs = run_made_up(run, specs, other)
+        outputs = _run_made_up(run, specs, other)
     except Unfit:
         return False
     if any(array.ndim != found[name].ndim for name, array in outputs.items() if name in found):

@@ -21,7 +21,7 @@ __all__ = ["main"]
 Send = Callable[[Answer], None]
 
 
-def run(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
+def _run(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
     """Imports one model into `request.out`."""
     if request.kind == "huggingface":
         from mlserve.optimize.importers.huggingface import import_folder
@@ -40,7 +40,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # exporters warn of their own future, which the user cannot change
     try:
         request = msgspec.json.decode(line, type=ImportRequest)
-        send(run(request, lambda step: send(Progress(step))))
+        send(_run(request, lambda step: send(Progress(step))))
     except Unfit as error:
         send(Fault("ModelFileError", f"the exported model does not run: {error}"))
     except MlserveError as error:

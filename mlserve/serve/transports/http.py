@@ -202,9 +202,10 @@ class HttpLane(HttpToolsProtocol):
         close = not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1" or self.service.draining
         try:
             self.service.check_serving()
-            noted = self._noted
+            noted, body = self._noted, bytes(self._body)
+            self._body = b""  # an idle connection shall not hold on to it
             json_bytes = json_part(noted.get(JSON_BYTES), noted.get(ENCODING)) if noted else None
-            request = route.decode(bytes(self._body), route.model.signature, json_bytes)
+            request = route.decode(body, route.model.signature, json_bytes)
         except RequestError as error:
             route.model.meter.failed(route.protocol, error)
             self._order.append(_Reply(failure(error.http_status, str(error), close=close), close=close))
@@ -381,14 +382,8 @@ def lane_class(
     service: Service, turn: LoopTurn, limits: Limits, infer_routes: dict[bytes, InferRoute]
 ) -> type[HttpLane]:
     """The protocol class for uvicorn, bound to one service."""
-    bound = {
-        "service": service,
-        "turn": turn,
-        "limits": limits,
-        "infer_routes": infer_routes,
-        "small_digits": len(str(limits.max_request_bytes)) - 1,
-    }
-    return type("BoundHttpLane", (HttpLane,), bound)
+    bound = {"service": service, "turn": turn, "limits": limits, "infer_routes": infer_routes}
+    return type("BoundHttpLane", (HttpLane,), bound | {"small_digits": len(str(limits.max_request_bytes)) - 1})
 
 
 async def sweep_connections(connections: set[Any], every_s: float = 0.5) -> None:

@@ -12,6 +12,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from mlserve.model.tensors import DATATYPE_OF
+from mlserve.serve.settings import BatchSettings
 
 ROWS = np.random.default_rng(0).standard_normal((3, 30)).astype(np.float32)
 GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3, 30], "data": ROWS.ravel().tolist()}]}
@@ -247,6 +248,23 @@ def test_a_bad_request_in_a_batch_fails_alone(serving, tokens_onnx, until):
             list(pool.map(ask, [0, 99, 1, 2, 3, 99, 4, 5, 6, 7, 8]))
         until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 9)
         assert server.counted("mlserve_requests_total", outcome="InvalidRequest") == 2
+
+
+def test_a_full_queue_refuses_what_is_too_much_and_serves_again_afterwards(serving_settings, slow_onnx):
+    def ask(turns):
+        tensor = {"name": "turns", "datatype": "FP32", "shape": [1, 1], "data": [turns]}
+        status, headers, body = server.request("POST", "/v2/models/slow/infer", json.dumps({"inputs": [tensor]}))
+        if status == 503:
+            assert headers["retry-after"] == "1"
+            assert "Exceeds maximum queue size" in json.loads(body)["error"]
+        return status
+
+    with serving_settings(slow_onnx, batch=BatchSettings(1, 0.001, max_waiting_rows=2)) as server:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            statuses = list(pool.map(ask, [1000.0] * 8))
+        assert set(statuses) == {200, 503}
+        assert ask(1.0) == 200
+        assert server.counted("mlserve_requests_total", outcome="Overloaded") == statuses.count(503)
 
 
 # Bad requests

@@ -1,0 +1,115 @@
+"""Closed-loop load at full speed: wrk for REST and h2load for gRPC, each kept to so many requests in flight."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+import numpy as np
+import psutil
+from rich.console import Console
+
+from mlserve.stats import quantile
+
+__all__ = ["WARM_UP_S", "Timing", "err", "fail", "require_tools", "run_h2load", "run_wrk", "wrk_script"]
+
+WARM_UP_S = 1.0
+
+err = Console(stderr=True)
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """One turn. `p50_s` and `p99_s` are of a request, in process of a run; `busy` is the share of the server's core."""
+
+    rows_per_s: float
+    p50_s: float
+    p99_s: float
+    busy: float = 1.0
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with one clear line."""
+    err.print("[bold red]error:[/] ", end="")
+    err.print(message, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def require_tools() -> None:
+    """Ends the program unless both load generators are installed."""
+    for tool, package in (("wrk", "wrk"), ("h2load", "nghttp2-client")):
+        if shutil.which(tool) is None:
+            fail(f"{tool} is not installed; install it with: apt-get install {package}")
+
+
+def wrk_script(body: bytes) -> str:
+    """What wrk sends, and one line of JSON about how it went."""
+    text = body.decode().replace("\\", "\\\\").replace("'", "\\'")
+    return f"""wrk.method = 'POST'
+wrk.headers['content-type'] = 'application/json'
+wrk.body = '{text}'
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format('\\n{{"requests":%d,"took_us":%d,"p50_us":%.1f,"p99_us":%.1f,"errors":%d}}\\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+def run_wrk(script: Path, url: str, in_flight: int, worker: psutil.Process, seconds: float) -> Timing:
+    """POSTs what `wrk_script` wrote to `url` for `seconds`; `worker` is the process that answers."""
+    command = ["wrk", "-t1", f"-c{in_flight}", f"-d{round(seconds)}s", "--timeout", "30s", "-s", str(script), url]
+    with _core_share(worker) as busy:
+        output = _run(command)
+    found = json.loads(output.rstrip().rpartition("\n")[2])
+    if found["errors"]:
+        fail(f"{found['errors']} of {found['requests']} requests failed: {' '.join(command)}")
+    rate = found["requests"] / found["took_us"] * 1e6
+    return Timing(rate, found["p50_us"] / 1e6, found["p99_us"] / 1e6, busy())
+
+
+def run_h2load(message: Path, url: str, in_flight: int, worker: psutil.Process, seconds: float) -> Timing:
+    """Calls `url` with the framed `message` for `seconds`, one stream a connection; `worker` as in `run_wrk`.
+
+    h2load prints no percentiles, but writes how long each request took: start, status, microseconds.
+    """
+    log = message.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    timed = [f"-D{round(seconds)}", f"--warm-up-time={WARM_UP_S:g}", f"--log-file={log}"]
+    headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    command = ["h2load", "-t1", f"-c{in_flight}", "-m1", *timed, "-d", str(message), *headers, url]
+    with _core_share(worker) as busy:
+        output = _run(command)
+    counts = re.search(r"requests: (\d+) total, .* (\d+) succeeded", output)
+    if counts is None or counts[1] != counts[2]:
+        fail(f"not every request succeeded: {' '.join(command)}\n{output}")
+    took_s = np.loadtxt(log, usecols=2, ndmin=1) / 1e6
+    return Timing(int(counts[2]) / round(seconds), quantile(took_s, 0.5), quantile(took_s, 0.99), busy())
+
+
+def _run(command: list[str]) -> str:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        fail(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr.strip()}")
+    return ended.stdout
+
+
+@contextmanager
+def _core_share(process: psutil.Process) -> Iterator[Callable[[], float]]:
+    """`share()`: how much of one core `process` used inside the block."""
+
+    def used_s() -> float:
+        times = process.cpu_times()
+        return times.user + times.system
+
+    before_s, started_s = used_s(), time.perf_counter()
+    share: list[float] = []
+    yield lambda: share[0]
+    share.append((used_s() - before_s) / (time.perf_counter() - started_s))
