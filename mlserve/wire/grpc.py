@@ -118,8 +118,10 @@ def _from_contents(contents: Any, field: Field, shape: list[int]) -> Array:
         raise InvalidRequest(f"input '{field.name}' has shape {shape} but {len(values)} elements in {name}")
     if field.dtype == object:
         return np.array([_text(value, field) for value in values], object).reshape(shape)
-    array = np.array(values)
-    if field.dtype.kind in "iu" and field.dtype.itemsize < 4:  # they travel in 32 bits
+    narrow = field.dtype.kind in "iu" and field.dtype.itemsize < 4  # these travel in 32 bits
+    # With its type left to numpy, an array of large and small UINT64 would become one of floats.
+    array = np.array(values, np.int64 if narrow else field.dtype)
+    if narrow:
         bounds = np.iinfo(field.dtype)
         if not (bounds.min <= array.min(initial=0) and array.max(initial=0) <= bounds.max):
             raise InvalidRequest(f"input '{field.name}' has values that do not fit {field.datatype}")

@@ -106,6 +106,14 @@ def test_the_bounds_of_a_narrow_type_are_taken():
     assert only(TensorSpec("t", "int8", ("batch",)), contents={"int_contents": [-128, 127]}).tolist() == [-128, 127]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "field", "values"),
+    [("uint64", "uint64_contents", [2**64 - 1, 2**63 + 1, 0]), ("int64", "int64_contents", [-(2**63), 2**63 - 1, 0])],
+)
+def test_the_largest_integers_keep_every_digit(dtype, field, values):
+    assert only(TensorSpec("t", dtype, ("batch",)), shape=[3], contents={field: values}).tolist() == values
+
+
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_nothing_but_invalid_request(payload):
     with pytest.raises(InvalidRequest):
