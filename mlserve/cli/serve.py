@@ -30,9 +30,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="REST port; 0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = 8001,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the ports.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the ports.")] = 1,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads one model run uses; by default the cores over the workers.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Threads one model run uses; by default the cores over the workers."),
     ] = None,
     max_batch_rows: Annotated[int, typer.Option(min=1, max=4096, help="Most rows that run together.")] = 32,
     max_delay_ms: Annotated[

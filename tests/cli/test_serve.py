@@ -277,7 +277,9 @@ def test_two_files_of_one_name_are_refused_and_one_file_twice_is_served_once(ref
     "arguments",
     [
         ["--workers", "0"],
+        ["--workers", "100000"],
         ["--threads", "0"],
+        ["--threads", "100000"],
         ["--max-batch-rows", "0"],
         ["--max-batch-rows", "1000000000"],
         ["--max-delay-ms", "-1"],
