@@ -10,9 +10,16 @@ from mlserve.errors import EngineError
 from mlserve.tuning.serving import ServerOptions, file_subject, serving, split_cores
 
 
+@pytest.fixture
 def children():
-    found = psutil.Process(os.getpid()).children(recursive=True)
-    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+    """The processes that were started since the test began: servers of other tests may still be up."""
+    before = set(psutil.Process(os.getpid()).children(recursive=True))
+
+    def look():
+        found = set(psutil.Process(os.getpid()).children(recursive=True)) - before
+        return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+
+    return look
 
 
 @pytest.mark.parametrize(
@@ -23,7 +30,7 @@ def test_the_generator_gets_the_last_core_where_there_is_another(cpus, server, g
     assert split_cores(cpus) == (server, generator)
 
 
-def test_a_server_answers_while_the_block_lasts_and_is_gone_after_it(tiny_onnx, tmp_path):
+def test_a_server_answers_while_the_block_lasts_and_is_gone_after_it(tiny_onnx, tmp_path, children):
     with serving(str(tiny_onnx), tmp_path, ServerOptions(max_batch_rows=4)) as served:
         assert (served.model, served.version) == ("tiny", "1")
         assert served.settings.max_batch_rows == 4
@@ -36,7 +43,7 @@ def test_a_server_answers_while_the_block_lasts_and_is_gone_after_it(tiny_onnx, 
     assert children() == []
 
 
-def test_a_server_is_gone_when_the_block_fails(tiny_onnx, tmp_path):
+def test_a_server_is_gone_when_the_block_fails(tiny_onnx, tmp_path, children):
     def fail():
         assert children()
         raise KeyError
@@ -46,7 +53,7 @@ def test_a_server_is_gone_when_the_block_fails(tiny_onnx, tmp_path):
     assert children() == []
 
 
-def test_a_server_that_does_not_start_says_why_in_its_own_words(tmp_path):
+def test_a_server_that_does_not_start_says_why_in_its_own_words(tmp_path, children):
     with (
         pytest.raises(EngineError, match=r"has no model 'missing'.*mlserve optimize"),
         serving("missing", tmp_path, ServerOptions()),
