@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from mlserve.cli.terminal import JsonFlag, ending_well, out, print_json
@@ -36,7 +37,7 @@ def doctor(json: JsonFlag = False) -> None:
     _print_machine(machine)
     _print_providers(providers)
     for line in advice:
-        out.print(f"[yellow]-[/] {line}", highlight=False)
+        out.print(f"[yellow]-[/] {escape(line)}", highlight=False)
 
 
 def _print_machine(machine: "Machine") -> None:
@@ -57,7 +58,7 @@ def _print_machine(machine: "Machine") -> None:
 def _print_providers(providers: dict[str, str]) -> None:
     table = Table("execution provider", "loads", "why not", title="onnxruntime", title_justify="left")
     for name, fault in providers.items():
-        table.add_row(name, "[red]no[/]" if fault else "[green]yes[/]", fault)
+        table.add_row(name, "[red]no[/]" if fault else "[green]yes[/]", escape(fault))
     out.print(table)
 
 
@@ -69,14 +70,23 @@ def _advice(machine: "Machine", providers: dict[str, str], missing: list[str]) -
         lines.append("a GPU is here, but onnxruntime was built without CUDA: pip install onnxruntime-gpu")
     elif machine.gpus and cuda:
         lines.append(f"a GPU is here, but CUDA does not load ({cuda}): pip install 'onnxruntime-gpu[cuda,cudnn]'")
-    elif not machine.gpus:
+    elif cuda != "":  # where CUDA loads there is a GPU, whatever nvidia-smi says
         lines.append("no GPU: --device cuda will refuse to start; everything else works on the CPU")
-    if "avx2" not in machine.cpu_flags and "asimd" not in machine.cpu_flags:
+    lines += _instruction_advice(machine)
+    if machine.cores < 2:
+        lines.append("one core: server and load generator share it, so bench cannot tell one from the other")
+    return lines
+
+
+def _instruction_advice(machine: "Machine") -> list[str]:
+    flags = set(machine.cpu_flags)
+    if not flags and not machine.system.startswith("Linux"):
+        return ["which instruction sets this CPU has is only told on Linux"]
+    lines = []
+    if not flags & {"avx2", "asimd"}:
         lines.append("neither AVX2 nor NEON: expect every model to be slow here")
-    if not _INT8_FLAGS.intersection(machine.cpu_flags):
+    if not flags & _INT8_FLAGS:
         lines.append(
             "no int8 instructions (VNNI, AMX, dot product): int8 saves memory here, but may be slower than fp32"
         )
-    if machine.cores < 2:
-        lines.append("one core: server and load generator share it, so bench cannot tell one from the other")
     return lines

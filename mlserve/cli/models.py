@@ -32,13 +32,18 @@ AliasOption = Annotated[str, typer.Option(help="The alias to move.")]
 def list_models(store: StoreOption = Path("store"), json: JsonFlag = False) -> None:
     """Every version of every model."""
     found = _open(store)
-    artifacts = [found.get(name, version) for name in found.names() for version in found.versions(name)]
+    artifacts, faults = _readable(found)
     if json:
         print_json([_facts(artifact, found) for artifact in artifacts])
-        return
-    if not artifacts:
-        out.print(f"the store {store} is empty; add a model with: mlserve optimize SOURCE")
-        return
+    elif artifacts:
+        _print_list(artifacts, found)
+    elif not faults:
+        out.print(f"the store {store} is empty; add a model with: mlserve optimize SOURCE", markup=False)
+    if faults:
+        raise StoreError("; ".join(faults.values()))
+
+
+def _print_list(artifacts: list["Artifact"], found: "Store") -> None:
     table = Table("version", "variant", "aliases", "size", "accuracy", "made")
     for artifact in artifacts:
         manifest, accuracy = artifact.manifest, artifact.manifest.metrics.accuracy
@@ -119,19 +124,18 @@ def verify(
     from mlserve.model.store import verify as verify_files
 
     found = _open(store)
-    artifacts = [found.resolve(ref) for ref in refs or []]
-    if not refs:
-        artifacts = [found.get(name, version) for name in found.names() for version in found.versions(name)]
-    faults: dict[str, str] = {}
+    artifacts, faults = ([found.resolve(ref) for ref in refs], {}) if refs else _readable(found)
     for artifact in artifacts:
         try:
             verify_files(artifact)
         except StoreError as error:
             faults[artifact.ref] = str(error)
-        if not json:
-            out.print(f"{artifact.ref}  {'[red]damaged[/]' if artifact.ref in faults else '[green]ok[/]'}")
+    states = dict.fromkeys((artifact.ref for artifact in artifacts), "ok") | faults
     if json:
-        print_json({artifact.ref: faults.get(artifact.ref, "ok") for artifact in artifacts})
+        print_json(states)
+    else:
+        for ref, state in states.items():
+            out.print(f"{ref}  {'[green]ok[/]' if state == 'ok' else '[red]damaged[/]'}", highlight=False)
     if faults:
         raise StoreError("; ".join(faults.values()))
 
@@ -139,7 +143,21 @@ def verify(
 def _open(root: Path) -> "Store":
     from mlserve.model.store import Store
 
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{root} is a file, not a store; name the folder with --store")
     return Store(root)
+
+
+def _readable(store: "Store") -> tuple[list["Artifact"], dict[str, str]]:
+    """Every version that can be read, and what is wrong with each that cannot, by `name@version`."""
+    artifacts, faults = [], {}
+    for name in store.names():
+        for version in store.versions(name):
+            try:
+                artifacts.append(store.get(name, version))
+            except StoreError as error:
+                faults[f"{name}@{version}"] = str(error)
+    return artifacts, faults
 
 
 def _aliases(artifact: "Artifact", store: "Store") -> list[str]:

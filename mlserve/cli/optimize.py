@@ -2,10 +2,13 @@
 
 import os
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, out, print_json, steps
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from mlserve.optimize.recipe import Recipe
 
 __all__ = ["optimize"]
+
+_MOST_THREADS = 1024
 
 
 @ending_well
@@ -37,11 +42,13 @@ def optimize(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Load a pickled module, which runs the code it names.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads to time with; by default the cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_THREADS, help="Threads to time with; by default the cores.")
+    ] = None,
     store: StoreOption = Path("store"),
     json: JsonFlag = False,
 ) -> None:
-    """Convert a model to ONNX, make variants of it, and keep those that hold their accuracy.
+    """Convert a model to ONNX, make variants of it, and measure what each keeps of its accuracy and saves in time.
 
     [bold]Examples[/]
 
@@ -66,6 +73,8 @@ def optimize(
         model_class=model_class,
         trust_pickle=trust_pickle,
     )
+    # Whoever ends us politely gets the same cleaning up as Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with steps("optimize") as on_step:
         made = make_variants(asked, chosen, Store(store), chosen_name, threads or _cores(), on_step)
     if json:
@@ -110,7 +119,8 @@ def _facts(artifact: "Artifact") -> dict[str, object]:
 
 def _print(made: list["Artifact"]) -> None:
     baseline = made[0]
-    table = Table(title=f"{baseline.manifest.name}: in process, against fp32", title_justify="left")
+    reference = baseline.manifest.variant
+    table = Table(title=f"{baseline.manifest.name}: in process, against {reference}", title_justify="left")
     for heading in ("version", "variant", "size"):
         table.add_column(heading, no_wrap=True)
     accuracy = baseline.manifest.metrics.accuracy
@@ -125,6 +135,7 @@ def _print(made: list["Artifact"]) -> None:
         out.print(
             f"compared on {accuracy.rows} rows of {accuracy.data}; timed on {baseline.manifest.metrics.machine}",
             style="dim",
+            markup=False,
         )
     _print_remarks(made)
 
@@ -152,17 +163,19 @@ def _time(latency: "Latency", *, reference: bool) -> str:
 
 def _print_remarks(made: list["Artifact"]) -> None:
     for assumed in made[0].manifest.assumed:
-        err.print(f"[yellow]assumed:[/] {assumed}", highlight=False)
+        err.print(f"[yellow]assumed:[/] {escape(assumed)}", highlight=False)
     if not made[0].manifest.rows_independent:
         err.print(
             "[yellow]note:[/] requests for this model are not batched: its rows cannot run together", highlight=False
         )
     for artifact in made:
         for step in artifact.manifest.lineage[-2:] if artifact is not made[0] else artifact.manifest.lineage:
-            out.print(
-                f"  {artifact.manifest.variant}: {step.step}: {'; '.join(step.notes)}", style="dim", highlight=False
-            )
+            notes = f"  {artifact.manifest.variant}: {step.step}: {'; '.join(step.notes)}"
+            out.print(notes, style="dim", highlight=False, markup=False)
         slower = [latency for latency in artifact.manifest.metrics.latency if latency.against_fp32 > 1.0]
         if artifact is not made[0] and len(slower) == len(artifact.manifest.metrics.latency):
-            err.print(f"[yellow]note:[/] {artifact.manifest.variant} is not faster than fp32 here", highlight=False)
+            reference = made[0].manifest.variant
+            err.print(
+                f"[yellow]note:[/] {artifact.manifest.variant} is not faster than {reference} here", highlight=False
+            )
     out.print(f"serve it with: [bold]mlserve serve {made[-1].ref}[/]", highlight=False)

@@ -38,7 +38,7 @@ def print_json(value: Any) -> None:
 @contextmanager
 def steps(task: str) -> Iterator[Callable[[str], None]]:
     """Shows what is being done and for how long: a live line in a terminal, one line a step in a log, all on stderr."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         shown = progress.add_task(task, total=None)
 
@@ -62,7 +62,7 @@ def ending_well(verb: Verb) -> Verb:
             verb(*args, **kwargs)
         except MlserveError as error:
             err.print("[bold red]error:[/] ", end="")
-            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            err.print(" ".join(str(error).split("\n")), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
             err.print("stopped", style="yellow")

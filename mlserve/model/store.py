@@ -284,12 +284,13 @@ def _open_staging(root: Path) -> tuple[Path, int]:
     while True:
         folder = root / f"{_STAGING}{uuid.uuid4().hex}"
         folder.mkdir(parents=True, mode=0o755)
-        lock = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: then nobody can lock it to remove it either
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.is_dir():
-            return folder, lock
-        os.close(lock)  # another process locked it first, and took it for abandoned
+        with suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
+            lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: then nobody can lock it to remove it either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir():
+                return folder, lock
+            os.close(lock)
 
 
 def _remove_abandoned(root: Path) -> None:

@@ -32,18 +32,18 @@ def answer_rows(engine: Engine, rows: Rows, on_rows: Callable[[int], None] = lam
     return _joined(batches)
 
 
-def judge(found: Answers, expected: Answers, rows: Rows, *, task: str) -> Accuracy:
-    """How a variant's answers `found` compare with those of its reference, `expected`, row by row.
+def judge(found: Answers, expected: Answers, rows: Rows, *, task: str, reference: str = "fp32") -> Accuracy:
+    """How a variant's answers `found` compare with those of the variant `reference`, `expected`, row by row.
 
     With labels the headline figure is the real accuracy (or R^2 for labels that are no classes), and `loss` how much
     of the reference's was lost. Without, it is agreement with the reference: the mean cosine of the rows' outputs (for
     embeddings also the rank correlation of pair similarities), the share of equal answers for integers and texts, or
     R^2 for a single number a row.
 
-    Raises Refused when `found` is not finite where the reference is.
+    Raises Refused when `found` is not finite where the reference is, DataFileError when the reference never is.
     """
     if found.dtype.kind == "f":
-        details = _agreement(*_comparable(found, expected), embedding=task == "feature-extraction")
+        details = _agreement(*_comparable(found, expected, rows.source), embedding=task == "feature-extraction")
         metric = "r2" if "r2" in details else "cosine"
     else:
         metric = "agreement"
@@ -52,15 +52,21 @@ def judge(found: Answers, expected: Answers, rows: Rows, *, task: str) -> Accura
     if rows.labels is not None:
         metric, value, best = _against_labels(found, expected, rows.labels, rows.source)
         details |= {metric: value, f"reference_{metric}": best}
-    return Accuracy(metric, value, best - value, len(found), rows.source, "fp32", details)
+    return Accuracy(metric, value, best - value, len(found), rows.source, reference, details)
 
 
-def _comparable(found: Answers, expected: Answers) -> tuple[Floats, Floats]:
+def _comparable(found: Answers, expected: Answers, source: str) -> tuple[Floats, Floats]:
     """Both as one line of numbers a row; where the reference is not finite (a masked score), both count as zero."""
     one, other = _flat(found), _flat(expected)
     finite = np.isfinite(other)
+    if not finite.any():
+        raise DataFileError(
+            f"the model answers {source} without one finite number; give rows it is made for with --data"
+        )
     if not np.isfinite(one[finite]).all():
-        raise Refused("nothing was published: the variant gives values that are not finite where fp32 gives numbers")
+        raise Refused(
+            "nothing was published: the variant gives values that are not finite where the model gives numbers"
+        )
     return np.where(finite, one, 0.0), np.where(finite, other, 0.0)
 
 

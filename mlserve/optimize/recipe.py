@@ -6,6 +6,7 @@ passes = [{ pass = "fuse" }, { pass = "quantize", mode = "dynamic" }]
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -16,10 +17,10 @@ __all__ = ["BASELINE", "INT8", "Recipe", "Variant", "read_recipe"]
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One variant beside fp32, which is always made."""
+    """One variant beside the model as it was imported, which is always made."""
 
-    name: str
-    passes: tuple[Pass, ...]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    passes: Annotated[tuple[Pass, ...], msgspec.Meta(min_length=1)]
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""The optimize loop: import, make the recipe's variants, measure them against fp32, publish."""
+"""The optimize loop: import, make the recipe's variants, measure them against the model as imported, publish."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,14 +9,16 @@ import msgspec
 from mlserve.engines.engine import Engine, EngineSettings
 from mlserve.engines.independence import rows_independent
 from mlserve.engines.onnx_engine import OnnxEngine
-from mlserve.errors import Refused
-from mlserve.model.artifact import Artifact, Manifest, Metrics, Step
+from mlserve.errors import EngineError, Refused
+from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, Metrics, Step
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
 from mlserve.model.store import Store
 from mlserve.optimize.accuracy import Answers, answer_rows, judge
+from mlserve.optimize.disk import naming_a_full_disk
 from mlserve.optimize.importing import Source, import_model
 from mlserve.optimize.latency import measure_latency
+from mlserve.optimize.precision import weight_precision
 from mlserve.optimize.recipe import Recipe, Variant
 from mlserve.runs.machine import read_machine
 
@@ -27,14 +29,16 @@ OnStep = Callable[[str], None]
 
 
 def optimize(source: Source, recipe: Recipe, store: Store, name: str, threads: int, on_step: OnStep) -> list[Artifact]:
-    """Publishes fp32 and every variant of `recipe` as versions of `name`, in that order; returns them.
+    """Publishes the model as imported and every variant of `recipe` as versions of `name`, in that order; returns them.
 
-    Nothing is published before everything was made and measured, so a failure or Ctrl-C leaves the store as it was.
-    Raises ModelFileError, UnknownInputError, DataFileError or UsageError for what the user can mend, and Refused when
-    a variant's answers are not the model's.
+    The first is named for the precision of its weights, which is fp32 unless an ONNX file says otherwise. Nothing is
+    published before everything was made and measured, so a failure or Ctrl-C leaves the store as it was. Raises
+    ModelFileError, UnknownInputError, DataFileError, UsageError or StoreError for what the user can mend, and Refused
+    when a variant cannot be had.
     """
-    with store.staging() as staging:
-        made = [_import(source, _new_folder(staging, "fp32"), on_step)]
+    with store.staging() as staging, naming_a_full_disk(store.root):
+        made = [_import(source, _new_folder(staging, "imported"), on_step)]
+        _check_names(recipe, made[0])
         rows = _rows(source.data, made[0])
         for variant in recipe.variants:
             made.append(_make(variant, made[0], staging, on_step))
@@ -44,10 +48,12 @@ def optimize(source: Source, recipe: Recipe, store: Store, name: str, threads: i
 
 
 def _import(source: Source, out: Path, on_step: OnStep) -> Artifact:
+    import onnx
+
     kind, imported = import_model(source, out, on_step)
     step = Step("import", {"source": source.path.name, "kind": kind}, imported.notes)
     manifest = Manifest(
-        variant="fp32",
+        variant=weight_precision(onnx.load(out / MODEL_FILE, load_external_data=False)),
         task=imported.task,
         inputs=imported.inputs,
         outputs=imported.outputs,
@@ -55,6 +61,12 @@ def _import(source: Source, out: Path, on_step: OnStep) -> Artifact:
         assumed=imported.assumed,
     )
     return Artifact(out, manifest)
+
+
+def _check_names(recipe: Recipe, imported: Artifact) -> None:
+    variant = imported.manifest.variant
+    if variant in [wanted.name for wanted in recipe.variants]:
+        raise Refused(f"nothing was published: most weights of the model are {variant} already; publish it as it is")
 
 
 def _rows(data: Path | None, artifact: Artifact) -> Rows:
@@ -84,7 +96,10 @@ def _measure(made: list[Artifact], rows: Rows, threads: int, on_step: OnStep) ->
         for artifact, engine in zip(made, engines, strict=True):
             on_step(f"{artifact.manifest.variant}: accuracy on {len(rows)} rows")
             answers.append(answer_rows(engine, rows))
-        accuracies = [judge(found, answers[0], rows, task=made[0].manifest.task) for found in answers]
+        accuracies = [
+            judge(found, answers[0], rows, task=made[0].manifest.task, reference=made[0].manifest.variant)
+            for found in answers
+        ]
         on_step("timing every variant in turn")
         latencies = measure_latency(engines, rows)
         independent = [
@@ -109,11 +124,19 @@ def _engines(artifacts: list[Artifact], threads: int) -> Iterator[list[Engine]]:
     with contextlib.ExitStack() as stack:
         engines: list[Engine] = []
         for artifact in artifacts:
-            engine = OnnxEngine(artifact.model_path, EngineSettings(threads=threads))
+            engine = _engine(artifact, threads)
             stack.enter_context(contextlib.closing(engine))
             _same_interface(artifact, engine)
             engines.append(engine)
         yield engines
+
+
+def _engine(artifact: Artifact, threads: int) -> Engine:
+    try:
+        return OnnxEngine(artifact.model_path, EngineSettings(threads=threads))
+    except EngineError as error:
+        reason = str(error).removeprefix(f"{artifact.model_path} ")
+        raise Refused(f"nothing was published: {artifact.manifest.variant} {reason}") from error
 
 
 def _same_interface(artifact: Artifact, engine: Engine) -> None:

@@ -17,10 +17,12 @@ from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import Rows
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import Tensors, TensorSpec
+from mlserve.optimize.disk import no_space_left
 from mlserve.optimize.importers.inputs import Inputs
-from mlserve.optimize.importers.onnx_model import write_model
+from mlserve.optimize.importers.onnx_model import INLINE_LIMIT_BYTES, write_model
 from mlserve.optimize.importers.original import TorchOriginal, named_outputs
 from mlserve.optimize.importers.shapes import Run, Sizes, fix, output_specs, words
+from mlserve.optimize.importers.torchscript import know_unflatten, program_of, replayed
 from mlserve.optimize.parity import Difference, largest_difference
 
 __all__ = ["Exported", "check_parity", "export"]
@@ -29,6 +31,7 @@ _OPSET, _TRACE_OPSET = 18, 17
 _PARITY_ROWS = 32
 
 OnStep = Callable[[str], None]
+Exporter = Literal["dynamo", "trace", "program", "replay"]
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -42,11 +45,11 @@ class Exported(msgspec.Struct, frozen=True):
 class _Attempt(msgspec.Struct, frozen=True):
     """One way to export, with these dimensions open.
 
-    `dynamo` and `trace` are torch's newer and older exporter. `replay` is for TorchScript that the older one cannot
-    read: the operators of one run are recorded, which fixes every size.
+    `dynamo` and `trace` are torch's newer and older exporter. The others are for TorchScript that the older one cannot
+    read: `program` converts it for the newer one, `replay` records the operators of one run, which fixes every size.
     """
 
-    exporter: Literal["dynamo", "trace", "replay"]
+    exporter: Exporter
     specs: tuple[TensorSpec, ...]
 
     def __str__(self) -> str:
@@ -68,22 +71,28 @@ def export(original: TorchOriginal, inputs: Inputs, rows: Rows | None, out: Path
             try:
                 outputs = output_specs(original.run, attempt.specs, inputs.sizes)
                 _write(original, attempt, outputs, inputs.sizes, path)
+            except ModelFileError:  # what the model gives cannot be served, whichever way it is exported
+                raise
             except Exception as error:  # an exporter fails in as many ways as there are models
+                if no_space_left(error):
+                    raise
                 failures.append(f"{attempt}: {_reason(error)}")
                 continue
-            difference = _compare(original, path, attempt.specs, inputs.sizes, rows)
+            difference = _compare(original.run, path, attempt.specs, inputs.sizes, rows)
             if difference.acceptable:
                 write_model(path, out)
                 return Exported(attempt.specs, outputs, (str(attempt), _agreement(difference)))
             refusals.append(f"{attempt}: {difference}")
     if refusals:
-        raise Refused(f"nothing was published: the ONNX file does not give the model's answers. {'; '.join(refusals)}")
+        raise Refused(
+            f"nothing was published: the ONNX file does not give the model's answers. {'; '.join(refusals[:2])}"
+        )
     raise ModelFileError(f"the model cannot be exported to ONNX. {'; '.join(failures[:2])}")
 
 
 def check_parity(run: Run, path: Path, specs: Sequence[TensorSpec], sizes: Sizes, rows: Rows | None) -> str:
     """How well the file agrees with `run`, in words. Raises Refused, naming the worst output, when it does not."""
-    difference = _compare_runs(run, path, specs, sizes, rows)
+    difference = _compare(run, path, specs, sizes, rows)
     if not difference.acceptable:
         raise Refused(f"nothing was published: the ONNX file does not give the model's answers: {difference}")
     return _agreement(difference)
@@ -95,9 +104,9 @@ def _agreement(difference: Difference) -> str:
 
 def _attempts(original: TorchOriginal, inputs: Inputs) -> Iterator[_Attempt]:
     """All dimensions open, then only the rows, then none; each with every exporter that can read the model."""
-    exporters: list[Literal["dynamo", "trace"]] = ["dynamo", "trace"]
+    exporters: list[Exporter] = ["dynamo", "trace"]
     if original.scripted:
-        exporters = ["trace"]
+        exporters = ["trace", "program"]
     elif original.program is not None:
         exporters = ["dynamo"]
     rows = words(inputs.specs)[:1]
@@ -116,7 +125,7 @@ def _with_open(inputs: Inputs, open_words: list[str], rows: list[str]) -> tuple[
 
 def _write(original: TorchOriginal, attempt: _Attempt, outputs: Sequence[TensorSpec], sizes: Sizes, path: Path) -> None:
     specs = attempt.specs
-    large = sum(parameter.nbytes for parameter in original.module.parameters()) > 1 << 30
+    large = sum(parameter.nbytes for parameter in original.module.parameters()) > INLINE_LIMIT_BYTES
     names: dict[str, Any] = {"input_names": [spec.name for spec in specs], "output_names": [o.name for o in outputs]}
     dynamo: dict[str, Any] = {"dynamo": True, "external_data": large, "verbose": False, **names}
     if original.program is not None:
@@ -125,8 +134,11 @@ def _write(original: TorchOriginal, attempt: _Attempt, outputs: Sequence[TensorS
     made_up = synthesize([fix(spec, sizes) for spec in specs], 1, np.random.default_rng(0))
     tensors = {name: torch.from_numpy(array) for name, array in made_up.items()}
     arguments = tuple(tensors.values())
-    if attempt.exporter == "replay":
-        torch.onnx.export(_replayed(original, tensors), arguments, path, opset_version=_OPSET, **dynamo)
+    if attempt.exporter == "program":
+        torch.onnx.export(program_of(original.module, *original.arguments(tensors)), (), path, **dynamo)
+    elif attempt.exporter == "replay":
+        graph = replayed(_Flat(original).forward, original.module, arguments)
+        torch.onnx.export(graph, arguments, path, opset_version=_OPSET, **dynamo)
     elif attempt.exporter == "dynamo":
         shapes = (tuple(_open_dims(spec) for spec in specs),)
         with torch.no_grad():
@@ -137,33 +149,13 @@ def _write(original: TorchOriginal, attempt: _Attempt, outputs: Sequence[TensorS
         if original.scripted:  # a module that is TorchScript itself cannot stand inside another one
             module = original.module
             arguments, keywords = original.arguments(tensors)
+            know_unflatten()
         axes = {spec.name: _open_axes(spec) for spec in (*specs, *outputs)}
         with torch.no_grad():
             torch.onnx.export(
                 module, arguments, path, kwargs=keywords or None, dynamo=False, dynamic_axes=axes,
                 opset_version=_TRACE_OPSET, **names,
             )  # fmt: skip
-
-
-def _replayed(original: TorchOriginal, tensors: dict[str, torch.Tensor]) -> Any:
-    """The operators of one run of a TorchScript module, as a graph of torch.fx.
-
-    Its weights ask for gradients meanwhile: else torch's encoder layers take a fused path that ONNX has no name for.
-    """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    def run(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        arguments, keywords = original.arguments(dict(zip(original.bound, values, strict=True)))
-        return tuple(named_outputs(original.module(*arguments, **keywords)).values())
-
-    for parameter in original.module.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    with torch.jit.optimized_execution(False):
-        graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors.values())
-    for name, value in vars(graph).items():
-        if isinstance(value, torch.Tensor):
-            setattr(graph, name, value.detach())
-    return graph
 
 
 class _Flat(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
@@ -188,26 +180,28 @@ def _open_axes(spec: TensorSpec) -> dict[int, str]:
     return {axis: dim for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
 
 
-def _compare(
-    original: TorchOriginal, path: Path, specs: Sequence[TensorSpec], sizes: Sizes, rows: Rows | None
-) -> Difference:
-    return _compare_runs(original.run, path, specs, sizes, rows)
+def _compare(run: Run, path: Path, specs: Sequence[TensorSpec], sizes: Sizes, rows: Rows | None) -> Difference:
+    """The worst difference over made-up inputs of several sizes and the user's own rows.
 
-
-def _compare_runs(run: Run, path: Path, specs: Sequence[TensorSpec], sizes: Sizes, rows: Rows | None) -> Difference:
-    """The worst difference over made-up inputs of several sizes and the user's own rows."""
+    Raises ModelFileError when the original does not run on one of them.
+    """
     inspect_onnx(path)
     try:
         engine = OnnxEngine(path, EngineSettings(threads=torch.get_num_threads()))
     except EngineError as error:
-        return Difference("", np.inf, f"onnxruntime does not load it: {error}")
+        reason = str(error).removeprefix(f"{path} cannot be loaded: ")
+        return Difference("", np.inf, f"onnxruntime does not load it: {reason}")
     with contextlib.closing(engine):
         differences = []
         for inputs in _trials(specs, sizes, rows):
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             try:
-                differences.append(largest_difference(run(inputs), engine.run(inputs)))
+                expected = run(inputs)
+            except Exception as error:  # the model's own code may raise anything
+                raise ModelFileError(f"the model itself does not run on {shapes}: {_reason(error)}") from error
+            try:
+                differences.append(largest_difference(expected, engine.run(inputs)))
             except (EngineError, InvalidRequest) as error:
-                shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
                 return Difference("", np.inf, f"onnxruntime fails on {shapes}: {error}")
         return max(differences, key=lambda difference: difference.relative)
 

@@ -17,9 +17,9 @@ from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
 from mlserve.model.tensors import Tensors
 from mlserve.optimize.importers.export import check_parity
-from mlserve.optimize.importers.onnx_model import keep_outputs, known_bounds, write_model
+from mlserve.optimize.importers.onnx_model import keep_outputs, known_specs, write_model
 from mlserve.optimize.importers.request import Imported, ImportRequest
-from mlserve.optimize.importers.shapes import Run, default_sizes, output_specs
+from mlserve.optimize.importers.shapes import Run, Sizes, default_sizes, fix_rigid_dims, output_specs
 
 __all__ = ["import_folder"]
 
@@ -47,16 +47,17 @@ def import_folder(request: ImportRequest, out: Path, on_step: Callable[[str], No
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
     engine = OnnxEngine(out / MODEL_FILE, EngineSettings())
-    inputs = known_bounds(out / MODEL_FILE, engine.inputs)
-    sizes = default_sizes(inputs)
-    outputs = output_specs(engine.run, inputs, sizes)
-    names = [spec.name for spec in outputs]
-    engine.close()
+    inputs = known_specs(out / MODEL_FILE, engine.inputs)
+    sizes = default_sizes(inputs) | _image_size(source)
     on_step("comparing with the original")
+    original = _original(source, library, task, [spec.name for spec in engine.outputs])
+    inputs = fix_rigid_dims(original, inputs, sizes)
+    outputs = output_specs(engine.run, inputs, sizes)
+    engine.close()
     rows: Rows = SyntheticRows(inputs, 8)
     if request.data:
         rows = read_rows(Path(request.data), inputs, source / TOKENIZER_FILE)
-    agreement = check_parity(_original(source, library, task, names), out / MODEL_FILE, inputs, sizes, rows)
+    agreement = check_parity(original, out / MODEL_FILE, inputs, sizes, rows)
     notes = (f"optimum ({library}), opset {_OPSET}", agreement)
     return Imported(inputs=inputs, outputs=outputs, task=task, notes=notes)
 
@@ -93,6 +94,15 @@ def _task_of(source: Path) -> str:
     named = transformers.AutoConfig.from_pretrained(source, local_files_only=True).architectures or []
     model_class = getattr(transformers, named[0], None) if named else None
     return str(TasksManager.infer_task_from_model(model_class)) if model_class else "feature-extraction"
+
+
+def _image_size(source: Path) -> Sizes:
+    """Height and width of the images that the configuration was made for, by optimum's words; empty for no images."""
+    import transformers
+
+    size = getattr(transformers.AutoConfig.from_pretrained(source, local_files_only=True), "image_size", None)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return {"height": height, "width": width} if height else {}
 
 
 def _original(source: Path, library: str, task: str, names: list[str]) -> Run:

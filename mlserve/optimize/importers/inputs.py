@@ -77,8 +77,8 @@ def _stated(original: TorchOriginal, specs: Sequence[TensorSpec]) -> Inputs:
     ]
     if rigid:
         raise UsageError(
-            f"--input: the model does not run with another size of {', '.join(dict.fromkeys(rigid))}; "
-            f"it runs with --input {' --input '.join(map(str, settled))}"
+            f"--input: {', '.join(dict.fromkeys(rigid))} cannot stay open: with another size the model does not run, "
+            f"or not every output has a row for each; it runs with --input {' --input '.join(map(str, settled))}"
         )
     return Inputs(bounded, sizes)
 
@@ -168,7 +168,8 @@ def _of_named_shapes(original: TorchOriginal, shapes: dict[str, tuple[str, tuple
     """Specs of these shapes with the rows open, and the length too where the values are token numbers."""
     specs: list[TensorSpec] = []
     sizes: Sizes = {}
-    for name, (dtype, shape) in shapes.items():
+    for name, (kept, shape) in shapes.items():
+        dtype = "float32" if original.widened_from and kept == original.widened_from else kept
         dims: list[int | str] = list(shape)
         if dims:
             dims[0] = "batch"
@@ -183,6 +184,7 @@ def _of_named_shapes(original: TorchOriginal, shapes: dict[str, tuple[str, tuple
 def _guess(original: TorchOriginal) -> Inputs:
     """The first candidate that runs with rows that do not mix; failing that, the first that runs at all."""
     mixing: Inputs | None = None
+    rowless = ""
     for candidate in _candidates(original):
         original.bind([spec.name for spec in candidate.specs])
         try:
@@ -192,14 +194,18 @@ def _guess(original: TorchOriginal) -> Inputs:
         found = Inputs(specs, candidate.sizes, (f"{', '.join(map(str, specs))}: {candidate.why}",))
         rows = specs[0].shape[0]
         if isinstance(rows, int) and rows > 1:
-            continue  # a dimension that must be just 3 is not the rows
+            rowless = rowless or (
+                f"It runs on {', '.join(map(str, specs))}, but only with so many rows, or not every output has a row "
+                "for each of them. "
+            )
+            continue
         if rows == 1 or not rows_mix(original.run, specs, candidate.sizes):
             return found
         mixing = mixing or found
     if mixing is None:
         raise UnknownInputError(
-            "what the model takes cannot be told from its file. State it with --input name:dtype:dims for each of "
-            f"{', '.join(original.parameters) or 'its inputs'} (numbers are fixed, words are dynamic: "
+            f"what the model takes cannot be told from its file. {rowless}State it with --input name:dtype:dims for "
+            f"each of {', '.join(original.parameters) or 'its inputs'} (numbers are fixed, words are dynamic: "
             "--input tokens:int64:batch,20), or with --example module:function, or with --data FILE"
         )
     original.bind([spec.name for spec in mixing.specs])
@@ -225,6 +231,7 @@ class _Layer(msgspec.Struct, frozen=True):
     name: str
     kind: str
     shape: tuple[int, ...]
+    dtype: str
 
 
 def _layers(module: Any) -> Iterator[_Layer]:
@@ -237,7 +244,7 @@ def _layers(module: Any) -> Iterator[_Layer]:
             shape = tuple(weight.shape)
             if kind.startswith("Conv") and isinstance(groups, int):
                 shape = (shape[0], shape[1] * groups, *shape[2:])
-            yield _Layer(name or "model", kind, shape)
+            yield _Layer(name or "model", kind, shape, str(weight.dtype).removeprefix("torch."))
 
 
 def _shapes_for(layer: _Layer, *, thorough: bool) -> Iterator[tuple[Dims, str, Sizes]]:
@@ -246,19 +253,19 @@ def _shapes_for(layer: _Layer, *, thorough: bool) -> Iterator[tuple[Dims, str, S
     lengths = range(1, _LAST_TRY) if thorough else _LENGTHS
     if len(shape) == 4:
         for side in range(4, _LAST_TRY) if thorough else _IMAGE_SIDES:
-            yield ("batch", shape[1], side, side), "float32", {}
+            yield ("batch", shape[1], side, side), layer.dtype, {}
     elif layer.kind.startswith("Embedding"):
         for length in lengths:
             yield ("batch", "sequence"), "int64", {"sequence": length}
     elif len(shape) == 3:
         for length in lengths:
-            yield ("batch", shape[1], "length"), "float32", {"length": length}
+            yield ("batch", shape[1], "length"), layer.dtype, {"length": length}
     elif layer.kind == "BatchNorm2d":
         for side in _IMAGE_SIDES:
-            yield ("batch", shape[0], side, side), "float32", {}
+            yield ("batch", shape[0], side, side), layer.dtype, {}
     elif not thorough:
-        yield ("batch", shape[-1]), "float32", {}
-        yield ("batch", "sequence", shape[-1]), "float32", {"sequence": 16}
+        yield ("batch", shape[-1]), layer.dtype, {}
+        yield ("batch", "sequence", shape[-1]), layer.dtype, {"sequence": 16}
 
 
 def _bounded(original: TorchOriginal, spec: TensorSpec) -> TensorSpec:

@@ -5,18 +5,18 @@ from pathlib import Path
 
 from mlserve.engines.engine import EngineSettings
 from mlserve.engines.onnx_engine import OnnxEngine
-from mlserve.errors import EngineError
+from mlserve.errors import EngineError, ModelFileError
 from mlserve.model.artifact import MODEL_FILE
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE
-from mlserve.model.tensors import TensorSpec
+from mlserve.model.tensors import Dims, TensorSpec
 from mlserve.optimize.importers.request import Imported
 from mlserve.optimize.importers.shapes import Unfit, default_sizes, output_specs
 
-__all__ = ["import_onnx", "keep_outputs", "known_bounds", "write_model"]
+__all__ = ["INLINE_LIMIT_BYTES", "import_onnx", "keep_outputs", "known_specs", "write_model"]
 
 # A protobuf message cannot exceed 2 GiB; weights beyond this go into one file beside it.
-_INLINE_LIMIT_BYTES = 1_500_000_000
+INLINE_LIMIT_BYTES = 1_500_000_000
 
 
 def import_onnx(source: Path, out: Path) -> Imported:
@@ -27,8 +27,13 @@ def import_onnx(source: Path, out: Path) -> Imported:
     """
     opset = inspect_onnx(source).opset
     engine = OnnxEngine(source, EngineSettings())
+    if not engine.inputs or not engine.outputs:
+        raise ModelFileError(
+            f"{source} has {len(engine.inputs)} inputs and {len(engine.outputs)} outputs; a model that is served takes "
+            "and gives something"
+        )
     write_model(source, out)
-    inputs = known_bounds(source, engine.inputs)
+    inputs = known_specs(source, engine.inputs)
     outputs = engine.outputs
     notes = [f"opset {opset}"]
     try:
@@ -42,10 +47,33 @@ def import_onnx(source: Path, out: Path) -> Imported:
     return Imported(inputs=inputs, outputs=outputs, notes=tuple(notes))
 
 
-def known_bounds(path: Path, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """`specs` with the upper bounds of integer inputs that the graph's tables imply."""
-    bounds = inspect_onnx(path).bounds
-    return tuple(TensorSpec(spec.name, spec.dtype, spec.shape, bounds.get(spec.name)) for spec in specs)
+def known_specs(path: Path, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """`specs` with what the graph's weights imply: upper bounds of integer inputs, and an image's channels."""
+    bounds, channels = inspect_onnx(path).bounds, _channels(path)
+    return tuple(
+        TensorSpec(spec.name, spec.dtype, _with_channels(spec.shape, channels.get(spec.name)), bounds.get(spec.name))
+        for spec in specs
+    )
+
+
+def _channels(path: Path) -> dict[str, int]:
+    """How many channels a convolution takes of each input that goes straight into one."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    kernels = {tensor.name: tensor.dims for tensor in graph.initializer}
+    inputs = {value.name for value in graph.input}
+    channels: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[0] in inputs and node.input[1] in kernels:
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            channels[node.input[0]] = kernels[node.input[1]][1] * groups
+    return channels
+
+
+def _with_channels(shape: Dims, channels: int | None) -> Dims:
+    """An image's shape [rows, channels, ...]; exporters may leave open what the first kernel fixes."""
+    return shape if channels is None or len(shape) < 3 else (shape[0], channels, *shape[2:])
 
 
 def keep_outputs(path: Path, names: list[str]) -> None:
@@ -72,7 +100,7 @@ def write_model(source: Path, out: Path) -> None:
     )
     if not model.graph.name:
         model.graph.name = source.stem
-    if size_bytes < _INLINE_LIMIT_BYTES:
+    if size_bytes < INLINE_LIMIT_BYTES:
         onnx.save(model, out / MODEL_FILE)
     else:
         onnx.save(model, out / MODEL_FILE, save_as_external_data=True, location=f"{MODEL_FILE}.data")

@@ -1,7 +1,9 @@
 """A PyTorch model as it came: loaded as carefully as its form allows, and callable with named numpy arrays."""
 
+import dataclasses
 import importlib
 import inspect
+import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,23 +13,35 @@ import numpy as np
 import torch
 
 from mlserve.errors import ModelFileError, UsageError
-from mlserve.model.tensors import Tensors
+from mlserve.model.tensors import DATATYPE_OF, Tensors
 from mlserve.optimize.importers.request import ImportRequest
 
 __all__ = ["TorchOriginal", "call_named", "load_original", "named_outputs"]
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
+_HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 class TorchOriginal:
     """A module in inference mode. `parameters` are the names `forward` gives its inputs, `required` how many it needs.
 
     `run` maps named arrays to named arrays once `bind` has said which inputs there are; `bound` are their names.
+    `by_name` are the inputs that a torch.export `program` only takes as keywords, `widened_from` the half precision its
+    weights had.
     """
 
-    def __init__(self, module: Any, parameters: Sequence[str], required: int, program: Any = None) -> None:
+    def __init__(
+        self,
+        module: Any,
+        parameters: Sequence[str],
+        required: int,
+        *,
+        program: Any = None,
+        by_name: Sequence[str] = (),
+        widened_from: str = "",
+    ) -> None:
         self.module, self.parameters, self.required = module, list(parameters), required
-        self.program = program
+        self.program, self.by_name, self.widened_from = program, frozenset(by_name), widened_from
         self.bound: list[str] = list(parameters)
 
     @property
@@ -44,6 +58,9 @@ class TorchOriginal:
     def arguments(self, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """How `forward` is called with `inputs`: by position where the names follow its parameters, else by name."""
         values = {name: inputs[name] for name in self.bound}
+        if self.program is not None:
+            positional = tuple(value for name, value in values.items() if name not in self.by_name)
+            return positional, {name: value for name, value in values.items() if name in self.by_name}
         if self.bound == self.parameters[: len(values)] or not all(name in self.parameters for name in values):
             return tuple(values.values()), {}
         return (), values
@@ -61,6 +78,7 @@ def load_original(request: ImportRequest) -> TorchOriginal:
 
     Only a pickle that the user vouched for runs code of its own. Raises ModelFileError or UsageError.
     """
+    _choose_plain_attention()
     path = Path(request.source)
     match request.kind:
         case "exported":
@@ -70,6 +88,9 @@ def load_original(request: ImportRequest) -> TorchOriginal:
         case "pickle":
             sys.path.insert(0, str(Path.cwd()))
             module = _trying(path, lambda: torch.load(path, map_location="cpu", weights_only=False))
+            if isinstance(module, Mapping):  # a checkpoint
+                modules = [part for part in module.values() if isinstance(part, torch.nn.Module)]
+                module = modules[0] if len(modules) == 1 else module
             if not isinstance(module, torch.nn.Module):
                 raise ModelFileError(f"{path} holds a {type(module).__name__}, not a torch.nn.Module")
             return _of_module(module)
@@ -93,16 +114,18 @@ def call_named(spec: str, flag: str) -> Any:
 
 
 def named_outputs(value: Any) -> dict[str, torch.Tensor]:
-    """The tensors a module returned, by name: `output`, or `output_0`, `output_1` ..., or the keys of a dictionary.
+    """The tensors a module returned, by name: `output`, or `output_0`, `output_1` ..., or the keys or fields they have.
 
-    None is left out. Raises ModelFileError for anything that is no tensor.
+    None is left out. Raises ModelFileError for anything that is no tensor, or of a type that is not served.
     """
     if isinstance(value, torch.Tensor):
-        return {"output": value}
-    if isinstance(value, Mapping):
+        found = {"output": value}
+    elif isinstance(value, Mapping):
         found = {str(name): part for name, part in value.items()}
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         found = dict(zip(value._fields, value, strict=True))
+    elif dataclasses.is_dataclass(value):
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif isinstance(value, list | tuple):
         found = {f"output_{position}": part for position, part in enumerate(value)}
     else:
@@ -111,15 +134,29 @@ def named_outputs(value: Any) -> dict[str, torch.Tensor]:
     for name, part in tensors.items():
         if not isinstance(part, torch.Tensor):
             raise ModelFileError(f"output '{name}' of the model is a {type(part).__name__}; return only tensors")
+        if str(part.dtype).removeprefix("torch.") not in DATATYPE_OF:
+            raise ModelFileError(f"output '{name}' of the model is {part.dtype}, which no serving protocol carries")
     if not tensors:
         raise ModelFileError("the model returns no tensor")
     return tensors if len(found) > 1 or isinstance(value, Mapping) else {"output": next(iter(tensors.values()))}
 
 
+def _choose_plain_attention() -> None:
+    """Keeps torch's encoder from what no exporter can follow: neither changes the answers.
+
+    In inference its layers run as one fused operator that ONNX has no name for, and it looks into the values of a mask
+    to see whether a shortcut for causal masks would do.
+    """
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.nn.modules.transformer._detect_is_causal_mask = lambda _mask, is_causal=None, _size=None: bool(is_causal)  # noqa: SLF001  # there is no switch
+
+
 def _of_module(module: Any) -> TorchOriginal:
     module.eval()
-    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
+    half = next((parameter.dtype for parameter in module.parameters() if parameter.dtype in _HALF_TYPES), None)
+    if half is not None:
         module.float()
+    widened_from = str(half).removeprefix("torch.") if half is not None else ""
     for parameter in module.parameters():
         parameter.requires_grad_(requires_grad=False)
     if isinstance(module, torch.jit.ScriptModule):
@@ -128,6 +165,7 @@ def _of_module(module: Any) -> TorchOriginal:
             module,
             [argument.name.partition(".")[0] for argument in schema],
             sum(not argument.has_default_value() for argument in schema),
+            widened_from=widened_from,
         )
     named = [
         parameter
@@ -138,13 +176,20 @@ def _of_module(module: Any) -> TorchOriginal:
         module,
         [parameter.name for parameter in named],
         sum(parameter.default is parameter.empty for parameter in named),
+        widened_from=widened_from,
     )
 
 
 def _load_exported(path: Path) -> TorchOriginal:
     program = _trying(path, lambda: torch.export.load(path))
     names = [str(name) for name in program.graph_signature.user_inputs]
-    return TorchOriginal(program.module(), names, len(names), program)
+    positional, keywords = program.call_spec.in_spec.children()
+    if any(not part.is_leaf() for part in (*positional.children(), *keywords.children())):
+        raise ModelFileError(
+            f"{path} takes {', '.join(names)} inside lists or dictionaries; export it with plain tensors as its inputs"
+        )
+    by_name = names[positional.num_children :]
+    return TorchOriginal(program.module(), names, len(names), program=program, by_name=by_name)
 
 
 def _with_weights(path: Path, model_class: str) -> torch.nn.Module:
@@ -154,15 +199,34 @@ def _with_weights(path: Path, model_class: str) -> torch.nn.Module:
     state = _trying(path, lambda: _read_state(path))
     if not isinstance(state, Mapping):
         raise ModelFileError(f"{path} holds a {type(state).__name__}, not a state dict")
-    state = next((state[key] for key in _STATE_KEYS if isinstance(state.get(key), Mapping)), state)
-    # DataParallel and torch.compile put a word before every name.
-    state = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(_unwrapped(_inner_state(state), set(module.state_dict())))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise ModelFileError(f"the weights in {path} do not fit {model_class}: {' '.join(lines)[:400]}") from error
     return module
+
+
+def _inner_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights in a checkpoint: under a usual key, else the only part of it that is all tensors, else all of it."""
+    usual = [checkpoint[key] for key in _STATE_KEYS if isinstance(checkpoint.get(key), Mapping)]
+    tensors = [part for part in checkpoint.values() if isinstance(part, Mapping) and part and _all_tensors(part)]
+    found: Mapping[str, Any] = next(iter(usual), tensors[0] if len(tensors) == 1 else checkpoint)
+    return found
+
+
+def _all_tensors(part: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, torch.Tensor) for value in part.values())
+
+
+def _unwrapped(state: Mapping[str, Any], names: set[str]) -> Mapping[str, Any]:
+    """`state` without the words that DataParallel, torch.compile or a trainer put before every one of its `names`."""
+    while not names & state.keys():
+        prefix, dot, _ = str(next(iter(state), "")).partition(".")
+        if not dot or not all(str(name).startswith(f"{prefix}.") for name in state):
+            break
+        state = {name.removeprefix(f"{prefix}."): value for name, value in state.items()}
+    return state
 
 
 def _read_state(path: Path) -> Any:
@@ -170,13 +234,19 @@ def _read_state(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines() or [""]
+        raise ModelFileError(
+            f"{path} is no plain state dict ({reason[0][:200]}); save it with torch.save(model.state_dict(), path)"
+        ) from error
 
 
 def _trying(path: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except MemoryError:
+    except (MemoryError, ModelFileError):
         raise
     except Exception as error:  # torch raises a dozen kinds for a damaged file
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

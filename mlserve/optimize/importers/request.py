@@ -42,7 +42,9 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 class Fault(msgspec.Struct, frozen=True, tag="fault"):
     """Why it could not be done; `error` says which of our errors to raise."""
 
-    error: Literal["ModelFileError", "UnknownInputError", "DataFileError", "UsageError", "Refused", "EngineError"]
+    error: Literal[
+        "ModelFileError", "UnknownInputError", "DataFileError", "UsageError", "Refused", "EngineError", "StoreError"
+    ]
     message: str
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mlserve.errors import ModelFileError
 from mlserve.model.synthesis import concrete_shape, synthesize
 from mlserve.model.tensors import Tensors, TensorSpec
 
@@ -43,6 +44,8 @@ def _run_made_up(run: Run, specs: Sequence[TensorSpec], sizes: Sizes) -> Tensors
     inputs = synthesize(fixed, _ROWS, np.random.default_rng(0))
     try:
         return run(inputs)
+    except ModelFileError:  # it ran; what it gives cannot be served, whatever it takes
+        raise
     except Exception as error:  # a model may raise anything; which is not our concern, that it does is the answer
         raise Unfit(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__) from error
 

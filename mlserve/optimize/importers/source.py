@@ -1,5 +1,6 @@
 """What a model file is, told by its content and without running any of it."""
 
+import io
 import pickletools
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ SourceKind = Literal["onnx", "torchscript", "exported", "state-dict", "pickle", 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_PROTOCOL = b"\x80"
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with this number, pickled
+_LEGACY_PICKLES = 4  # that number, the protocol, the machine it was written on, and then the object
 _SAFETENSORS = ".safetensors"
 
 # All that zipfile raises for one flipped byte or another.
@@ -80,6 +82,8 @@ def _identify_folder(path: Path) -> SourceKind:
 
 
 def _read_head(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ModelFileError(f"{path} is no plain file; give a model file or folder")
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -146,14 +150,18 @@ def _pickled_names(content: bytes) -> list[str]:
     """`module.name` of every global, in each pickle of `content` (the old format has several, one after another)."""
     names: list[str] = []
     recent: list[str] = []
+    stream = io.BytesIO(content)
     try:
-        for operation, argument, _ in pickletools.genops(content):
-            if operation.name == "GLOBAL":
-                names.append(str(argument).replace(" ", "."))
-            elif operation.name == "STACK_GLOBAL":
-                names.append(".".join(recent[-2:]))
-            elif isinstance(argument, str):
-                recent.append(argument)
+        for _ in range(_LEGACY_PICKLES):
+            for operation, argument, _ in pickletools.genops(stream):
+                if operation.name == "GLOBAL":
+                    names.append(str(argument).replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    names.append(".".join(recent[-2:]))
+                elif isinstance(argument, str):
+                    recent.append(argument)
+            if stream.tell() == len(content):
+                break
     except (ValueError, IndexError) as error:
         if not names:
             raise ModelFileError(f"the pickle inside is damaged ({error}); save the model again") from error

@@ -9,10 +9,12 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from mlserve.errors import MlserveError
+from mlserve.optimize.disk import naming_a_full_disk
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest, Progress
 from mlserve.optimize.importers.shapes import Unfit
 
@@ -32,15 +34,17 @@ def _run(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
 
 def main() -> None:
     """Answers one request; a fault the user can mend is an answer too."""
-    send = _claim_stdout()
-    line = sys.stdin.buffer.readline()
+    requests, send = _claim_stdin(), _claim_stdout()
+    line = requests.readline()
     if not line:
         sys.exit("this is started by `mlserve optimize`; it reads its request from stdin")
-    threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=[requests], name="parent watch", daemon=True).start()
     warnings.simplefilter("ignore")  # exporters warn of their own future, which the user cannot change
     try:
         request = msgspec.json.decode(line, type=ImportRequest)
-        send(_run(request, lambda step: send(Progress(step))))
+        with naming_a_full_disk(Path(request.out)):
+            imported = _run(request, lambda step: send(Progress(step)))
+        send(imported)
     except Unfit as error:
         send(Fault("ModelFileError", f"the exported model does not run: {error}"))
     except MlserveError as error:
@@ -52,7 +56,7 @@ def _import_torch(request: ImportRequest, on_step: Callable[[str], None]) -> Imp
     from mlserve.model.rows import read_rows
     from mlserve.optimize.importers.export import export
     from mlserve.optimize.importers.inputs import find_inputs
-    from mlserve.optimize.importers.onnx_model import known_bounds
+    from mlserve.optimize.importers.onnx_model import known_specs
     from mlserve.optimize.importers.original import load_original
 
     on_step("loading the model")
@@ -63,11 +67,26 @@ def _import_torch(request: ImportRequest, on_step: Callable[[str], None]) -> Imp
     out = Path(request.out)
     exported = export(original, inputs, rows, out, on_step)
     assumed = inputs.assumed
+    if original.widened_from:
+        assumed = (f"its weights were {original.widened_from}; they were imported as float32", *assumed)
     if exported.inputs != inputs.specs:
         fixed = ", ".join(map(str, exported.inputs))
         assumed += (f"{fixed}: only so could it be exported; torch.export with dynamic_shapes opens the batch",)
-    bounded = known_bounds(out / MODEL_FILE, exported.inputs)
-    return Imported(inputs=bounded, outputs=exported.outputs, assumed=assumed, notes=exported.notes)
+    return Imported(
+        inputs=known_specs(out / MODEL_FILE, exported.inputs),
+        outputs=exported.outputs,
+        assumed=assumed,
+        notes=exported.notes,
+    )
+
+
+def _claim_stdin() -> BinaryIO:
+    """Keeps stdin for the request: code that asks the user a question finds nobody there."""
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    nobody = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nobody, sys.stdin.fileno())
+    os.close(nobody)
+    return requests
 
 
 def _claim_stdout() -> Send:
@@ -81,9 +100,9 @@ def _claim_stdout() -> Send:
     return send
 
 
-def _end_with_parent() -> None:
-    """Stdin stays open for as long as the parent lives."""
-    sys.stdin.buffer.read()
+def _end_with_parent(requests: BinaryIO) -> None:
+    """The parent keeps its end open for as long as it lives."""
+    requests.read()
     os._exit(1)
 
 
