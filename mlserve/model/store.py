@@ -160,6 +160,8 @@ class Store:
 
         Raises StoreError when there is nothing to go back to.
         """
+        if not self.versions(name):
+            raise StoreError(self._unknown(name, ""))
         history = self._history(name, alias)
         if len(history) < 2:
             raise StoreError(
@@ -193,7 +195,10 @@ class Store:
 
     def _same_content(self, manifest: Manifest) -> Artifact | None:
         for version in reversed(self.versions(manifest.name)):
-            published = self.get(manifest.name, version)
+            try:
+                published = self.get(manifest.name, version)
+            except StoreError:  # damaged: not the same, and no reason to lose what was just made
+                continue
             if _content(published.manifest) == _content(manifest):
                 return published
         return None
@@ -249,7 +254,10 @@ def _content(manifest: Manifest) -> tuple[object, ...]:
 
 
 def _read_alias(path: Path) -> int:
-    text = path.read_text().strip()
+    try:
+        text = path.read_text(errors="replace").strip()
+    except OSError as error:
+        raise StoreError(f"alias file {path} cannot be read: {error.strerror}; remove it") from error
     if not _VERSION.fullmatch(text):
         raise StoreError(f"alias file {path} holds {text[:64]!r}, not a version; remove it, then promote a version")
     return int(text)

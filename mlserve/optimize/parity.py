@@ -1,13 +1,12 @@
 """Whether two models give the same answers, up to the rounding that another order of additions brings."""
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from mlserve.model.tensors import Array, Tensors
 
 __all__ = ["Difference", "largest_difference"]
-
-import msgspec
 
 # Float32 sums in another order differ by 1e-6 to 1e-4 of the output's size; a wrong operator differs by far more.
 TOLERANCE = 1e-3

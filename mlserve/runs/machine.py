@@ -91,7 +91,7 @@ def _gpus() -> tuple[Gpu, ...]:
         return ()
     query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        answer = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.count(",") == 2]

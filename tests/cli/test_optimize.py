@@ -137,8 +137,28 @@ def test_flags_that_cannot_be_used_are_named(mlserve, digits, flags, words):
     assert words in one_line_error(mlserve("optimize", digits / "digits.pt", *flags))
 
 
+def test_a_half_precision_model_is_called_what_it_is(mlserve, tmp_path):
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["batch", 8]) for name in "xy"]
+    weight = numpy_helper.from_array(np.eye(8, dtype=np.float16), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weight])
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "h.onnx")
+    (made,) = json.loads(mlserve("optimize", "h.onnx", "--json").stdout)
+    assert made["variant"] == "fp16"
+    assert made["metrics"]["accuracy"]["reference"] == "fp16"
+    assert "against fp16" in mlserve("optimize", "h.onnx").stdout
+    assert "fp16" in one_line_error(mlserve("optimize", "h.onnx", "--int8"), code=1)
+    assert Store(tmp_path / "store").versions("h") == [1]
+
+
+def test_an_error_stays_on_one_line_whatever_it_names(mlserve):
+    assert "no such.pt" in one_line_error(mlserve("optimize", "no\nsuch.pt"))
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("after_step", ["loading the model", "int8: quantize", "timing"])
-def test_ctrl_c_leaves_no_half_version_and_no_process(digits, tmp_path, after_step):
+def test_stopping_it_leaves_no_half_version_and_no_process(digits, tmp_path, after_step, ending):
     process = subprocess.Popen(
         [sys.executable, "-m", "mlserve", "optimize", digits / "digits.pt", "--int8"],
         cwd=tmp_path,
@@ -152,9 +172,9 @@ def test_ctrl_c_leaves_no_half_version_and_no_process(digits, tmp_path, after_st
             if after_step in line:
                 break
         children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         rest = process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == 128 + ending
     assert "Traceback" not in rest
     assert _gone(children)
     assert not Store(tmp_path / "store").names()
@@ -208,6 +228,32 @@ def test_models_lists_promotes_rolls_back_and_verifies(mlserve, digits, tmp_path
     assert mlserve("models", "verify", "digits@1").returncode == 0
 
 
+def test_one_damaged_version_does_not_hide_the_others(mlserve, digits, tmp_path):
+    assert mlserve("optimize", digits / "digits.pt", "--int8").returncode == 0
+    (tmp_path / "store" / "digits" / "1" / "manifest.json").write_bytes(b"\xff\xfe")
+    listed = mlserve("models", "list", "--json")
+    assert "digits/1/manifest.json" in one_line_error(listed)
+    assert [entry["ref"] for entry in json.loads(listed.stdout)] == ["digits@2"]
+    verified = mlserve("models", "verify", "--json")
+    assert "digits/1/manifest.json" in one_line_error(verified)
+    assert json.loads(verified.stdout)["digits@2"] == "ok"
+    assert mlserve("optimize", digits / "digits.pt").returncode == 0
+    assert Store(tmp_path / "store").versions("digits") == [1, 2, 3]
+
+
+def test_a_damaged_alias_is_named(mlserve, digits, tmp_path):
+    assert mlserve("optimize", digits / "digits.pt").returncode == 0
+    assert mlserve("models", "promote", "digits").returncode == 0
+    (tmp_path / "store" / "digits" / "aliases" / "production").write_bytes(b"\xff\xfe")
+    assert "aliases/production" in one_line_error(mlserve("models", "list"))
+    assert "aliases/production" in one_line_error(mlserve("models", "promote", "digits@1"))
+
+
+def test_a_store_that_is_a_file_is_not_called_empty(mlserve, tmp_path):
+    (tmp_path / "file").touch()
+    assert "not a store" in one_line_error(mlserve("models", "list", "--store", "file"))
+
+
 def test_an_empty_store_says_what_to_do(mlserve):
     done = mlserve("models", "list")
     assert done.returncode == 0
@@ -228,3 +274,21 @@ def test_doctor_tells_what_loads(mlserve):
     plain = mlserve("doctor")
     assert "CPUExecutionProvider" in plain.stdout
     assert "memory" in plain.stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("echo 'NVIDIA H200, 143771, 570.1'", ["NVIDIA H200"]),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", []),
+        (r"printf '\377\376\n'", []),
+    ],
+)
+def test_doctor_takes_whatever_nvidia_smi_says(mlserve, tmp_path, monkeypatch, answer, found):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    told = json.loads(mlserve("doctor", "--json").stdout)
+    assert [gpu["name"] for gpu in told["machine"]["gpus"]] == found
+    plain = "".join(mlserve("doctor").stdout.split())
+    assert all("".join(advice.split()) in plain for advice in told["advice"])

@@ -1,6 +1,7 @@
 """Real model files of every kind, through the importing process."""
 
 import gc
+import json
 import subprocess
 import sys
 import warnings
@@ -35,6 +36,10 @@ def specs(imported):
         ("digits", ["image:float32:batch,1,8,8"], ["output:float32:batch,10"]),
         ("tokens", ["tokens:int64:batch,sequence"], ["output:float32:batch,3"]),
         ("fixed_length", ["tokens:int64:batch,20"], ["output:float32:batch,3"]),
+        ("causal", ["tokens:int64:batch,sequence"], ["output:float32:batch,sequence,50"]),
+        ("bag", ["tokens:int64:batch,sequence"], ["output:float32:batch,2"]),
+        ("double", ["input:float64:batch,30"], ["output:float64:batch,2"]),
+        ("fields", ["x:float32:batch,4"], ["mean:float32:batch,2", "spread:float32:batch,2"]),
         ("series", ["series:float32:batch,sequence,7"], ["output:float32:batch,2"]),
         (
             "masked",
@@ -76,6 +81,47 @@ def test_what_cannot_be_inferred_is_asked_for_by_flag(weights, home):
     _, imported = import_it(path, home / "out2", model_class="zoo:pair", inputs=stated)
     assert imported.inputs == stated
     assert not imported.assumed
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("nested", "'output_1' of the model is a tuple"), ("named_by_text", "is a str"), ("complex_numbers", "complex64")],
+)
+def test_outputs_that_cannot_be_served_are_named(weights, home, name, words):
+    with pytest.raises(ModelFileError, match=words):
+        import_it(weights(name), home / "out", model_class=f"zoo:{name}")
+
+
+def test_half_precision_is_widened_and_said(weights, home):
+    _, imported = import_it(weights("half"), home / "out", model_class="zoo:half")
+    assert specs(imported)[0] == ["image:float32:batch,1,8,8"]
+    assert "float16" in imported.assumed[0]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}, "epoch": 3},
+        lambda state: {"net": state, "accuracy": 0.9},
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"state_dict": {f"model._orig_mod.{name}": value for name, value in state.items()}},
+    ],
+)
+def test_the_weights_of_a_checkpoint_are_found(home, zoo, wrap):
+    torch.save(wrap(zoo.digits().state_dict()), home / "checkpoint.pt")
+    _, imported = import_it(home / "checkpoint.pt", home / "out", model_class="zoo:digits")
+    assert specs(imported)[0] == ["image:float32:batch,1,8,8"]
+
+
+def test_weights_that_belong_to_nothing_in_the_model_are_refused(home, zoo):
+    torch.save(zoo.digits().state_dict() | {"extra.weight": torch.zeros(1)}, home / "more.pt")
+    with pytest.raises(ModelFileError, match=r"extra\.weight"):
+        import_it(home / "more.pt", home / "out", model_class="zoo:digits")
+
+
+def test_code_that_asks_a_question_finds_nobody(weights, home):
+    with pytest.raises(UsageError, match="EOFError"):
+        import_it(weights("mlp"), home / "out", model_class="zoo:asking")
 
 
 def test_rows_that_come_second_are_not_guessed(weights, home):
@@ -155,6 +201,33 @@ def test_a_scripted_transformer_is_replayed_at_one_size(home, zoo):
     assert any("only so could it be exported" in line for line in imported.assumed)
 
 
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_traced_transformer_keeps_its_dimensions_open(home, zoo, with_gradients):
+    """Without gradients torch traces its encoder layers as one operator."""
+    with torch.set_grad_enabled(with_gradients):
+        example = torch.zeros(2, 9, dtype=torch.int64)
+        quietly(lambda: torch.jit.trace(zoo.tokens().eval(), example, check_trace=False).save(home / "traced.pt"))
+    _, imported = import_it(home / "traced.pt", home / "out")
+    assert specs(imported) == (["tokens:int64:batch,sequence"], ["output:float32:batch,3"])
+
+
+def test_a_traced_dictionary_keeps_its_rows_open(home, zoo):
+    module = zoo.dictionary().eval()
+    quietly(lambda: torch.jit.trace(module, torch.zeros(2, 4), strict=False).save(home / "traced.pt"))
+    _, imported = import_it(home / "traced.pt", home / "out")
+    assert specs(imported)[1] == ["mean:float32:batch,2", "spread:float32:batch,2"]
+
+
+def test_a_program_that_was_exported_with_keywords_is_imported(home, zoo):
+    keywords = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    shapes = {name: {0: torch.export.Dim("rows"), 1: torch.export.Dim("length")} for name in keywords}
+    program = quietly(lambda: torch.export.export(zoo.masked().eval(), (), keywords, dynamic_shapes=shapes))
+    quietly(lambda: torch.export.save(program, home / "program.pt2"))
+    _, imported = import_it(home / "program.pt2", home / "out")
+    assert [spec.name for spec in imported.inputs] == ["input_ids", "attention_mask"]
+    assert all(isinstance(dim, str) for spec in imported.inputs for dim in spec.shape)
+
+
 @pytest.mark.parametrize("open_rows", [True, False])
 def test_an_exported_program_keeps_its_dimensions(home, zoo, open_rows):
     shapes = ({0: torch.export.Dim("rows")},) if open_rows else None
@@ -189,6 +262,40 @@ def test_a_hugging_face_folder_is_exported_with_its_task(home):
         "token_type_ids": 2,
     }
     assert [str(spec) for spec in imported.outputs] == ["logits:float32:batch_size,3"]
+
+
+def test_a_hugging_face_folder_takes_the_images_it_was_made_for(home):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=4)
+    ViTForImageClassification(config).save_pretrained(home / "vit")
+    _, imported = import_it(home / "vit", home / "out")
+    assert specs(imported) == (["pixel_values:float32:batch_size,3,32,32"], ["logits:float32:batch_size,4"])
+
+
+def test_code_that_came_with_a_hugging_face_folder_does_not_run(home):
+    (home / "custom").mkdir()
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (home / "custom" / "config.json").write_text(json.dumps(config))
+    (home / "custom" / "mine.py").write_text(f"open({str(home / 'ran')!r}, 'w').close()")
+    with pytest.raises(ModelFileError, match="custom code"):
+        import_it(home / "custom", home / "out")
+    assert not (home / "ran").exists()
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [("", "y"), ("x", "")])
+def test_an_onnx_file_must_take_and_give_something(tmp_path, inputs, outputs):
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    node = helper.make_node("Identity", [inputs or "w"], ["y"])
+    values = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in names] for names in (inputs, outputs)
+    ]
+    graph = helper.make_graph([node], "g", *values, [numpy_helper.from_array(np.ones(1, np.float32), "w")])
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "g.onnx")
+    with pytest.raises(ModelFileError, match="takes and gives something"):
+        import_it(tmp_path / "g.onnx", tmp_path / "out")
 
 
 def test_an_export_that_answers_otherwise_is_refused(weights, home):

@@ -1,5 +1,6 @@
 """What a file is, told without running it."""
 
+import os
 import pickle
 import warnings
 import zipfile
@@ -28,6 +29,21 @@ def test_a_state_dict_needs_its_code(tmp_path, legacy):
     assert identify(path, model_class="a:b") == "state-dict"
     with pytest.raises(ModelFileError, match="--model-class"):
         identify(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickled_module_needs_trust(tmp_path, legacy):
+    path = tmp_path / "module.pt"
+    torch.save(torch.nn.Linear(3, 2), path, _use_new_zipfile_serialization=not legacy)
+    assert identify(path, trust_pickle=True) == "pickle"
+    with pytest.raises(ModelFileError, match=r"torch\.nn\.modules\.linear\.Linear.*--trust-pickle"):
+        identify(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(ModelFileError, match="no plain file"):
+        identify(tmp_path / "pipe.pt")
 
 
 @pytest.mark.parametrize("keep", [100, 600])

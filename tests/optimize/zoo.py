@@ -1,5 +1,7 @@
 """Small models of every common kind; tests copy this file beside the weights and name its functions."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -99,6 +101,89 @@ class Undecided(nn.Module):
 
     def forward(self, x):
         return self.layer(x) * 2 if float(x.mean()) > 0 else -self.layer(x)
+
+
+class Causal(nn.Module):
+    """A language model, its mask as torch's own tutorial makes it; time before rows inside, rows first outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)
+        self.head = nn.Linear(16, 50)
+
+    def forward(self, tokens):
+        length = tokens.shape[1]
+        mask = torch.triu(torch.full((length, length), float("-inf")), 1)
+        return self.head(self.encoder(self.embed(tokens), mask=mask))
+
+
+@dataclass
+class Both:
+    mean: torch.Tensor
+    spread: object
+
+
+class Returning(nn.Module):
+    """Gives two results in the form that `pack` makes of them."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.layer, self.pack = nn.Linear(4, 2), pack
+
+    def forward(self, x):
+        return self.pack(self.layer(x), self.layer(-x))
+
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.EmbeddingBag(60, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, tokens):
+        return self.head(self.words(tokens))
+
+
+def causal():
+    return Causal()
+
+
+def bag():
+    return Bag()
+
+
+def fields():
+    return Returning(Both)
+
+
+def dictionary():
+    return Returning(lambda mean, spread: {"mean": mean, "spread": spread})
+
+
+def nested():
+    return Returning(lambda mean, spread: (mean, (spread, mean)))
+
+
+def named_by_text():
+    return Returning(lambda mean, _: (mean, "linear"))
+
+
+def complex_numbers():
+    return Returning(lambda mean, _: torch.fft.fft(mean))
+
+
+def double():
+    return mlp().double()
+
+
+def half():
+    return digits().half()
+
+
+def asking():
+    input("really? ")
+    return mlp()
 
 
 def mlp():

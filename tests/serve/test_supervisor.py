@@ -90,6 +90,8 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhile(serv
                 assert server.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
 
         ask()
+        # A reply leaves a moment before it is counted; what dies uncounted stays so.
+        until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 20)
         killed = server.workers[0]
         psutil.Process(killed).kill()
         until(lambda: not psutil.pid_exists(killed))  # its last thread has closed the ports
@@ -101,7 +103,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhile(serv
         assert len(now) == 2
         assert killed not in now
         assert server.workers[1] in now
-        # Those of the killed one too; a reply leaves a moment before it is counted.
+        # Those of the killed one too.
         until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 60)
 
 

@@ -156,7 +156,8 @@ def _from_data(original: TorchOriginal, path: Path) -> Inputs:
             return _accept(original, _of_named_shapes(original, shapes), f"the rows of {path.name}")
         except UnknownInputError as error:
             faults.append(str(error))
-    raise UnknownInputError(faults[0])
+    numbers = any(array.dtype.kind == "f" for array in arrays.values())
+    raise UnknownInputError(faults[1] if numbers else faults[0])  # files keep float64, models seldom take it
 
 
 def _of_shapes(original: TorchOriginal, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> _Candidate:
@@ -223,7 +224,7 @@ def _candidates(original: TorchOriginal) -> Iterator[_Candidate]:
             for dims, dtype, sizes in _shapes_for(layer, thorough=thorough):
                 specs = [_bounded(original, TensorSpec(names[0], dtype, dims))]
                 specs += [TensorSpec(name, "int64", dims) for name in names[1:]]
-                why = f"the layer '{layer.name}' ({layer.kind}) takes such values"
+                why = f"the layer '{layer.name}' ({layer.kind}) takes such values; --input states others"
                 yield _Candidate(tuple(specs), {"batch": 3} | sizes, why)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import inspect
-import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ import torch
 
 from mlserve.errors import ModelFileError, UsageError
 from mlserve.model.tensors import DATATYPE_OF, Tensors
+from mlserve.optimize.importers.checkpoint import read_checkpoint, weights_for
 from mlserve.optimize.importers.request import ImportRequest
 
 __all__ = ["TorchOriginal", "call_named", "load_original", "named_outputs"]
 
-_STATE_KEYS = ("state_dict", "model_state_dict", "model")
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
@@ -196,51 +195,15 @@ def _with_weights(path: Path, model_class: str) -> torch.nn.Module:
     module = call_named(model_class, "--model-class")
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"--model-class {model_class} gives a {type(module).__name__}, not a torch.nn.Module")
-    state = _trying(path, lambda: _read_state(path))
+    state = _trying(path, lambda: read_checkpoint(path))
     if not isinstance(state, Mapping):
         raise ModelFileError(f"{path} holds a {type(state).__name__}, not a state dict")
     try:
-        module.load_state_dict(_unwrapped(_inner_state(state), set(module.state_dict())))
+        module.load_state_dict(weights_for(set(module.state_dict()), state))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise ModelFileError(f"the weights in {path} do not fit {model_class}: {' '.join(lines)[:400]}") from error
     return module
-
-
-def _inner_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights in a checkpoint: under a usual key, else the only part of it that is all tensors, else all of it."""
-    usual = [checkpoint[key] for key in _STATE_KEYS if isinstance(checkpoint.get(key), Mapping)]
-    tensors = [part for part in checkpoint.values() if isinstance(part, Mapping) and part and _all_tensors(part)]
-    found: Mapping[str, Any] = next(iter(usual), tensors[0] if len(tensors) == 1 else checkpoint)
-    return found
-
-
-def _all_tensors(part: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, torch.Tensor) for value in part.values())
-
-
-def _unwrapped(state: Mapping[str, Any], names: set[str]) -> Mapping[str, Any]:
-    """`state` without the words that DataParallel, torch.compile or a trainer put before every one of its `names`."""
-    while not names & state.keys():
-        prefix, dot, _ = str(next(iter(state), "")).partition(".")
-        if not dot or not all(str(name).startswith(f"{prefix}.") for name in state):
-            break
-        state = {name.removeprefix(f"{prefix}."): value for name, value in state.items()}
-    return state
-
-
-def _read_state(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines() or [""]
-        raise ModelFileError(
-            f"{path} is no plain state dict ({reason[0][:200]}); save it with torch.save(model.state_dict(), path)"
-        ) from error
 
 
 def _trying(path: Path, load: Callable[[], Any]) -> Any:
