@@ -35,7 +35,7 @@ def drive(job: Job, cpus: Sequence[int], on_tick: Callable[[Tick], None]) -> Fin
     with tempfile.TemporaryDirectory(prefix="mlserve-bench-") as scratch:
         path, log = Path(scratch) / "job", Path(scratch) / _LOG
         write_job(path, job)
-        with log.open("wb") as output, _locust(path, cpus, output) as reports:
+        with log.open("wb") as output, _keeping_off(cpus), _locust(path, cpus, output) as reports:
             for line in reports:
                 message = _decoder.decode(line)
                 if isinstance(message, Tick):
@@ -78,6 +78,19 @@ def _locust(path: Path, cpus: Sequence[int], log: BinaryIO) -> Iterator[BinaryIO
             raise
         finally:
             _wait(process)
+
+
+@contextmanager
+def _keeping_off(cpus: Sequence[int]) -> Iterator[None]:
+    """Leaves the generator's cores to it: whoever follows its progress on one of them makes requests leave late."""
+    own = os.sched_getaffinity(0) if cpus else set()
+    if own - set(cpus):
+        os.sched_setaffinity(0, own - set(cpus))
+    try:
+        yield
+    finally:
+        if own:
+            os.sched_setaffinity(0, own)
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> None:

@@ -15,7 +15,10 @@ _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What was saved, read without running code. Raises ModelFileError, and what torch and safetensors do for damage."""
+    """What was saved, read without running code of it.
+
+    Raises ModelFileError for what cannot be read so, and for damage what torch and safetensors do.
+    """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
