@@ -33,18 +33,25 @@ def optimize(source: Source, recipe: Recipe, store: Store, name: str, threads: i
 
     The first is named for the precision of its weights, which is fp32 unless an ONNX file says otherwise. Nothing is
     published before everything was made and measured, so a failure or Ctrl-C leaves the store as it was. Raises
-    ModelFileError, UnknownInputError, DataFileError, UsageError or StoreError for what the user can mend, and Refused
-    when a variant cannot be had.
+    ModelFileError, UnknownInputError, DataFileError, UsageError or StoreError for what the user can mend. A variant
+    that cannot be had does not keep the others from being published; Refused then says what was, and what was not.
     """
     with store.staging() as staging, naming_a_full_disk(store.root):
         made = [_import(source, _new_folder(staging, "imported"), on_step)]
         _check_names(recipe, made[0])
         rows = _rows(source.data, made[0])
+        refusals: list[str] = []
         for variant in recipe.variants:
-            made.append(_make(variant, made[0], staging, on_step))
+            try:
+                made.append(_make(variant, made[0], staging, on_step))
+            except Refused as refusal:
+                refusals.append(str(refusal))
         measured = _measure(made, rows, threads, on_step)
         on_step("publishing")
-        return _publish(measured, store, name)
+        published = _publish(measured, store, name)
+    if refusals:
+        raise Refused(f"{'; '.join(refusals)}. Published: {', '.join(artifact.ref for artifact in published)}")
+    return published
 
 
 def _import(source: Source, out: Path, on_step: OnStep) -> Artifact:

@@ -292,3 +292,22 @@ def test_doctor_takes_whatever_nvidia_smi_says(mlserve, tmp_path, monkeypatch, a
     assert [gpu["name"] for gpu in told["machine"]["gpus"]] == found
     plain = "".join(mlserve("doctor").stdout.split())
     assert all("".join(advice.split()) in plain for advice in told["advice"])
+
+
+def test_a_variant_that_cannot_be_had_does_not_cost_the_others(mlserve, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    kernel = numpy_helper.from_array(np.ones((2, 1, 3, 3), np.float32), "kernel")
+    values = [
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8]),
+        helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["batch", 2, 6, 6]),
+    ]
+    node = helper.make_node("Conv", ["image", "kernel"], ["maps"])
+    graph = helper.make_graph([node], "conv", values[:1], values[1:], [kernel])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "conv.onnx")
+    line = one_line_error(mlserve("optimize", "conv.onnx", "--int8"), code=1)
+    assert "static quantization" in line
+    assert "Published: conv@1" in line
+    assert Store(tmp_path / "store").get("conv", 1).manifest.variant == "fp32"
