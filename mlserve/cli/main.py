@@ -47,5 +47,5 @@ def _root(
 
 
 def main() -> None:
-    """The console script."""
+    """Parses the command line and runs the verb it names."""
     app()

@@ -1,6 +1,5 @@
 """`mlserve optimize`: a trained model to measured variants in the store."""
 
-import os
 import re
 import signal
 import sys
@@ -62,6 +61,7 @@ def optimize(
     from mlserve.model.tensors import parse_input_flag
     from mlserve.optimize.importing import Source
     from mlserve.optimize.variants import optimize as make_variants
+    from mlserve.runs.machine import usable_cores
 
     chosen_name = check_name(name if name is not None else _name_of(source))
     chosen = _recipe(recipe, int8=int8)
@@ -76,7 +76,7 @@ def optimize(
     # Whoever ends us politely gets the same cleaning up as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with steps("optimize") as on_step:
-        made = make_variants(asked, chosen, Store(store), chosen_name, threads or _cores(), on_step)
+        made = make_variants(asked, chosen, Store(store), chosen_name, threads or usable_cores(), on_step)
     if json:
         print_json([{"ref": artifact.ref, **_facts(artifact)} for artifact in made])
     else:
@@ -94,10 +94,6 @@ def _recipe(path: Path | None, *, int8: bool) -> "Recipe":
 def _name_of(source: Path) -> str:
     stem = source.resolve().name if source.is_dir() else source.name.split(".")[0]
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip(".-") or "model"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _facts(artifact: "Artifact") -> dict[str, object]:

@@ -1,6 +1,5 @@
 """`mlserve serve`: models over REST and gRPC."""
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +53,7 @@ def serve(
       mlserve serve model.onnx --max-delay-ms 2
     """
     from mlserve.engines.engine import EngineSettings
+    from mlserve.runs.machine import usable_cores
     from mlserve.serve.settings import BatchSettings, Limits, ServeSettings
     from mlserve.serve.supervisor import run_server
 
@@ -65,7 +65,7 @@ def serve(
         http_port=http_port,
         grpc_port=grpc_port,
         workers=workers,
-        engine=EngineSettings(device, threads or max(1, _cores() // workers)),
+        engine=EngineSettings(device, threads or max(1, usable_cores() // workers)),
         batch=BatchSettings(max_batch_rows, max_delay_ms / 1000),
         limits=Limits(drain_s=parse_duration_s(drain)),
     )
@@ -116,11 +116,6 @@ def default_versions(sources: list["ModelSource"], root: Path) -> dict[str, str]
         versions = [source.version for source in served]
         defaults[name] = str(production) if str(production) in versions else max(versions, key=int)
     return defaults
-
-
-def _cores() -> int:
-    """The cores this process may use; only Linux tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _source(ref: str, store: Any) -> "ModelSource":

@@ -34,7 +34,8 @@ def optimize(source: Source, recipe: Recipe, store: Store, name: str, threads: i
     The first is named for the precision of its weights, which is fp32 unless an ONNX file says otherwise. Nothing is
     published before everything was made and measured, so a failure or Ctrl-C leaves the store as it was. Raises
     ModelFileError, UnknownInputError, DataFileError, UsageError or StoreError for what the user can mend. A variant
-    that cannot be had does not keep the others from being published; Refused then says what was, and what was not.
+    that its passes cannot make does not keep the others from being published; Refused then says what was, and what was
+    not. One that was made and does not load or gives no finite answers is a fault, and nothing is published.
     """
     with store.staging() as staging, naming_a_full_disk(store.root):
         made = [_import(source, _new_folder(staging, "imported"), on_step)]

@@ -11,7 +11,7 @@ import msgspec
 
 from mlserve import __version__
 
-__all__ = ["Gpu", "Machine", "package_version", "read_machine"]
+__all__ = ["Gpu", "Machine", "package_version", "read_machine", "usable_cores"]
 
 _PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "torch", "locust", "uvicorn", "pygrpc-native", "grpcio")
 # What the int8, bf16 and fp16 kernels of onnxruntime and OpenVINO look for.
@@ -57,13 +57,18 @@ def read_machine() -> Machine:
     return Machine(
         cpu=cpu,
         cpu_flags=tuple(flag for flag in (*_CPU_FLAGS, *_ARM_FLAGS) if flag in flags),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         packages={"mlserve": __version__} | {name: found for name in _PACKAGES if (found := package_version(name))},
         gpus=_gpus(),
     )
+
+
+def usable_cores() -> int:
+    """How many cores this process may use; all there are where only Linux would tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def package_version(name: str) -> str:

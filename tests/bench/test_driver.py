@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -139,3 +140,26 @@ def test_a_generator_that_breaks_down_says_why(tmp_path):
         drive(job, (), lambda _: None)
     assert "Traceback" in (tmp_path / "generator.log").read_text()
     assert no_child_is_left()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux holds processes to cores")
+def test_who_follows_the_generator_keeps_off_its_core(slow_server, tmp_path):
+    own = os.sched_getaffinity(0)
+    core = max(own)
+    seen = []
+    directory = tmp_path / "run"
+    directory.mkdir()
+    subject = msgspec.structs.replace(url_subject(parse_target(slow_server().url)), cpus=(core,))
+    run_bench(subject, PLAN, directory, "label", lambda _: seen.append(os.sched_getaffinity(0)))
+    assert seen
+    assert all(held == (own - {core} or own) for held in seen)
+    assert os.sched_getaffinity(0) == own
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux holds processes to cores")
+def test_without_a_core_for_the_generator_nobody_moves(slow_server, tmp_path):
+    own = os.sched_getaffinity(0)
+    seen = []
+    bench(slow_server(), PLAN, tmp_path / "run", lambda _: seen.append(os.sched_getaffinity(0)))
+    assert seen
+    assert all(held == own for held in seen)
