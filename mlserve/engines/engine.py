@@ -10,10 +10,15 @@ __all__ = ["Engine", "EngineSettings"]
 
 
 class EngineSettings(msgspec.Struct, frozen=True):
-    """How a model is run. `device` is `cpu`, `cuda` or `cuda:N`; `threads` work on one run together."""
+    """How a model is run. `device` is `cpu`, `cuda` or `cuda:N`; `threads` work on one run together.
+
+    `engine` and `compute_type` are empty for what the artifact was made for.
+    """
 
     device: str = "cpu"
     threads: int = 1
+    engine: str = ""
+    compute_type: str = ""
 
 
 class Engine(Protocol):

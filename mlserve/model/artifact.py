@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,10 +15,12 @@ __all__ = [
     "Accuracy",
     "Artifact",
     "FileRecord",
+    "Format",
     "Latency",
     "Manifest",
     "Metrics",
     "Step",
+    "is_model_file",
     "read_manifest",
     "record_files",
     "sha256_of",
@@ -27,6 +29,11 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.onnx"
+
+Format = Literal["onnx", "openvino", "torch"]
+"""What the model itself is kept as: an ONNX file, OpenVINO IR (`model.xml`, `model.bin`), a torch.export program."""
+
+_MODEL_FILES: dict[Format, str] = {"onnx": MODEL_FILE, "openvino": "model.xml", "torch": "model.pt2"}
 
 # 1: first format (0.1.0)
 FORMAT_VERSION = 1
@@ -81,13 +88,22 @@ class Metrics(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of `manifest.json`. `name` and `version` are empty until the store publishes the artifact."""
+    """The content of `manifest.json`. `name` and `version` are empty until the store publishes the artifact.
+
+    `engine` is what the variant was made and measured for (`onnxruntime`, `openvino`, `torch`, `torch-compiled`), and
+    `compute_type` the type that engine computes in where it is not that of the weights (`bf16`). `labels` are the
+    names of the classes, by class number.
+    """
 
     format_version: int = FORMAT_VERSION
     name: str = ""
     version: int = 0
     variant: str
+    format: Format = "onnx"
+    engine: str = "onnxruntime"
+    compute_type: str = ""
     task: str = "unknown"
+    labels: tuple[str, ...] = ()
     created_at: str = ""
     parent: str = ""
     files: dict[str, FileRecord] = {}
@@ -107,19 +123,24 @@ class Artifact(msgspec.Struct, frozen=True):
 
     @property
     def model_path(self) -> Path:
-        """The ONNX file."""
-        return self.directory / MODEL_FILE
+        """The file an engine opens; its weights may lie in others beside it."""
+        return self.directory / _MODEL_FILES[self.manifest.format]
 
     @property
     def size_bytes(self) -> int:
         """Size of the model itself: the graph and its weights, without tokenizer and labels."""
         files = self.manifest.files or record_files(self.directory)
-        return sum(record.size_bytes for name, record in files.items() if name.startswith(MODEL_FILE))
+        return sum(record.size_bytes for name, record in files.items() if is_model_file(name))
 
     @property
     def ref(self) -> str:
         """`name@version`."""
         return f"{self.manifest.name}@{self.manifest.version}"
+
+
+def is_model_file(name: str) -> bool:
+    """Whether `name` is part of the model itself: its graph, or weights beside it."""
+    return name.startswith("model.")
 
 
 def sha256_of(path: Path) -> str:

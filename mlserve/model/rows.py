@@ -62,6 +62,10 @@ class Rows(Protocol):
         """Rows `start` to `stop` as named inputs `[stop - start, ...]`."""
         ...
 
+    def take(self, indices: Sequence[int]) -> "Rows":
+        """Only these rows, in this order."""
+        ...
+
 
 class ArrayRows:
     """Rows held as one array an input."""
@@ -74,6 +78,11 @@ class ArrayRows:
 
     def batch(self, start: int, stop: int) -> Tensors:
         return {name: column[start:stop] for name, column in self.columns.items()}
+
+    def take(self, indices: Sequence[int]) -> "ArrayRows":
+        chosen = list(indices)
+        labels = None if self.labels is None else self.labels[chosen]
+        return ArrayRows({name: column[chosen] for name, column in self.columns.items()}, self.source, labels)
 
 
 class TextRows:
@@ -88,7 +97,7 @@ class TextRows:
         labels: Array | None = None,
     ) -> None:
         self.texts, self.source, self.labels = texts, source, labels
-        self._specs, self._tokenizer = specs, _open_tokenizer(tokenizer)
+        self._specs, self._path, self._tokenizer = specs, tokenizer, _open_tokenizer(tokenizer)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -100,22 +109,35 @@ class TextRows:
             for spec in self._specs
         }
 
+    def take(self, indices: Sequence[int]) -> "TextRows":
+        labels = None if self.labels is None else self.labels[list(indices)]
+        return TextRows([self.texts[index] for index in indices], self._path, self._specs, self.source, labels)
+
 
 class SyntheticRows:
     """Made-up rows, the same for the same seed."""
 
     labels: Array | None = None
 
-    def __init__(self, specs: Sequence[TensorSpec], rows: int, seed: int = 0) -> None:
+    def __init__(
+        self, specs: Sequence[TensorSpec], rows: int, seed: int = 0, *, chosen: Sequence[int] | None = None
+    ) -> None:
         self.source = f"synthetic rows (seed {seed})"
-        self._rows, self._tensors = rows, synthesize(specs, rows, np.random.default_rng(seed))
-        self._fixed = {spec.name for spec in specs if not (spec.shape and isinstance(spec.shape[0], str))}
+        self._made = specs, rows, seed
+        self._chosen = np.arange(rows) if chosen is None else np.asarray(chosen)
+        fixed = {spec.name for spec in specs if not (spec.shape and isinstance(spec.shape[0], str))}
+        made_up = synthesize(specs, rows, np.random.default_rng(seed))
+        self._whole = {name: array for name, array in made_up.items() if name in fixed}
+        self._by_row = {name: array[self._chosen] for name, array in made_up.items() if name not in fixed}
 
     def __len__(self) -> int:
-        return self._rows
+        return len(self._chosen)
 
     def batch(self, start: int, stop: int) -> Tensors:
-        return {name: array if name in self._fixed else array[start:stop] for name, array in self._tensors.items()}
+        return self._whole | {name: array[start:stop] for name, array in self._by_row.items()}
+
+    def take(self, indices: Sequence[int]) -> "SyntheticRows":
+        return SyntheticRows(*self._made, chosen=[int(self._chosen[index]) for index in indices])
 
 
 def read_rows(path: Path, specs: Sequence[TensorSpec], tokenizer: Path | None = None) -> Rows:

@@ -14,10 +14,10 @@ from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, Metrics, Step
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
 from mlserve.model.store import Store
-from mlserve.optimize.accuracy import Answers, answer_rows, judge
 from mlserve.optimize.disk import naming_a_full_disk
+from mlserve.optimize.evaluation.accuracy import Answers, answer_rows, judge
+from mlserve.optimize.evaluation.latency import measure_latency
 from mlserve.optimize.importing import Source, import_model
-from mlserve.optimize.latency import measure_latency
 from mlserve.optimize.precision import weight_precision
 from mlserve.optimize.recipe import Recipe, Variant
 from mlserve.runs.machine import read_machine

@@ -9,6 +9,7 @@ import numpy as np
 from mlserve.engines.engine import Engine
 from mlserve.engines.independence import rows_independent
 from mlserve.engines.onnx_engine import OnnxEngine
+from mlserve.engines.opening import open_engine
 from mlserve.errors import EngineError, RequestError
 from mlserve.model.artifact import MANIFEST, Artifact, read_manifest
 from mlserve.model.onnx_file import inspect_onnx
@@ -32,10 +33,11 @@ def load_model(source: ModelSource, settings: ServeSettings) -> ServedModel:
     Raises StoreError, ModelFileError or EngineError.
     """
     path = Path(source.path)
+    engine: Engine
     if (path / MANIFEST).is_file():
         artifact = Artifact(path, read_manifest(path))
         verify(artifact)
-        engine = OnnxEngine(artifact.model_path, settings.engine)
+        engine = open_engine(artifact, settings.engine)
         inputs, outputs = artifact.manifest.inputs, artifact.manifest.outputs
         together = artifact.manifest.rows_independent
     else:

@@ -18,12 +18,12 @@ from mlserve.model.rows import Rows
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import Tensors, TensorSpec
 from mlserve.optimize.disk import no_space_left
+from mlserve.optimize.evaluation.parity import Difference, largest_difference
 from mlserve.optimize.importers.inputs import Inputs
 from mlserve.optimize.importers.onnx_model import INLINE_LIMIT_BYTES, write_model
 from mlserve.optimize.importers.original import TorchOriginal, named_outputs
 from mlserve.optimize.importers.shapes import Run, Sizes, fix, output_specs, words
 from mlserve.optimize.importers.torchscript import know_unflatten, program_of, replayed
-from mlserve.optimize.parity import Difference, largest_difference
 
 __all__ = ["Exported", "check_parity", "export"]
 

@@ -11,9 +11,9 @@ from mlserve.errors import EngineError, InvalidRequest
 from mlserve.model.artifact import MODEL_FILE, Artifact
 from mlserve.model.synthesis import synthesize
 from mlserve.optimize.disk import no_space_left
+from mlserve.optimize.evaluation.parity import largest_difference
 from mlserve.optimize.importers.onnx_model import INLINE_LIMIT_BYTES
-from mlserve.optimize.parity import largest_difference
-from mlserve.optimize.passes.step import copy_companions, copy_model, quiet, stepped
+from mlserve.optimize.passes.step import ALONE, Resources, copy_companions, copy_model, quiet, stepped
 
 __all__ = ["Fuse"]
 
@@ -36,7 +36,7 @@ class Fuse(msgspec.Struct, frozen=True, tag_field="pass", tag="fuse", forbid_unk
     A model without such patterns, or one whose answers a fusion would change, comes out as it went in.
     """
 
-    def __call__(self, source: Artifact, out: Path) -> Artifact:
+    def __call__(self, source: Artifact, out: Path, resources: Resources = ALONE) -> Artifact:
         try:
             notes = _fuse(source, out / MODEL_FILE)
             fault = _fault(source, out / MODEL_FILE) if notes else "nothing to fuse"

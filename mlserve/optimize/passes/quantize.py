@@ -10,7 +10,7 @@ from mlserve.errors import Refused
 from mlserve.model.artifact import MODEL_FILE, Artifact
 from mlserve.optimize.disk import no_space_left
 from mlserve.optimize.importers.onnx_model import INLINE_LIMIT_BYTES
-from mlserve.optimize.passes.step import copy_companions, quiet, stepped
+from mlserve.optimize.passes.step import ALONE, Resources, copy_companions, quiet, stepped
 from mlserve.optimize.precision import weight_precision
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="pass", tag="quantize", fo
     mode: Literal["dynamic"] = "dynamic"
     per_channel: bool = True
 
-    def __call__(self, source: Artifact, out: Path) -> Artifact:
+    def __call__(self, source: Artifact, out: Path, resources: Resources = ALONE) -> Artifact:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 

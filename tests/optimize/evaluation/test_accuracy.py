@@ -7,7 +7,7 @@ from mlserve.engines.fake import FakeEngine
 from mlserve.errors import DataFileError, Refused
 from mlserve.model.rows import ArrayRows
 from mlserve.model.tensors import TensorSpec
-from mlserve.optimize.accuracy import answer_rows, judge
+from mlserve.optimize.evaluation.accuracy import answer_rows, judge
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((100, 8)).astype(np.float32)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mlserve.optimize.parity import TOLERANCE, largest_difference
+from mlserve.optimize.evaluation.parity import TOLERANCE, largest_difference
 
 finite = st.floats(-1e6, 1e6, width=32)
 
