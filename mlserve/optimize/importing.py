@@ -13,11 +13,13 @@ import msgspec
 import mlserve.errors
 from mlserve.errors import ModelFileError, UsageError
 from mlserve.model.tensors import TensorSpec
+from mlserve.optimize.evaluation.split import Split
 from mlserve.optimize.importers.onnx_model import import_onnx
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest
 from mlserve.optimize.importers.source import SourceKind, identify
+from mlserve.optimize.training import TrainingPass
 
-__all__ = ["Source", "import_model"]
+__all__ = ["UNTRAINED", "Source", "Training", "import_model"]
 
 _LAST_WORDS = 3
 
@@ -33,7 +35,20 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     trust_pickle: bool = False
 
 
-def import_model(source: Source, out: Path, on_step: Callable[[str], None]) -> tuple[str, Imported]:
+class Training(msgspec.Struct, frozen=True):
+    """What is done to a model before it is exported; see ImportRequest."""
+
+    passes: tuple[TrainingPass, ...] = ()
+    split: Split = Split()
+    checkpoints: Path | None = None
+
+
+UNTRAINED = Training()
+
+
+def import_model(
+    source: Source, out: Path, on_step: Callable[[str], None], training: Training = UNTRAINED
+) -> tuple[str, Imported]:
     """Writes the model to `out/model.onnx`, with the files that belong to it; returns its kind and what it is.
 
     Raises ModelFileError, UnknownInputError, UsageError or DataFileError for what the user can mend, and Refused when
@@ -53,6 +68,9 @@ def import_model(source: Source, out: Path, on_step: Callable[[str], None]) -> t
         data=str(source.data.resolve()) if source.data else "",
         model_class=source.model_class,
         trust_pickle=source.trust_pickle,
+        training=training.passes,
+        split=training.split,
+        checkpoints=str(training.checkpoints.resolve()) if training.checkpoints else "",
     )
     with tempfile.TemporaryFile() as messages, _worker(request, messages.fileno()) as answers:
         for line in answers:

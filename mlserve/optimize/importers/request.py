@@ -5,13 +5,19 @@ from typing import Literal
 import msgspec
 
 from mlserve.model.tensors import TensorSpec
+from mlserve.optimize.evaluation.split import Split
 from mlserve.optimize.importers.source import SourceKind
+from mlserve.optimize.training import TrainingPass
 
 __all__ = ["Answer", "Fault", "ImportRequest", "Imported", "Progress"]
 
 
 class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One import. `out` is an empty folder for `model.onnx` and what belongs to it; empty texts mean not given."""
+    """One import. `out` is an empty folder for `model.onnx` and what belongs to it; empty texts mean not given.
+
+    `training` is done to the model before it is exported, with those rows of `data` that `split` does not hold out;
+    `checkpoints` is the folder that keeps unfinished training.
+    """
 
     source: str
     kind: SourceKind
@@ -21,6 +27,9 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     data: str = ""
     model_class: str = ""
     trust_pickle: bool = False
+    training: tuple[TrainingPass, ...] = ()
+    split: Split = Split()
+    checkpoints: str = ""
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
@@ -29,6 +38,7 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     task: str = "unknown"
+    labels: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -15,7 +15,7 @@ from mlserve.optimize.passes import Fuse, Quantize
 from mlserve.optimize.recipe import INT8, Recipe, read_recipe
 
 VARIANT = '[[variants]]\nname = "{}"\npasses = [{{ pass = "fuse" }}]'
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 @pytest.fixture
