@@ -4,10 +4,12 @@ correlation. Pure functions of arrays; nothing here knows what a request is.
 A measurement is one or more runs, a run is a sequence of blocks in time order, a block is the values of one stretch
 of time. Requests within a stretch share its queue and its stalls, so they are no independent evidence; blocks nearly
 are. What is left of the correlation between neighbouring blocks widens the interval.
+
+Rows of data are independent of one another, and are redrawn one by one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -15,17 +17,20 @@ import numpy.typing as npt
 
 __all__ = [
     "Blocks",
+    "Figure",
     "Floats",
     "Interval",
     "Statistic",
     "bootstrap_interval",
     "difference_interval",
+    "flip_interval",
     "mean_of",
     "measured",
     "minimum_samples",
     "quantile",
     "quantile_of",
     "ratio_interval",
+    "row_interval",
     "split_blocks",
 ]
 
@@ -39,9 +44,14 @@ Blocks = Sequence[Floats]
 Statistic = Callable[[Blocks, Counts], Floats]
 """(blocks [b], times [n, b]) -> [n]: the figure of n measurements, of which each holds block j `times[:, j]` times."""
 
+Figure = Callable[[Floats], Floats]
+"""(counts [n, rows]) -> [n]: the figure of n samples, of which each holds row j `counts[:, j]` times."""
+
 _CONFIDENCE = 0.99
 # Beyond this correlation between neighbours a run is in effect one long block, and no factor mends that.
 _MOST_CORRELATION = 0.85
+# How many numbers of redrawn counts are held at once.
+_REDRAWN_AT_ONCE = 2_000_000
 
 
 def quantile(values: Floats, q: float) -> float:
@@ -148,6 +158,52 @@ def difference_interval(
         return low, high
     drawn_low, drawn_high = _percentile_interval(after - before, confidence)
     return min(low, drawn_low), max(high, drawn_high)
+
+
+def row_interval(
+    figure: Figure, rows: int, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Interval of a figure of `rows` independent rows: the percentile bootstrap, its percentiles moved outward.
+
+    The percentile interval of a mean uses the normal quantile and the divisor n; the expanded one is as wide as
+    Student's (Hesterberg 2015, "What teachers should know about the bootstrap"), which matters with few
+    rows. Samples whose figure is NaN, such as one without a second class, are left out. `(nan, nan)` for fewer than two
+    rows.
+    """
+    from scipy.stats import norm, t
+
+    if rows < 2:
+        return math.nan, math.nan
+    estimates = np.concatenate([figure(counts) for counts in _redrawn_rows(rows, resamples, seed)])
+    reach = math.sqrt(rows / (rows - 1)) * float(t.ppf((1 + confidence) / 2, rows - 1))
+    return _percentile_interval(estimates[~np.isnan(estimates)], float(1 - 2 * norm.cdf(-reach)))
+
+
+def flip_interval(lost: int, won: int, rows: int, confidence: float = 0.95) -> Interval:
+    """Interval of (lost - won) / rows, a difference of two shares of the same rows: `lost` rows were right before and
+    are wrong now, `won` the other way round.
+
+    The adjusted Wald interval of Bonett and Price (2012, "Adjusted Wald confidence interval for a difference of
+    binomial proportions based on paired data"), which adds one row of each kind. Where no row changed, the rule of
+    three: what happened in none of n rows happens in at most 3/n (Hanley and Lippman-Hand 1983).
+    """
+    if not lost + won:
+        return -3 / rows, 3 / rows
+    shares = (lost + 1) / (rows + 2), (won + 1) / (rows + 2)
+    difference = shares[0] - shares[1]
+    spread = math.sqrt((sum(shares) - difference**2) / (rows + 2))
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * spread
+    return difference - reach, difference + reach
+
+
+def _redrawn_rows(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """[n, rows] counts at a time, `resamples` in all: how often each row was drawn, with replacement."""
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _REDRAWN_AT_ONCE // rows)
+    for start in range(0, resamples, at_once):
+        samples = min(at_once, resamples - start)
+        drawn = rng.integers(rows, size=(samples, rows)) + rows * np.arange(samples)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=samples * rows).reshape(samples, rows).astype(np.float64)
 
 
 def _estimates(runs: Sequence[Blocks], statistic: Statistic, resamples: int, rng: np.random.Generator) -> Floats:

@@ -7,16 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import t
 
 from mlserve.stats import (
     bootstrap_interval,
     difference_interval,
+    flip_interval,
     mean_of,
     measured,
     minimum_samples,
     quantile,
     quantile_of,
     ratio_interval,
+    row_interval,
     split_blocks,
 )
 
@@ -184,3 +187,59 @@ def test_failures_in_one_burst_are_weaker_evidence_than_as_many_spread_out():
 
 def test_there_is_no_difference_to_nothing():
     assert all(math.isnan(end) for end in difference_interval([[]], shares_of(1, 10)))
+
+
+def mean_of_rows(values):
+    return lambda counts: counts @ values / counts.sum(1)
+
+
+@pytest.mark.parametrize("rows", [10, 20, 400])
+def test_the_interval_of_a_mean_of_rows_is_about_students(rows):
+    values = np.random.default_rng(1).standard_normal(rows)
+    low, high = row_interval(mean_of_rows(values), rows, resamples=4000)
+    reach = t.ppf(0.975, rows - 1) * values.std(ddof=1) / math.sqrt(rows)
+    assert (high - low) / 2 == pytest.approx(reach, rel=0.12)
+    assert low < values.mean() < high
+
+
+def test_few_rows_have_wide_intervals_and_one_has_none():
+    assert row_interval(mean_of_rows(np.array([0.0, 1.0])), 2) == (0, 1)
+    assert all(math.isnan(end) for end in row_interval(mean_of_rows(np.ones(1)), 1))
+
+
+def test_samples_without_a_figure_are_left_out():
+    def second_row(counts):
+        return np.where(counts[:, 1] > 0, 7.0, np.nan)
+
+    assert row_interval(second_row, 5) == (7, 7)
+    assert all(math.isnan(end) for end in row_interval(lambda counts: np.full(len(counts), np.nan), 5))
+
+
+@given(st.integers(2, 500), st.integers(1, 300))
+def test_redrawn_rows_are_as_many_as_there_are(rows, resamples):
+    seen = []
+
+    def figure(counts):
+        assert counts.shape[1] == rows
+        assert (counts.sum(1) == rows).all()
+        seen.append(len(counts))
+        return counts[:, 0]
+
+    row_interval(figure, rows, resamples=resamples)
+    assert sum(seen) == resamples
+
+
+def test_what_never_happened_may_happen_in_three_rows_of_all():
+    assert flip_interval(0, 0, 300) == (-0.01, 0.01)
+
+
+def test_flips_are_bonett_and_prices():
+    """The complete responses of Cavo et al. 2012, as R's contingencytables gives them: -0.1195 to -0.0032."""
+    assert flip_interval(6, 16, rows=161) == pytest.approx((-0.1195, -0.0032), abs=5e-5)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(100, 1000))
+def test_flips_the_other_way_round_turn_the_interval_around(lost, won, rows):
+    low, high = flip_interval(lost, won, rows)
+    assert (-high, -low) == pytest.approx(flip_interval(won, lost, rows))
+    assert low <= (lost - won) / rows <= high

@@ -1,5 +1,7 @@
 """`mlserve doctor`: what this machine can do, and what to install for what is missing."""
 
+import os
+from shutil import which
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -9,12 +11,16 @@ from mlserve.cli.terminal import JsonFlag, ending_well, out, print_json
 from mlserve.units import format_bytes
 
 if TYPE_CHECKING:
+    from mlserve.engines.torch_engine import TorchFacts
     from mlserve.runs.machine import Machine
 
 __all__ = ["doctor"]
 
 _INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+# OpenVINO tells other capabilities too, such as EXPORT_IMPORT.
+_PRECISIONS = {"FP32", "FP16", "BF16", "INT8", "INT4", "FP8"}
 _OPTIONAL = {
+    "openvino": ("the engine openvino", "pip install 'mlserve[openvino]'"),
     "sentence-transformers": ("export of sentence-transformers folders", "pip install 'mlserve[text]'"),
     "pygrpc-native": ("the quick gRPC transport (grpcio serves without it)", "pip install pygrpc-native"),
     "uvloop": ("the quick event loop", "pip install uvloop"),
@@ -23,19 +29,26 @@ _OPTIONAL = {
 
 @ending_well
 def doctor(json: JsonFlag = False) -> None:
-    """Show what this machine can do: instruction sets, cores, memory, GPU, execution providers that really load."""
+    """Show what this machine can do: instruction sets, cores, memory, GPU, engines and the devices they really load."""
     from mlserve.engines.onnx_engine import loadable_providers
+    from mlserve.engines.openvino_engine import openvino_devices
+    from mlserve.engines.torch_engine import torch_facts
     from mlserve.runs.machine import package_version, read_machine
 
     machine = read_machine()
     providers = loadable_providers()
+    openvino = openvino_devices()
+    torch = torch_facts()
+    compiler = which(os.environ.get("CXX", "g++")) or ""
     missing = [package for package in _OPTIONAL if not package_version(package)]
-    advice = _advice(machine, providers, missing)
+    advice = [*_advice(machine, providers, missing), *_engine_advice(machine, providers, torch, compiler)]
     if json:
-        print_json({"machine": machine, "providers": providers, "advice": advice})
+        engines = {"openvino": openvino, "torch": torch, "compiler": compiler}
+        print_json({"machine": machine, "providers": providers, "engines": engines, "advice": advice})
         return
     _print_machine(machine)
     _print_providers(providers)
+    _print_engines(machine, openvino, torch, compiler)
     for line in advice:
         out.print(f"[yellow]-[/] {escape(line)}", highlight=False)
 
@@ -60,6 +73,37 @@ def _print_providers(providers: dict[str, str]) -> None:
     for name, fault in providers.items():
         table.add_row(name, "[red]no[/]" if fault else "[green]yes[/]", escape(fault))
     out.print(table)
+
+
+def _print_engines(
+    machine: "Machine", openvino: dict[str, tuple[str, ...]], torch: "TorchFacts", compiler: str
+) -> None:
+    table = Table("engine", "device", "what it is", "computes in", title="other engines", title_justify="left")
+    for device, (name, *capabilities) in openvino.items():
+        shown = " ".join(sorted(each.lower() for each in capabilities if each in _PRECISIONS))
+        table.add_row(f"openvino {machine.packages.get('openvino', '')}", escape(device), escape(name), shown)
+    if not openvino:
+        table.add_row("openvino", "[red]none[/]", "not installed", "")
+    for number, name in enumerate(["", *torch.cuda_devices]):
+        device = f"cuda:{number - 1}" if number else "cpu"
+        table.add_row(f"torch {torch.version}", device, escape(name or machine.cpu), "the types of the program")
+    table.add_row("torch-compiled", "", escape(f"compiler {compiler}") if compiler else "[red]no C++ compiler[/]", "")
+    out.print(table)
+
+
+def _engine_advice(machine: "Machine", providers: dict[str, str], torch: "TorchFacts", compiler: str) -> list[str]:
+    lines = []
+    if not compiler:
+        lines.append("no C++ compiler: --engine torch-compiled will refuse; install one, such as g++")
+    tensorrt = providers.get("TensorrtExecutionProvider")
+    if machine.gpus and tensorrt:
+        lines.append(
+            f"--device tensorrt will refuse, TensorRT does not load ({tensorrt}): install the major version that this "
+            "onnxruntime names, such as pip install 'tensorrt-cu13<11', and put its folder on LD_LIBRARY_PATH"
+        )
+    if machine.gpus and not torch.cuda_devices:
+        lines.append("a GPU is here, but PyTorch finds none: install a build with CUDA, see pytorch.org/get-started")
+    return lines
 
 
 def _advice(machine: "Machine", providers: dict[str, str], missing: list[str]) -> list[str]:

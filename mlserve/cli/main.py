@@ -7,6 +7,7 @@ import typer
 from mlserve import __version__
 from mlserve.cli import models
 from mlserve.cli.bench import bench
+from mlserve.cli.diagnose import diagnose
 from mlserve.cli.doctor import doctor
 from mlserve.cli.gate import gate
 from mlserve.cli.optimize import optimize
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(optimize)
+app.command()(diagnose)
 app.add_typer(models.app, name="models")
 app.command()(serve)
 app.command()(bench)

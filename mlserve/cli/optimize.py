@@ -7,64 +7,138 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, out, print_json, steps
-from mlserve.errors import UsageError
-from mlserve.units import format_bytes, format_duration, format_ratio
+from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, print_json, steps
+from mlserve.cli.variants_table import facts, print_outcome
+from mlserve.errors import Refused, UsageError
 
 if TYPE_CHECKING:
-    from mlserve.model.artifact import Artifact, Latency
+    from mlserve.optimize.evaluation.split import Split
+    from mlserve.optimize.flags import Precision
     from mlserve.optimize.recipe import Recipe
+    from mlserve.optimize.training import TrainingPass
+    from mlserve.optimize.variants import Wish
 
 __all__ = ["optimize"]
 
 _MOST_THREADS = 1024
+_AUTO_MAX_DROP = "1%"
+
+_MAKE, _WITH, _KEEP = "What to make", "What is known of the model", "What to keep"
 
 
 @ending_well
 def optimize(
-    source: Annotated[Path, typer.Argument(help="A .pt or .onnx file, or a Hugging Face folder.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .pt, .onnx, .skops, .keras, XGBoost or LightGBM file, a Hugging Face or SavedModel folder.",
+            show_default=False,
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Name in the store; by default that of the file.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Also make an int8 variant (dynamic, per channel).")] = False,
-    recipe: Annotated[Path | None, typer.Option(help="TOML file that says which variants to make.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Rows to compare on: npz, npy, csv, parquet, jsonl or txt; with labels if any.")
+        Path | None,
+        typer.Option(help="Rows: npz, npy, csv, parquet, jsonl, txt or a folder of images; with labels if any."),
     ] = None,
+    auto: Annotated[
+        bool,
+        typer.Option("--auto", help="Try what is sensible on this machine, publish the best.", rich_help_panel=_MAKE),
+    ] = False,
+    recipe: Annotated[
+        Path | None, typer.Option(help="TOML file that says which variants to make.", rich_help_panel=_MAKE)
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="int8, activations scaled as they come.", rich_help_panel=_MAKE)
+    ] = False,
+    int8_static: Annotated[
+        bool, typer.Option("--int8-static", help="int8, calibrated on --data.", rich_help_panel=_MAKE)
+    ] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="Weights in 4 bits.", rich_help_panel=_MAKE)] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.", rich_help_panel=_MAKE)] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.", rich_help_panel=_MAKE)] = False,
+    prune: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Before that: channels=0.5, heads=0.25, layers=0.33, unstructured=0.8 or 2:4; then e.g. ,epochs=10.",
+            rich_help_panel=_MAKE,
+        ),
+    ] = None,
+    distill: Annotated[
+        str,
+        typer.Option(
+            help="Before that: layers=3, width=0.5 or student=package.module:factory; then e.g. ,epochs=20.",
+            rich_help_panel=_MAKE,
+        ),
+    ] = "",
+    engine: Annotated[
+        str, typer.Option(help="onnxruntime, openvino, torch or torch-compiled.", rich_help_panel=_MAKE)
+    ] = "",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="accuracy, top5, f1, auc, mae, rmse, r2, cosine, spearman or package.module:function.",
+            rich_help_panel=_KEEP,
+        ),
+    ] = "",
+    max_drop: Annotated[
+        str, typer.Option(help="Keep a variant only if it surely loses no more, e.g. 1%.", rich_help_panel=_KEEP)
+    ] = "",
+    held_out: Annotated[
+        float, typer.Option(help="Share of --data kept for judging alone.", min=0.01, max=0.99, rich_help_panel=_KEEP)
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the split of --data.", min=0, rich_help_panel=_KEEP)] = 0,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="name:dtype:dims, e.g. tokens:int64:batch,20 (words are dynamic). Repeatable."),
+        typer.Option(
+            "--input",
+            help="name:dtype:dims, e.g. tokens:int64:batch,20 (words are dynamic). Repeatable.",
+            rich_help_panel=_WITH,
+        ),
     ] = None,
-    example: Annotated[str, typer.Option(help="package.module:function that returns example inputs.")] = "",
-    model_class: Annotated[str, typer.Option(help="package.module:factory that a state dict belongs to.")] = "",
+    example: Annotated[
+        str, typer.Option(help="package.module:function that returns example inputs.", rich_help_panel=_WITH)
+    ] = "",
+    model_class: Annotated[
+        str, typer.Option(help="package.module:factory that a state dict belongs to.", rich_help_panel=_WITH)
+    ] = "",
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Load a pickled module, which runs the code it names.")
+        bool,
+        typer.Option("--trust-pickle", help="Load a pickle, which runs the code it names.", rich_help_panel=_WITH),
     ] = False,
+    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, cuda:N or tensorrt.")] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, max=_MOST_THREADS, help="Threads to time with; by default the cores.")
     ] = None,
     store: StoreOption = Path("store"),
     json: JsonFlag = False,
 ) -> None:
-    """Convert a model to ONNX, make variants of it, and measure what each keeps of its accuracy and saves in time.
+    """Convert a model, make variants of it, and measure what each keeps of its accuracy and saves in time.
 
     [bold]Examples[/]
 
       mlserve optimize model.pt --int8
 
-      mlserve optimize weights.pt --model-class my.model:make --input "tokens:int64:batch,20"
+      mlserve optimize model.pt --auto --data rows.npz --max-drop 1%
+
+      mlserve optimize weights.pt --model-class my.model:make --prune channels=0.5 --int8-static --data rows.npz
 
       mlserve optimize ./minilm --int8 --data sentences.txt
     """
     from mlserve.model.store import Store, check_name
     from mlserve.model.tensors import parse_input_flag
+    from mlserve.optimize.evaluation.split import Split
     from mlserve.optimize.importing import Source
     from mlserve.optimize.variants import optimize as make_variants
-    from mlserve.runs.machine import usable_cores
 
     chosen_name = check_name(name if name is not None else _name_of(source))
-    chosen = _recipe(recipe, int8=int8)
+    precisions: dict[Precision, bool] = {
+        "int8": int8, "int8-static": int8_static, "int4": int4, "fp16": fp16, "bf16": bf16,
+    }  # fmt: skip
+    wanted = _recipe(
+        recipe, [one for one, asked in precisions.items() if asked], prune or [], distill, engine, auto=auto
+    )
+    wish = _wish(wanted, metric, max_drop, Split(seed, held_out), device, threads)
     asked = Source(
         path=source,
         inputs=tuple(parse_input_flag(text) for text in inputs or []),
@@ -76,102 +150,56 @@ def optimize(
     # Whoever ends us politely gets the same cleaning up as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with steps("optimize") as on_step:
-        made = make_variants(asked, chosen, Store(store), chosen_name, threads or usable_cores(), on_step)
+        outcome = make_variants(asked, wish, Store(store), chosen_name, on_step)
     if json:
-        print_json([{"ref": artifact.ref, **_facts(artifact)} for artifact in made])
+        print_json(facts(outcome))
     else:
-        _print(made)
+        print_outcome(outcome)
+    if outcome.refused and wish.recipe:
+        published = ", ".join(artifact.ref for artifact in outcome.published)
+        reasons = "; ".join(f"{variant}: {reason}" for variant, reason in outcome.refused.items())
+        raise Refused(f"{reasons}. Published: {published}")
 
 
-def _recipe(path: Path | None, *, int8: bool) -> "Recipe":
-    from mlserve.optimize.recipe import BASELINE, INT8, read_recipe
+def _recipe(
+    path: Path | None, precisions: list["Precision"], prune: list[str], distill: str, engine: str, *, auto: bool
+) -> "Recipe | None":
+    """What to make; None for whatever is sensible here."""
+    from mlserve.optimize.flags import parse_distill, parse_engine, parse_prune, recipe_of
+    from mlserve.optimize.recipe import read_recipe
 
-    if path and int8:
-        raise UsageError("--int8 and --recipe both say which variants to make; give one of them")
-    return read_recipe(path) if path else INT8 if int8 else BASELINE
+    ways = {"--auto": auto, "--recipe": path is not None, "flags": bool(precisions or prune or distill or engine)}
+    given = [way for way, used in ways.items() if used]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} both say which variants to make; give one of them")
+    if auto:
+        return None
+    if path:
+        return read_recipe(path)
+    training: list[TrainingPass] = [*map(parse_prune, prune), *([parse_distill(distill)] if distill else [])]
+    return recipe_of(precisions, training, parse_engine(engine))
+
+
+def _wish(
+    recipe: "Recipe | None", metric: str, max_drop: str, split: "Split", device: str, threads: int | None
+) -> "Wish":
+    from mlserve.engines.engine import EngineSettings
+    from mlserve.optimize.evaluation.drop import parse_max_drop
+    from mlserve.optimize.evaluation.metrics import parse_metric
+    from mlserve.optimize.variants import Wish
+    from mlserve.runs.machine import usable_cores
+
+    metric = metric or (recipe.metric if recipe else "")
+    max_drop = max_drop or (recipe.max_drop if recipe else _AUTO_MAX_DROP)
+    return Wish(
+        recipe=recipe,
+        metric=parse_metric(metric) if metric else None,
+        max_drop=parse_max_drop(max_drop) if max_drop else None,
+        split=split,
+        settings=EngineSettings(device=device, threads=threads or usable_cores()),
+    )
 
 
 def _name_of(source: Path) -> str:
     stem = source.resolve().name if source.is_dir() else source.name.split(".")[0]
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip(".-") or "model"
-
-
-def _facts(artifact: "Artifact") -> dict[str, object]:
-    manifest = artifact.manifest
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "variant": manifest.variant,
-        "directory": str(artifact.directory),
-        "size_bytes": artifact.size_bytes,
-        "inputs": manifest.inputs,
-        "outputs": manifest.outputs,
-        "rows_independent": manifest.rows_independent,
-        "assumed": manifest.assumed,
-        "lineage": manifest.lineage,
-        "metrics": manifest.metrics,
-    }
-
-
-def _print(made: list["Artifact"]) -> None:
-    baseline = made[0]
-    reference = baseline.manifest.variant
-    table = Table(title=f"{baseline.manifest.name}: in process, against {reference}", title_justify="left")
-    for heading in ("version", "variant", "size"):
-        table.add_column(heading, no_wrap=True)
-    accuracy = baseline.manifest.metrics.accuracy
-    table.add_column(accuracy.metric if accuracy else "accuracy", justify="right")
-    table.add_column("loss", justify="right")
-    for latency in baseline.manifest.metrics.latency:
-        table.add_column(f"{latency.batch_rows} row{'s' * (latency.batch_rows > 1)}", justify="right")
-    for artifact in made:
-        table.add_row(*_row(artifact, baseline))
-    out.print(table)
-    if accuracy:
-        out.print(
-            f"compared on {accuracy.rows} rows of {accuracy.data}; timed on {baseline.manifest.metrics.machine}",
-            style="dim",
-            markup=False,
-        )
-    _print_remarks(made)
-
-
-def _row(artifact: "Artifact", baseline: "Artifact") -> list[str]:
-    manifest = artifact.manifest
-    accuracy = manifest.metrics.accuracy
-    size = format_bytes(artifact.size_bytes)
-    if artifact is not baseline:
-        size += f"\n{format_ratio(artifact.size_bytes / baseline.size_bytes)}"
-    return [
-        artifact.ref,
-        manifest.variant,
-        size,
-        f"{accuracy.value:.4f}" if accuracy else "-",
-        f"{accuracy.loss:.4f}" if accuracy else "-",
-        *(_time(latency, reference=artifact is baseline) for latency in manifest.metrics.latency),
-    ]
-
-
-def _time(latency: "Latency", *, reference: bool) -> str:
-    text = format_duration(latency.p50_s)
-    return text if reference else f"{text}\n{format_ratio(1 / latency.against_fp32)} speed"
-
-
-def _print_remarks(made: list["Artifact"]) -> None:
-    for assumed in made[0].manifest.assumed:
-        err.print(f"[yellow]assumed:[/] {escape(assumed)}", highlight=False)
-    if not made[0].manifest.rows_independent:
-        err.print(
-            "[yellow]note:[/] requests for this model are not batched: its rows cannot run together", highlight=False
-        )
-    for artifact in made:
-        for step in artifact.manifest.lineage[-2:] if artifact is not made[0] else artifact.manifest.lineage:
-            notes = f"  {artifact.manifest.variant}: {step.step}: {'; '.join(step.notes)}"
-            out.print(notes, style="dim", highlight=False, markup=False)
-        slower = [latency for latency in artifact.manifest.metrics.latency if latency.against_fp32 > 1.0]
-        if artifact is not made[0] and len(slower) == len(artifact.manifest.metrics.latency):
-            reference = made[0].manifest.variant
-            err.print(
-                f"[yellow]note:[/] {artifact.manifest.variant} is not faster than {reference} here", highlight=False
-            )
-    out.print(f"serve it with: [bold]mlserve serve {made[-1].ref}[/]", highlight=False)

@@ -38,7 +38,19 @@ def serve(
     max_delay_ms: Annotated[
         float, typer.Option(min=0.0, max=60_000.0, help="How long a request may wait for others to share its batch.")
     ] = 0.0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda[:N] (onnxruntime, torch), tensorrt[:N] (onnxruntime), gpu[:N] (openvino).")
+    ] = "cpu",
+    engine: Annotated[
+        str,
+        typer.Option(help="onnxruntime, openvino, torch or torch-compiled; by default the one a version was made for."),
+    ] = "",
+    compute_type: Annotated[
+        str, typer.Option(help="Type to compute in where it is not that of the weights: bf16, fp16, tf32, fp32.")
+    ] = "",
+    cache: Annotated[
+        bool, typer.Option(help="Keep compiled models in STORE/.cache, so that versions of the store load quicker.")
+    ] = True,
     drain: Annotated[str, typer.Option(help="After SIGTERM, how long accepted requests may take to end.")] = "30s",
     json: JsonFlag = False,
 ) -> None:
@@ -51,6 +63,8 @@ def serve(
       mlserve serve minilm@production --http-port 8080 --workers 2
 
       mlserve serve model.onnx --max-delay-ms 2
+
+      mlserve serve minilm --engine openvino --compute-type bf16
     """
     from mlserve.engines.engine import EngineSettings
     from mlserve.runs.machine import usable_cores
@@ -65,7 +79,13 @@ def serve(
         http_port=http_port,
         grpc_port=grpc_port,
         workers=workers,
-        engine=EngineSettings(device, threads or max(1, usable_cores() // workers)),
+        engine=EngineSettings(
+            device,
+            threads or max(1, usable_cores() // workers),
+            engine,
+            compute_type,
+            cache=str(store.resolve() / ".cache") if cache else "",
+        ),
         batch=BatchSettings(max_batch_rows, max_delay_ms / 1000),
         limits=Limits(drain_s=parse_duration_s(drain)),
     )

@@ -2,8 +2,10 @@
 
 import functools
 import os
+import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,9 @@ __all__ = ["JsonFlag", "StoreOption", "ending_well", "err", "out", "print_json",
 out = Console()
 err = Console(stderr=True)
 
+_COUNTED_EVERY_S = 10.0
+_NUMBER = re.compile(r"[0-9.,]+")
+
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -37,14 +42,21 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def steps(task: str) -> Iterator[Callable[[str], None]]:
-    """Shows what is being done and for how long: a live line in a terminal, one line a step in a log, all on stderr."""
+    """Shows what is being done and for how long: a live line in a terminal, one line a step in a log, all on stderr.
+
+    A step that counts ("calibrating: 8 of 128 rows") is told in a log when it begins and every ten seconds.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         shown = progress.add_task(task, total=None)
+        told, told_at_s = "", 0.0
 
         def on_step(step: str) -> None:
+            nonlocal told, told_at_s
             progress.update(shown, description=step)
-            if not err.is_terminal:
+            kind = _NUMBER.sub("", step)
+            if not err.is_terminal and (kind != told or time.monotonic() - told_at_s > _COUNTED_EVERY_S):
+                told, told_at_s = kind, time.monotonic()
                 err.print(f"{task}: {step}", highlight=False, markup=False)
 
         yield on_step

@@ -55,10 +55,12 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """How well a variant agrees with its reference on `rows` rows.
+    """How well a variant does on `rows` rows, and what it lost of that against its reference.
 
-    `metric` names the headline figure `value` (1.0 is perfect) and `loss` is what was lost of it against the
-    reference; `details` holds every figure that was computed.
+    `metric` names the headline figure `value`. `loss` is what was lost of it: points, or for an error such as mae its
+    growth relative to the reference's; `loss_low` to `loss_high` is its 95% interval, None where there is none.
+    `basis` says in words what the answers were held against (`labels`, `agreement with fp32`), `split` which rows of
+    the data these were. `details` holds every figure that was computed.
     """
 
     metric: str
@@ -68,15 +70,25 @@ class Accuracy(msgspec.Struct, frozen=True):
     data: str
     reference: str
     details: dict[str, float] = {}
+    basis: str = ""
+    split: str = ""
+    loss_low: float | None = None
+    loss_high: float | None = None
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """In-process time of one `Engine.run`, medians of interleaved repeats (seconds)."""
+    """In-process time of one `Engine.run`, medians of interleaved repeats (seconds).
+
+    `against_fp32` is the median ratio to the reference's time in the same turn, `against_fp32_low` to
+    `against_fp32_high` its 95% interval, None where there is none.
+    """
 
     batch_rows: int
     p50_s: float
     rows_per_s: float
     against_fp32: float
+    against_fp32_low: float | None = None
+    against_fp32_high: float | None = None
 
 
 class Metrics(msgspec.Struct, frozen=True):
@@ -90,8 +102,9 @@ class Metrics(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `manifest.json`. `name` and `version` are empty until the store publishes the artifact.
 
-    `engine` is what the variant was made and measured for (`onnxruntime`, `openvino`, `torch`, `torch-compiled`), and
-    `compute_type` the type that engine computes in where it is not that of the weights (`bf16`). `labels` are the
+    `engine` is what the variant was made and measured for (`onnxruntime`, `openvino`, `torch`, `torch-compiled`),
+    `compute_type` the type that engine computes in where it is not that of the weights (`bf16`), and `split_batches`
+    whether large batches run as pieces side by side, one thread each. `labels` are the
     names of the classes, by class number.
     """
 
@@ -102,6 +115,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: Format = "onnx"
     engine: str = "onnxruntime"
     compute_type: str = ""
+    split_batches: bool = False
     task: str = "unknown"
     labels: tuple[str, ...] = ()
     created_at: str = ""

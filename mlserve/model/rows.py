@@ -4,6 +4,7 @@
     csv, parquet        one column an input, or all number columns together as the one input [rows, columns]
     jsonl               one object a line, one key an input
     txt                 one text a line; also a column `text` of the table formats: needs the model's tokenizer
+    a folder            images; see mlserve.model.images
 
 A column named label, labels, target or y that is no input holds the true answers.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from mlserve.errors import DataFileError
 from mlserve.model.artifact import sha256_of
+from mlserve.model.images import read_images
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import Array, Tensors, TensorSpec, as_dtype, shape_matches
 
@@ -145,6 +147,8 @@ def read_rows(path: Path, specs: Sequence[TensorSpec], tokenizer: Path | None = 
 
     Raises DataFileError when the file cannot be read, or its columns do not fit the inputs.
     """
+    if path.is_dir():
+        return read_images(path, specs)
     return fit_rows(read_columns(path), specs, source=_label_source(path), tokenizer=tokenizer)
 
 
@@ -153,9 +157,11 @@ def read_columns(path: Path) -> Columns:
 
     Raises DataFileError for an unknown ending, a file that cannot be read, no rows, or columns of different length.
     """
+    if path.is_dir():
+        raise DataFileError(f"{path} is a folder, which holds images; this model takes a table: {', '.join(_READERS)}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataFileError(f"{path} cannot be read as data; use one of {', '.join(_READERS)}")
+        raise DataFileError(f"{path} cannot be read as data; use one of {', '.join(_READERS)}, or a folder of images")
     try:
         columns = reader(path)
     except OSError as error:
@@ -197,7 +203,9 @@ def _arrange(features: Columns, specs: Sequence[TensorSpec], source: str) -> Col
     if len(specs) == 1:
         (spec,) = specs
         if len(features) == 1:
-            return {spec.name: next(iter(features.values()))}
+            (column,) = features.values()
+            narrow = column.ndim == 1 and spec.shape[1:] == (1,)  # one number a row is a matrix too
+            return {spec.name: column[:, None] if narrow else column}
         matrix = as_matrix(features)
         if matrix is not None and shape_matches(matrix.shape, ("rows", *spec.shape[1:])):
             return {spec.name: matrix}

@@ -250,7 +250,8 @@ def _unchanged(path: Path, record: FileRecord) -> bool:
 def _content(manifest: Manifest) -> tuple[object, ...]:
     """What makes two versions the same: their files, what they are said to be, and the data they were judged on."""
     accuracy = manifest.metrics.accuracy
-    return manifest.files, manifest.variant, manifest.task, accuracy and (accuracy.metric, accuracy.data)
+    made_for = manifest.variant, manifest.engine, manifest.compute_type, manifest.split_batches, manifest.task
+    return manifest.files, made_for, accuracy and (accuracy.metric, accuracy.data)
 
 
 def _read_alias(path: Path) -> int:

@@ -14,18 +14,29 @@ import mlserve.errors
 from mlserve.errors import ModelFileError, UsageError
 from mlserve.model.tensors import TensorSpec
 from mlserve.optimize.evaluation.split import Split
+from mlserve.optimize.importers.limits import Limits, Watch, end
 from mlserve.optimize.importers.onnx_model import import_onnx
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest
-from mlserve.optimize.importers.source import SourceKind, identify
+from mlserve.optimize.importers.source import NAMES, STATES_INPUTS, TRAINABLE, SourceKind, identify
 from mlserve.optimize.training import TrainingPass
 
 __all__ = ["UNTRAINED", "Source", "Training", "import_model"]
 
 _LAST_WORDS = 3
 
+# What libraries are told unless the user told them otherwise.
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """A trained model and what the user said of it; empty texts mean not given."""
+    """A trained model and what the user said of it; empty texts mean not given.
+
+    `limits` are those of the importing process. Training is done within its memory, but takes the time it takes.
+    """
 
     path: Path
     inputs: tuple[TensorSpec, ...] = ()
@@ -33,6 +44,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     data: Path | None = None
     model_class: str = ""
     trust_pickle: bool = False
+    limits: Limits = Limits()
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -55,10 +67,10 @@ def import_model(
     the converted model does not give the original's answers.
     """
     kind = identify(source.path, model_class=source.model_class, trust_pickle=source.trust_pickle)
-    _check_hints(source, kind)
+    _check_hints(source, kind, training)
     if kind == "onnx":
         on_step("reading the ONNX file")
-        return kind, import_onnx(source.path, out)
+        return kind, import_onnx(source.path, out, source.data, on_step)
     request = ImportRequest(
         source=str(source.path.resolve()),
         kind=kind,
@@ -72,7 +84,8 @@ def import_model(
         split=training.split,
         checkpoints=str(training.checkpoints.resolve()) if training.checkpoints else "",
     )
-    with tempfile.TemporaryFile() as messages, _worker(request, messages.fileno()) as answers:
+    limits = msgspec.structs.replace(source.limits, time_s=0.0) if training.passes else source.limits
+    with tempfile.TemporaryFile() as messages, _worker(request, messages.fileno(), limits) as (answers, watch):
         for line in answers:
             answer = msgspec.json.decode(line, type=Answer)
             if isinstance(answer, Imported):
@@ -82,33 +95,41 @@ def import_model(
             on_step(answer.step)
         messages.seek(0)
         words = messages.read().decode(errors="replace").strip().splitlines()[-_LAST_WORDS:]
+    if watch.exceeded:
+        raise ModelFileError(f"{source.path} was not imported: {watch.exceeded}, the most that an import may take")
     raise ModelFileError(f"{source.path}: the importing process ended without an answer: {' '.join(words) or 'killed'}")
 
 
-def _check_hints(source: Source, kind: SourceKind) -> None:
+def _check_hints(source: Source, kind: SourceKind, training: Training) -> None:
     """What the user said must be of use: a flag that is silently ignored misleads."""
-    if kind in ("onnx", "huggingface") and (source.inputs or source.example):
+    if kind not in STATES_INPUTS and (source.inputs or source.example):
         flag = "--input" if source.inputs else "--example"
-        raise UsageError(f"{flag} is for PyTorch files; {source.path} says itself what it takes")
+        raise UsageError(f"{flag} is for PyTorch and scikit-learn; {source.path} says itself what it takes")
+    if kind in ("skops", "sklearn") and source.example:
+        raise UsageError(f"--example is for PyTorch files; state the inputs of {source.path} with --input or --data")
+    if kind not in TRAINABLE and training.passes:
+        raise UsageError(
+            f"prune and distill train a PyTorch model, {source.path} is {NAMES[kind]}; leave them out of the recipe"
+        )
 
 
 @contextmanager
-def _worker(request: ImportRequest, messages: int) -> Iterator[Iterator[bytes]]:
-    """The lines that the importing process writes; it is gone at the end, whatever happens."""
+def _worker(request: ImportRequest, messages: int, limits: Limits) -> Iterator[tuple[Iterator[bytes], Watch]]:
+    """The lines that the importing process writes, and what watches it; it is gone at the end, whatever happens."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlserve.optimize.importers.worker"],
+        [sys.executable, "-m", "mlserve.optimize.importers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=messages,
         process_group=0,  # Ctrl-C reaches us alone; leaving this block ends the process
-        env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ},
+        env={**_QUIET, **os.environ, "KERAS_BACKEND": "tensorflow"},  # tf2onnx reads no other
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    with process:
+    with process, Watch(process, limits) as watch:
         try:
             process.stdin.write(msgspec.json.encode(request) + b"\n")
             process.stdin.flush()
-            yield iter(process.stdout)
+            yield iter(process.stdout), watch
         finally:
-            process.kill()
+            end(process)

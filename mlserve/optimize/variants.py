@@ -1,169 +1,172 @@
-"""The optimize loop: import, make the recipe's variants, measure them against the model as imported, publish."""
+"""The optimize loop: import, make the variants, keep those that hold their accuracy, measure, publish."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from mlserve.engines.engine import Engine, EngineSettings
-from mlserve.engines.independence import rows_independent
-from mlserve.engines.onnx_engine import OnnxEngine
-from mlserve.errors import EngineError, Refused
-from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, Metrics, Step
-from mlserve.model.onnx_file import inspect_onnx
+from mlserve.engines.engine import EngineSettings
+from mlserve.errors import Refused
+from mlserve.model.artifact import Accuracy, Artifact
 from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
 from mlserve.model.store import Store
+from mlserve.optimize.auto import best_of, sensible_variants
 from mlserve.optimize.disk import naming_a_full_disk
-from mlserve.optimize.evaluation.accuracy import Answers, answer_rows, judge
-from mlserve.optimize.evaluation.latency import measure_latency
-from mlserve.optimize.importing import Source, import_model
-from mlserve.optimize.precision import weight_precision
+from mlserve.optimize.evaluation.drop import holds
+from mlserve.optimize.evaluation.metrics import Metric
+from mlserve.optimize.evaluation.pareto import Point, dominated
+from mlserve.optimize.evaluation.search import Trial
+from mlserve.optimize.evaluation.split import Split, split_rows
+from mlserve.optimize.importing import Source
+from mlserve.optimize.judging import Judge
+from mlserve.optimize.making import Maker, OnStep
 from mlserve.optimize.recipe import Recipe, Variant
+from mlserve.optimize.restoring import Restorer, can_restore
+from mlserve.optimize.unfinished import content_key, unfinished_work
 from mlserve.runs.machine import read_machine
 
-__all__ = ["optimize"]
+__all__ = ["Outcome", "Wish", "optimize"]
 
 _MADE_UP_ROWS = 64
-OnStep = Callable[[str], None]
+Judged = tuple[Artifact, Accuracy]
 
 
-def optimize(source: Source, recipe: Recipe, store: Store, name: str, threads: int, on_step: OnStep) -> list[Artifact]:
-    """Publishes the model as imported and every variant of `recipe` as versions of `name`, in that order; returns them.
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user wants beside the model itself.
+
+    Without a `recipe`, whatever is sensible on this machine is tried, and only the best of it is published. `max_drop`
+    is the accuracy that a variant may lose (0.01: one point), None for any.
+    """
+
+    recipe: Recipe | None
+    metric: Metric | None = None
+    max_drop: float | None = None
+    split: Split = Split()
+    settings: EngineSettings = EngineSettings()
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of it. The model as imported is first everywhere.
+
+    `measured` are all variants that hold their accuracy, `published` those that are in the store now. `refused` says
+    why a variant could not be made or does not hold, `beaten` which other one dominates it, `trade_offs` what was tried
+    to bring its accuracy back.
+    """
+
+    published: tuple[Artifact, ...]
+    measured: tuple[Artifact, ...]
+    refused: dict[str, str] = {}
+    beaten: dict[str, str] = {}
+    trade_offs: dict[str, tuple[Trial, ...]] = {}
+
+
+def optimize(source: Source, wish: Wish, store: Store, name: str, on_step: OnStep) -> Outcome:
+    """Publishes the model as imported and the variants that the wish asks for as versions of `name`.
 
     The first is named for the precision of its weights, which is fp32 unless an ONNX file says otherwise. Nothing is
-    published before everything was made and measured, so a failure or Ctrl-C leaves the store as it was. Raises
-    ModelFileError, UnknownInputError, DataFileError, UsageError or StoreError for what the user can mend. A variant
-    that its passes cannot make does not keep the others from being published; Refused then says what was, and what was
-    not. One that was made and does not load or gives no finite answers is a fault, and nothing is published.
+    published before everything was made and measured, so a failure or Ctrl-C leaves the versions as they were; what was
+    finished by then is taken up by the next attempt. A variant that cannot be made, or loses more than allowed, does
+    not keep the others from being published. Raises ModelFileError, UnknownInputError, DataFileError, UsageError,
+    EngineError, StoreError or Refused for what the user can mend.
     """
-    with store.staging() as staging, naming_a_full_disk(store.root):
-        made = [_import(source, _new_folder(staging, "imported"), on_step)]
-        _check_names(recipe, made[0])
-        rows = _rows(source.data, made[0])
-        refusals: list[str] = []
+    key = content_key(source.path, source.data, msgspec.structs.replace(source, path=Path(source.path.name), data=None))
+    with store.staging() as staging, naming_a_full_disk(store.root), unfinished_work(store.root, key) as unfinished:
+        maker = Maker(source, staging, unfinished, on_step, split=wish.split, threads=wish.settings.threads)
+        origin = maker.imported()
+        recipe = wish.recipe or sensible_variants(
+            origin, read_machine(), wish.settings.device, has_rows=source.data is not None
+        )
+        _check_names(recipe, origin)
+        tuning, rows, split = _divided(source.data, origin, recipe, wish)
+        judge = Judge(origin, rows, wish.settings, on_step, metric=wish.metric, split=split)
+        selection = _Selection(maker, judge, origin, tuning, wish, on_step)
         for variant in recipe.variants:
-            try:
-                made.append(_make(variant, made[0], staging, on_step))
-            except Refused as refusal:
-                refusals.append(str(refusal))
-        measured = _measure(made, rows, threads, on_step)
+            selection.run(variant)
+        measured = judge.measured([(origin, judge.accuracy(origin)), *selection.kept])
+        beaten = dominated([_point(artifact) for artifact in measured])
+        chosen = measured if wish.recipe else best_of(measured, beaten)
         on_step("publishing")
-        published = _publish(measured, store, name)
-    if refusals:
-        raise Refused(f"{'; '.join(refusals)}. Published: {', '.join(artifact.ref for artifact in published)}")
-    return published
+        published = _publish(chosen, store, name)
+    return Outcome(tuple(published), tuple(measured), selection.refused, beaten, selection.trade_offs)
 
 
-def _import(source: Source, out: Path, on_step: OnStep) -> Artifact:
-    import onnx
+class _Selection:
+    """Variants made and judged one by one: kept, or refused with the reason."""
 
-    kind, imported = import_model(source, out, on_step)
-    step = Step("import", {"source": source.path.name, "kind": kind}, imported.notes)
-    manifest = Manifest(
-        variant=weight_precision(onnx.load(out / MODEL_FILE, load_external_data=False)),
-        task=imported.task,
-        inputs=imported.inputs,
-        outputs=imported.outputs,
-        lineage=(step,),
-        assumed=imported.assumed,
-    )
-    return Artifact(out, manifest)
+    def __init__(
+        self, maker: Maker, judge: Judge, origin: Artifact, tuning: Rows | None, wish: Wish, on_step: OnStep
+    ) -> None:
+        self.kept: list[Judged] = []
+        self.refused: dict[str, str] = {}
+        self.trade_offs: dict[str, tuple[Trial, ...]] = {}
+        self._maker, self._judge, self._origin, self._tuning = maker, judge, origin, tuning
+        self._wish, self._on_step = wish, on_step
+
+    def run(self, variant: Variant) -> None:
+        try:
+            artifact = self._maker.variant(variant, self._origin, self._tuning)
+            accuracy = self._judge.accuracy(artifact)
+        except Refused as refusal:
+            self.refused[variant.name] = str(refusal)
+            return
+        max_drop = self._wish.max_drop
+        if max_drop is None or holds(accuracy, max_drop).kept:
+            self.kept.append((artifact, accuracy))
+            return
+        self.refused[variant.name] = holds(accuracy, max_drop).reason
+        if accuracy.loss > 0 and can_restore(variant):  # else it is rows that are lacking, not precision
+            self._restore(variant, artifact, max_drop)
+
+    def _restore(self, variant: Variant, failed: Artifact, max_drop: float) -> None:
+        restorer = Restorer(self._maker, self._tuning_judge(), self._tuning, max_drop, self._on_step)
+        restored, found = restorer.restored(variant, self._origin, failed)
+        self.trade_offs[variant.name] = restored.trials
+        for artifact in found:
+            accuracy = self._judge.accuracy(artifact)
+            if holds(accuracy, max_drop).kept:
+                self.kept.append((artifact, accuracy))
+                del self.refused[variant.name]
+                return
+
+    def _tuning_judge(self) -> Judge:
+        """Layers are chosen by these rows and judged by the others; made-up rows are all alike, so they do for both."""
+        if self._tuning is None:
+            return self._judge
+        return Judge(self._origin, self._tuning, self._wish.settings, self._on_step, metric=self._wish.metric)
 
 
-def _check_names(recipe: Recipe, imported: Artifact) -> None:
-    variant = imported.manifest.variant
-    if variant in [wanted.name for wanted in recipe.variants]:
-        raise Refused(f"nothing was published: most weights of the model are {variant} already; publish it as it is")
+def _check_names(recipe: Recipe, origin: Artifact) -> None:
+    name = origin.manifest.variant
+    if name in [wanted.name for wanted in recipe.variants]:
+        raise Refused(f"nothing was published: most weights of the model are {name} already; publish it as it is")
 
 
-def _rows(data: Path | None, artifact: Artifact) -> Rows:
-    """The user's rows, or made-up ones."""
-    specs = artifact.manifest.inputs
+def _divided(data: Path | None, origin: Artifact, recipe: Recipe, wish: Wish) -> tuple[Rows | None, Rows, str]:
+    """Rows for making variants (None without data), rows for judging them, and in words which those are."""
+    specs = origin.manifest.inputs
     if data is None:
         first = specs[0].shape
         fixed = first[0] if first and isinstance(first[0], int) else None
-        return SyntheticRows(specs, fixed or _MADE_UP_ROWS)
-    return read_rows(data, specs, artifact.directory / TOKENIZER_FILE)
+        return None, SyntheticRows(specs, fixed or _MADE_UP_ROWS), ""
+    rows = read_rows(data, specs, origin.directory / TOKENIZER_FILE)
+    chooses_layers = wish.max_drop is not None and any(map(can_restore, recipe.variants))
+    if not recipe.needs_rows and not chooses_layers:
+        return None, rows, ""
+    tuning, held_out = split_rows(rows, wish.split)
+    return tuning, held_out, wish.split.described(len(held_out), len(rows))
 
 
-def _make(variant: Variant, origin: Artifact, staging: Path, on_step: OnStep) -> Artifact:
-    """`origin` after every pass of the variant, each in a folder of its own."""
-    artifact = origin
-    for number, one_pass in enumerate(variant.passes, 1):
-        on_step(f"{variant.name}: {type(one_pass).__name__.lower()}")
-        artifact = one_pass(artifact, _new_folder(staging, f"{variant.name}-{number}"))
-        inspect_onnx(artifact.model_path)
-    return Artifact(artifact.directory, msgspec.structs.replace(artifact.manifest, variant=variant.name))
-
-
-def _measure(made: list[Artifact], rows: Rows, threads: int, on_step: OnStep) -> list[Artifact]:
-    """The artifacts with their accuracy, in-process latency and whether rows may run together."""
-    with _engines(made, threads) as engines:
-        answers: list[Answers] = []
-        for artifact, engine in zip(made, engines, strict=True):
-            on_step(f"{artifact.manifest.variant}: accuracy on {len(rows)} rows")
-            answers.append(answer_rows(engine, rows))
-        accuracies = [
-            judge(found, answers[0], rows, task=made[0].manifest.task, reference=made[0].manifest.variant)
-            for found in answers
-        ]
-        on_step("timing every variant in turn")
-        latencies = measure_latency(engines, rows)
-        independent = [
-            rows_independent(engine, artifact.manifest.inputs) for artifact, engine in zip(made, engines, strict=True)
-        ]
-    cpu = read_machine().cpu
-    return [
-        Artifact(
-            artifact.directory,
-            msgspec.structs.replace(
-                artifact.manifest,
-                rows_independent=together,
-                metrics=Metrics(accuracy=accuracy, latency=latency, machine=f"{cpu}, {threads} threads"),
-            ),
-        )
-        for artifact, accuracy, latency, together in zip(made, accuracies, latencies, independent, strict=True)
-    ]
-
-
-@contextlib.contextmanager
-def _engines(artifacts: list[Artifact], threads: int) -> Iterator[list[Engine]]:
-    with contextlib.ExitStack() as stack:
-        engines: list[Engine] = []
-        for artifact in artifacts:
-            engine = _engine(artifact, threads)
-            stack.enter_context(contextlib.closing(engine))
-            _same_interface(artifact, engine)
-            engines.append(engine)
-        yield engines
-
-
-def _engine(artifact: Artifact, threads: int) -> Engine:
-    try:
-        return OnnxEngine(artifact.model_path, EngineSettings(threads=threads))
-    except EngineError as error:
-        reason = str(error).removeprefix(f"{artifact.model_path} ")
-        raise Refused(f"nothing was published: {artifact.manifest.variant} {reason}") from error
-
-
-def _same_interface(artifact: Artifact, engine: Engine) -> None:
-    """The law every pass is held to: names and types of inputs and outputs stay."""
-    for kind, specs, found in (
-        ("input", artifact.manifest.inputs, engine.inputs),
-        ("output", artifact.manifest.outputs, engine.outputs),
-    ):
-        said, has = [(spec.name, spec.dtype) for spec in specs], [(spec.name, spec.dtype) for spec in found]
-        if said != has:
-            raise Refused(f"nothing was published: {artifact.manifest.variant} has the {kind}s {has}, expected {said}")
+def _point(artifact: Artifact) -> Point:
+    metrics = artifact.manifest.metrics
+    assert metrics.accuracy is not None
+    high = metrics.accuracy.loss_high
+    return Point(
+        artifact.manifest.variant,
+        metrics.accuracy.loss if high is None else high,
+        tuple(latency.p50_s for latency in metrics.latency),
+        artifact.size_bytes,
+    )
 
 
 def _publish(artifacts: list[Artifact], store: Store, name: str) -> list[Artifact]:
     baseline = store.add(artifacts[0], name)
     return [baseline, *(store.add(artifact, name, parent=baseline.ref) for artifact in artifacts[1:])]
-
-
-def _new_folder(staging: Path, name: str) -> Path:
-    folder = staging / name
-    folder.mkdir()
-    return folder

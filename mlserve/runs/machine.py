@@ -13,7 +13,18 @@ from mlserve import __version__
 
 __all__ = ["Gpu", "Machine", "package_version", "read_machine", "usable_cores"]
 
-_PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "torch", "locust", "uvicorn", "pygrpc-native", "grpcio")
+_PACKAGES = (
+    "numpy",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "torch",
+    "locust",
+    "uvicorn",
+    "pygrpc-native",
+    "grpcio",
+)
 # What the int8, bf16 and fp16 kernels of onnxruntime and OpenVINO look for.
 _CPU_FLAGS = (
     "avx2",

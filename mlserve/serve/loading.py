@@ -8,11 +8,9 @@ import numpy as np
 
 from mlserve.engines.engine import Engine
 from mlserve.engines.independence import rows_independent
-from mlserve.engines.onnx_engine import OnnxEngine
-from mlserve.engines.opening import open_engine
+from mlserve.engines.opening import open_engine, open_onnx_file
 from mlserve.errors import EngineError, RequestError
 from mlserve.model.artifact import MANIFEST, Artifact, read_manifest
-from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.store import verify
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import TensorSpec
@@ -29,11 +27,10 @@ __all__ = ["load_model"]
 def load_model(source: ModelSource, settings: ServeSettings) -> ServedModel:
     """The model in `source`, ready to answer.
 
-    A version folder is checked against its manifest, a bare ONNX file by `inspect_onnx`, before onnxruntime sees it.
+    A version folder is checked against its manifest, a bare ONNX file by `inspect_onnx`, before an engine sees it.
     Raises StoreError, ModelFileError or EngineError.
     """
     path = Path(source.path)
-    engine: Engine
     if (path / MANIFEST).is_file():
         artifact = Artifact(path, read_manifest(path))
         verify(artifact)
@@ -41,10 +38,8 @@ def load_model(source: ModelSource, settings: ServeSettings) -> ServedModel:
         inputs, outputs = artifact.manifest.inputs, artifact.manifest.outputs
         together = artifact.manifest.rows_independent
     else:
-        bounds = inspect_onnx(path).bounds
-        engine = OnnxEngine(path, settings.engine)
-        inputs = tuple(TensorSpec(spec.name, spec.dtype, spec.shape, bounds.get(spec.name)) for spec in engine.inputs)
-        outputs = engine.outputs
+        engine = open_onnx_file(path, settings.engine)
+        inputs, outputs = engine.inputs, engine.outputs
         together = rows_independent(engine, inputs)
     signature = Signature(source.name, source.version, inputs, outputs, together=together)
     return _behind_batcher(engine, signature, inputs, settings)

@@ -1,5 +1,6 @@
 """onnxruntime behind the engine seam: what it answers, and what it says when it cannot."""
 
+import contextlib
 import threading
 
 import numpy as np
@@ -107,9 +108,13 @@ def test_a_file_onnxruntime_cannot_load_is_named_with_its_reason(tmp_path):
         OnnxEngine(path)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:x", "cuda:-1", "", "CPU"])
+@pytest.mark.parametrize(
+    "device", ["gpu", "cpu:0", "cpu:", "cuda:", "cuda:x", "cuda:-1", "cuda:99999999999", "", "CPU"]
+)
 def test_a_device_that_is_none_is_refused_with_those_there_are(tiny_onnx, device):
-    with pytest.raises(EngineError, match="is no device; use cpu, cuda or cuda:N"):
+    with pytest.raises(
+        EngineError, match="is no device; use cpu, cuda or cuda:N, tensorrt or tensorrt:N with onnxruntime"
+    ):
         OnnxEngine(tiny_onnx, EngineSettings(device))
 
 
@@ -119,8 +124,63 @@ def test_a_device_that_is_not_there_is_an_error_and_never_the_cpu_in_its_stead(t
         OnnxEngine(tiny_onnx, EngineSettings("cuda"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(loadable_providers().get("CUDAExecutionProvider") != "", reason="there is no CUDA device")
+@pytest.mark.parametrize("io_binding", [False, True])
+def test_a_cuda_device_answers_what_the_cpu_answers_and_gets_the_operators(kept, rows_of, io_binding):
+    path, rows = kept("conv", "onnx").model_path, rows_of("conv", 5)
+    engine = OnnxEngine(path, EngineSettings("cuda", io_binding=io_binding))
+    assert engine.operators_by_provider()["CUDAExecutionProvider"]["Conv"] == 1
+    expected = OnnxEngine(path).run(rows)
+    assert all(np.allclose(found, expected[name], rtol=1e-4, atol=1e-5) for name, found in engine.run(rows).items())
+
+
 def test_the_cpu_provider_loads_everywhere():
     assert loadable_providers()["CPUExecutionProvider"] == ""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"graph_optimization": "off"},
+        {"graph_optimization": "basic"},
+        {"graph_optimization": "extended"},
+        {"memory_arena": False},
+        {"io_binding": True},
+        {"threads": 2},
+    ],
+    ids=str,
+)
+def test_a_setting_changes_how_a_model_runs_and_not_what_it_answers(kept, rows_of, setting):
+    path, rows = kept("transformer", "onnx").model_path, rows_of("transformer", 5)
+    with (
+        contextlib.closing(OnnxEngine(path)) as plain,
+        contextlib.closing(OnnxEngine(path, EngineSettings(**setting))) as other,
+    ):
+        np.testing.assert_allclose(other.run(rows)["sentence"], plain.run(rows)["sentence"], rtol=1e-4, atol=1e-6)
+
+
+def test_graph_optimization_leaves_fewer_operators_and_off_leaves_them_all(kept):
+    from onnx import load
+
+    path = kept("transformer", "onnx").model_path
+
+    def operators(level):
+        placed = OnnxEngine(path, EngineSettings(graph_optimization=level)).operators_by_provider()
+        assert list(placed) == ["CPUExecutionProvider"]
+        return sum(placed["CPUExecutionProvider"].values())
+
+    nodes = load(path).graph.node
+    constants = sum(node.op_type == "Constant" for node in nodes)
+    assert operators("off") == len(nodes) - constants
+    assert operators("all") < operators("off")
+
+
+def test_a_value_the_model_refuses_is_the_request_s_fault_with_bound_inputs_too(lookup_onnx):
+    engine = OnnxEngine(lookup_onnx, EngineSettings(io_binding=True))
+    with pytest.raises(InvalidRequest, match=r"the model refused these values: .*idx=10"):
+        engine.run({"ids": np.array([1, 10])})
+    assert engine.run({"ids": np.array([1, -1])})["y"].tolist() == [1.0, 9.0]
 
 
 def test_nothing_is_printed_by_a_failing_load(tmp_path, capfd):

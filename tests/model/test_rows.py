@@ -77,6 +77,13 @@ def test_columns_named_like_the_inputs_are_those_inputs(tmp_path, ending):
     assert batch["age"].dtype == np.int64
 
 
+def test_one_number_column_is_a_matrix_where_the_model_takes_one(tmp_path):
+    path = write(tmp_path / "data.csv", {"x": VALUES[:, 0], "y": LABELS})
+    rows = read_rows(path, [TensorSpec("input", "float32", ("batch", 1))])
+    np.testing.assert_array_equal(rows.batch(0, 4)["input"], VALUES[:, :1])
+    assert read_rows(path, [TensorSpec("x", "float32", ("batch",))]).batch(0, 4)["x"].shape == (4,)
+
+
 def test_a_column_named_label_that_is_an_input_is_no_label(tmp_path):
     specs = [TensorSpec("label", "int64", ("batch",))]
     rows = read_rows(write(tmp_path / "data.csv", {"label": LABELS, "y": LABELS}), specs)

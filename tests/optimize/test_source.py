@@ -1,9 +1,13 @@
 """What a file is, told without running it."""
 
+import bz2
+import gzip
+import lzma
 import os
 import pickle
 import warnings
 import zipfile
+import zlib
 
 import pytest
 import torch
@@ -91,12 +95,82 @@ def test_missing_empty_and_folders(tmp_path):
             identify(path)
 
 
+def test_every_trainer_is_told_by_content_not_by_name(tmp_path, tiny_onnx):
+    import lightgbm
+    import numpy as np
+    import skops.io
+    import xgboost
+    from sklearn.linear_model import LinearRegression
+
+    rows, answers = np.random.default_rng(0).random((60, 3)), np.arange(60.0)
+    booster = xgboost.train({}, xgboost.DMatrix(rows, label=answers), 1)
+    booster.save_model(tmp_path / "a.json")
+    booster.save_model(tmp_path / "b.ubj")
+    quiet = {"verbose": -1, "num_threads": 1}
+    lightgbm.train(quiet, lightgbm.Dataset(rows, answers, params=quiet), 1).save_model(tmp_path / "c.txt")
+    skops.io.dump(LinearRegression().fit(rows, answers), tmp_path / "d.skops")
+    (tmp_path / "e").write_bytes(tiny_onnx.read_bytes())
+    (tmp_path / "f").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with zipfile.ZipFile(tmp_path / "g", "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, "{}")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").touch()
+    kinds = {path.name: identify(path.rename(tmp_path / f"{path.stem}.bin")) for path in sorted(tmp_path.iterdir())}
+    assert kinds == {
+        "a.json": "xgboost",
+        "b.ubj": "xgboost",
+        "c.txt": "lightgbm",
+        "d.skops": "skops",
+        "e": "onnx",
+        "f": "keras",
+        "g": "keras",
+        "saved": "savedmodel",
+    }
+
+
+@pytest.mark.parametrize("pack", [bytes, zlib.compress, gzip.compress, bz2.compress, lzma.compress])
+def test_a_pickled_estimator_needs_trust_however_it_is_packed(tmp_path, pack):
+    from sklearn.linear_model import LinearRegression
+
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pack(pickle.dumps(LinearRegression())))
+    assert identify(path, trust_pickle=True) == "sklearn"
+    with pytest.raises(ModelFileError, match=r"LinearRegression.*skops\.io\.dump.*--trust-pickle"):
+        identify(path)
+    path.write_bytes(pack(pickle.dumps({"a": 1})))
+    with pytest.raises(ModelFileError, match="holds no scikit-learn model"):
+        identify(path, trust_pickle=True)
+
+
+def test_a_packed_file_that_was_cut_short_is_called_damaged(tmp_path):
+    path = tmp_path / "model.pkl"
+    path.write_bytes(gzip.compress(pickle.dumps(list(range(10_000))))[:500])
+    with pytest.raises(ModelFileError, match="damaged or was cut short"):
+        identify(path)
+
+
+def test_an_old_format_says_what_to_do(tmp_path):
+    (tmp_path / "old.model").write_bytes(b"binf" + bytes(100))
+    with pytest.raises(ModelFileError, match=r"xgboost<3\.1"):
+        identify(tmp_path / "old.model")
+
+
+def test_what_nobody_knows_is_told_what_is_known(tmp_path):
+    (tmp_path / "notes.txt").write_text("a tree")
+    with pytest.raises(ModelFileError, match=r"TorchScript.*\.onnx.*Hugging Face.*scikit-learn.*XGBoost.*SavedModel"):
+        identify(tmp_path / "notes.txt")
+
+
 @given(content=st.binary(max_size=300))
 def test_no_bytes_make_it_raise_anything_but_its_own_errors(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.pt"
     path.write_bytes(content)
-    with pytest.raises(ModelFileError):
-        identify(path)
+    try:
+        kind = identify(path)
+    except ModelFileError:
+        return
+    assert any(content.startswith(beginning) for beginning in (b"\x89HDF", b"tree", b"{")), kind
 
 
 @given(data=st.data())

@@ -1,6 +1,8 @@
 """What is served: versions of a store and bare files, checked before anything executes them."""
 
 import concurrent.futures
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -136,6 +138,96 @@ def test_a_model_of_fixed_shape_takes_one_request_a_run(serving, tmp_path):
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             assert list(pool.map(ask, range(8))) == [(200, [2.0 * number, 2.0] * 3) for number in range(8)]
         assert server.infer("fixed", {"x": ("FP32", [[1.0, 1.0]])})[0] == 400
+
+
+def keep_doubling(folder, kept_as, onnx_path):
+    """The model y = 2 x, kept as one of the formats."""
+    if kept_as == "onnx":
+        onnx_path.rename(folder / MODEL_FILE)
+    elif kept_as == "openvino":
+        import openvino
+
+        openvino.save_model(openvino.convert_model(onnx_path), folder / "model.xml", compress_to_fp16=False)
+        onnx_path.unlink()
+    else:
+        onnx_path.unlink()
+        subprocess.run([sys.executable, "-c", _EXPORT_DOUBLING, str(folder / "model.pt2")], check=True)
+
+
+_EXPORT_DOUBLING = """
+import sys
+import torch
+
+class Doubling(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+batch = torch.export.Dim("batch", max=4096)
+torch.export.save(torch.export.export(Doubling(), (torch.ones(2, 2),), dynamic_shapes=({0: batch},)), sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def formats_store(tmp_path_factory):
+    """The model `onnx`, `openvino` and `torch`: each y = 2 x, kept as what its name says."""
+    store = Store(tmp_path_factory.mktemp("formats") / "store")
+    specs = [(TensorSpec(tensor, "float32", ("batch", 2)),) for tensor in "xy"]
+    engines = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+    for kept_as, engine in engines.items():
+        with store.staging() as folder:
+            made = folder / "made"
+            made.mkdir()
+            keep_doubling(made, kept_as, scale_onnx(folder / "scale.onnx", 2))
+            manifest = Manifest(variant="fp32", format=kept_as, engine=engine, inputs=specs[0], outputs=specs[1])
+            store.add(Artifact(made, manifest), kept_as)
+    return store
+
+
+def test_versions_of_every_format_are_served_side_by_side_each_by_the_engine_it_was_made_for(serving, formats_store):
+    names = ["onnx", "openvino", "torch"] * 10
+    for _ in range(2):  # the second time from the cache
+        with serving("--store", formats_store.root, "--max-delay-ms", 2) as server:
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                assert list(pool.map(lambda name: factor_of(server, name), names)) == [2] * 30
+            assert server.infer("torch", {"x": ("FP32", [[1.0, 2.0], [3.0, 4.0]])})[1]["outputs"][0]["shape"] == [2, 2]
+        assert {path.parent.parent.parent for path in formats_store.root.rglob("files.json")} == {
+            formats_store.root / ".cache"
+        }
+
+
+def test_a_server_without_a_cache_writes_nothing_into_the_store(serving, store):
+    before = sorted(store.root.rglob("*"))
+    with serving("--store", store.root, "--no-cache") as server:
+        assert factor_of(server, "double") == 4
+    assert sorted(store.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [("onnx", ["--engine", "openvino"]), ("torch", ["--engine", "torch-compiled"]), ("file", ["--engine", "openvino"])],
+)
+def test_a_model_is_served_by_the_engine_asked_for(serving, formats_store, tmp_path, model, flags):
+    path = scale_onnx(tmp_path / "file.onnx", 2)
+    what = [path] if model == "file" else ["--store", formats_store.root, model]
+    with serving(*what, *flags) as server:
+        assert factor_of(server, model) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--engine", "torch"], "the engine torch does not open a model kept as onnx; use onnxruntime or openvino"),
+        (["--engine", "tf"], "'tf' is no engine; use onnxruntime or openvino"),
+        (["--compute-type", "bf16"], "onnxruntime on cpu cannot compute in 'bf16'"),
+        (["--engine", "openvino", "--compute-type", "int3"], "cannot compute in 'int3'"),
+        (["--engine", "openvino", "--device", "cuda"], "'cuda' is no device; use cpu, gpu or gpu:N with OpenVINO"),
+    ],
+)
+def test_an_engine_that_cannot_serve_the_model_ends_the_server_with_the_reason(mlserve, store, flags, told):
+    done = mlserve("serve", "--store", store.root, "double", "--http-port", 0, "--grpc-port", 0, *flags)
+    assert done.returncode == 2
+    assert told in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 def test_a_version_with_a_changed_byte_is_refused_before_it_is_loaded(store):

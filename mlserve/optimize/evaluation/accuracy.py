@@ -3,28 +3,33 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from mlserve.engines.engine import Engine
-from mlserve.errors import DataFileError, Refused
+from mlserve.errors import DataFileError
 from mlserve.model.artifact import Accuracy
 from mlserve.model.rows import Rows
 from mlserve.model.tensors import Array
+from mlserve.optimize.evaluation.comparison import Comparison
+from mlserve.optimize.evaluation.drop import measure_drop
+from mlserve.optimize.evaluation.figures import cosines, pair_spearman, r2
+from mlserve.optimize.evaluation.metrics import Metric, default_metric
 
 __all__ = ["Answers", "answer_rows", "judge"]
 
-Floats = npt.NDArray[np.float64]
 Answers = Array
-"""A model's first output [rows, ...] for every row it was asked."""
+"""One output of a model [rows, ...] for every row it was asked."""
 
 _BATCH_ROWS = 32
-_MOST_PAIRS = 20_000
-_FEWEST_CLASSES = 2
 
 
-def answer_rows(engine: Engine, rows: Rows, on_rows: Callable[[int], None] = lambda _: None) -> Answers:
-    """What `engine` answers to `rows`, in batches as they would be served; `on_rows` hears how many are done."""
-    name = engine.outputs[0].name
+def answer_rows(
+    engine: Engine, rows: Rows, on_rows: Callable[[int], None] = lambda _: None, *, output: str = ""
+) -> Answers:
+    """What `engine` answers to `rows`, in batches as they would be served; `on_rows` hears how many are done.
+
+    `output` is the one that is judged (`metrics.judged_output`), by default the first.
+    """
+    name = output or engine.outputs[0].name
     batches: list[Array] = []
     for start, stop in _batches(engine, rows):
         batches.append(np.atleast_1d(engine.run(rows.batch(start, stop))[name]))
@@ -32,42 +37,49 @@ def answer_rows(engine: Engine, rows: Rows, on_rows: Callable[[int], None] = lam
     return _joined(batches)
 
 
-def judge(found: Answers, expected: Answers, rows: Rows, *, task: str, reference: str = "fp32") -> Accuracy:
+def judge(
+    found: Answers,
+    expected: Answers,
+    rows: Rows,
+    *,
+    task: str,
+    reference: str = "fp32",
+    metric: Metric | None = None,
+    split: str = "",
+    names: tuple[str, ...] = (),
+) -> Accuracy:
     """How a variant's answers `found` compare with those of the variant `reference`, `expected`, row by row.
 
-    With labels the headline figure is the real accuracy (or R^2 for labels that are no classes), and `loss` how much
-    of the reference's was lost. Without, it is agreement with the reference: the mean cosine of the rows' outputs (for
-    embeddings also the rank correlation of pair similarities), the share of equal answers for integers and texts, or
-    R^2 for a single number a row.
+    `metric` is by default the one that fits the output (`metrics.default_metric`). It is held against the rows' labels
+    where there are any that it can use, else against the reference's answers; `basis` says which. `names` are those of
+    the classes, `split` says which rows these are. Whatever the metric, the details tell the agreement with the
+    reference: for numbers the cosine of the rows' outputs (for embeddings also the rank correlation of pair
+    similarities) or R^2 for a single one, for labels and texts the share of equal answers.
 
-    Raises Refused when `found` is not finite where the reference is, DataFileError when the reference never is.
+    Raises Refused when `found` is not finite where the reference is, DataFileError when the reference never is, or
+    when the metric is not defined for output and labels.
     """
-    if found.dtype.kind == "f":
-        details = _agreement(*_comparable(found, expected, rows.source), embedding=task == "feature-extraction")
-        metric = "r2" if "r2" in details else "cosine"
-    else:
-        metric = "agreement"
-        details = {metric: _share(np.array([np.array_equal(a, b) for a, b in zip(found, expected, strict=True)]))}
-    value, best = details[metric], 1.0
-    if rows.labels is not None:
-        metric, value, best = _against_labels(found, expected, rows.labels, rows.source)
-        details |= {metric: value, f"reference_{metric}": best}
-    return Accuracy(metric, value, best - value, len(found), rows.source, reference, details)
-
-
-def _comparable(found: Answers, expected: Answers, source: str) -> tuple[Floats, Floats]:
-    """Both as one line of numbers a row; where the reference is not finite (a masked score), both count as zero."""
-    one, other = _flat(found), _flat(expected)
-    finite = np.isfinite(other)
-    if not finite.any():
-        raise DataFileError(
-            f"the model answers {source} without one finite number; give rows it is made for with --data"
-        )
-    if not np.isfinite(one[finite]).all():
-        raise Refused(
-            "nothing was published: the variant gives values that are not finite where the model gives numbers"
-        )
-    return np.where(finite, one, 0.0), np.where(finite, other, 0.0)
+    labels = None if rows.labels is None else rows.labels[: len(found)]
+    comparison = Comparison(found, expected, rows.source, labels, names)
+    details = _agreement(comparison, embedding=task == "feature-extraction")
+    chosen = metric or default_metric(comparison)
+    comparison = chosen.settle(comparison)
+    drop = measure_drop(chosen, chosen.figures(comparison), comparison)
+    labelled = comparison.labels is not None
+    details |= {chosen.name: drop.value} | ({f"reference_{chosen.name}": drop.best} if labelled else {})
+    return Accuracy(
+        metric=chosen.name,
+        value=drop.value,
+        loss=drop.loss,
+        rows=len(found),
+        data=rows.source,
+        reference=reference,
+        details=details,
+        basis="labels" if labelled else f"agreement with {reference}",
+        split=split,
+        loss_low=drop.low,
+        loss_high=drop.high,
+    )
 
 
 def _batches(engine: Engine, rows: Rows) -> Iterator[tuple[int, int]]:
@@ -86,82 +98,22 @@ def _joined(batches: list[Array]) -> Array:
     return np.concatenate([batch[(slice(None), *map(slice, shortest))] for batch in batches])
 
 
-def _flat(array: Array) -> Floats:
-    return array.reshape(len(array), -1).astype(np.float64)
-
-
-def _agreement(found: Floats, expected: Floats, *, embedding: bool) -> dict[str, float]:
+def _agreement(comparison: Comparison, *, embedding: bool) -> dict[str, float]:
+    if not comparison.numeric:
+        pairs = zip(comparison.found, comparison.expected, strict=True)
+        return {"agreement": float(np.mean([np.array_equal(one, other) for one, other in pairs]))}
+    found, expected = comparison.vectors()
+    once = np.ones((1, len(found)))
     figures: dict[str, float] = {}
-    if expected.shape[1] == 1:
-        figures["r2"] = _r2(found[:, 0], expected[:, 0])
+    if comparison.width == 1:
+        figures["r2"] = float(r2(found, expected)(once)[0])
     else:
-        cosine = _cosine(found, expected)
-        figures |= {"cosine": float(cosine.mean()), "cosine_min": float(cosine.min())}
-        figures["top1_agreement"] = float(np.mean(found.argmax(1) == expected.argmax(1)))
-    if embedding and len(expected) > 2:
-        del figures["top1_agreement"]
-        figures |= _pair_spearman(found, expected)
+        each = cosines(found, expected)
+        figures |= {"cosine": float(each.mean()), "cosine_min": float(each.min())}
+        if not embedding or len(expected) <= 2:
+            figures["top1_agreement"] = float(np.mean(found.argmax(1) == expected.argmax(1)))
+    if embedding and comparison.width > 1 and len(expected) > 2:
+        order = float(pair_spearman(found, expected)(once)[0])
+        figures |= {} if np.isnan(order) else {"pair_spearman": order}
     figures["largest_error"] = float(np.max(np.abs(found - expected)))
     return figures
-
-
-def _cosine(one: Floats, other: Floats) -> Floats:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    same = np.all(one == other, axis=1)
-    cosine: Floats = np.where(same, 1.0, np.sum(one * other, axis=1) / np.where(lengths > 0, lengths, 1.0))
-    return cosine
-
-
-def _pair_spearman(found: Floats, expected: Floats) -> dict[str, float]:
-    """Rank correlation of the similarities of all pairs of rows: whether a search would order its results alike.
-
-    Empty where all pairs are equally similar, so that there is no order.
-    """
-    from scipy.stats import spearmanr
-
-    first, second = np.triu_indices(len(expected), k=1)
-    if len(first) > _MOST_PAIRS:
-        chosen = np.random.default_rng(0).choice(len(first), _MOST_PAIRS, replace=False)
-        first, second = first[chosen], second[chosen]
-    similarity = [_cosine(side[first], side[second]) for side in (found, expected)]
-    if any(np.ptp(values) == 0 for values in similarity):
-        return {}
-    return {"pair_spearman": float(spearmanr(*similarity).statistic)}
-
-
-def _r2(found: Floats, expected: Floats) -> float:
-    """The share of the variance of `expected` that `found` explains; 1.0 when they are equal."""
-    residual = float(np.sum((found - expected) ** 2))
-    total = float(np.sum((expected - expected.mean()) ** 2))
-    if total == 0:
-        return 1.0 if residual == 0 else 0.0
-    return 1 - residual / total
-
-
-def _against_labels(found: Array, expected: Array, labels: Array, source: str) -> tuple[str, float, float]:
-    """Metric, the candidate's value, the reference's."""
-    truth = labels[: len(found)]
-    if truth.shape != (len(found),):
-        raise DataFileError(
-            f"{source}: labels have shape {list(labels.shape)}, the model gives {len(found)} answers; "
-            "give one label each"
-        )
-    if found.dtype.kind != "f":
-        return "accuracy", _share(found.ravel() == truth), _share(expected.ravel() == truth)
-    one, other = _flat(found), _flat(expected)
-    if one.shape[1] >= _FEWEST_CLASSES:
-        if truth.dtype.kind not in "iub" or truth.min() < 0 or truth.max() >= one.shape[1]:
-            raise DataFileError(
-                f"{source}: labels must be class numbers from 0 to {one.shape[1] - 1}, as the model has "
-                f"{one.shape[1]} outputs a row"
-            )
-        return "accuracy", _share(one.argmax(1) == truth), _share(other.argmax(1) == truth)
-    if truth.dtype.kind in "bi" and set(np.unique(truth)) <= {0, 1}:
-        cut = 0.5 if other.min() >= 0 and other.max() <= 1 else 0.0  # a probability, or a logit
-        return "accuracy", _share((one[:, 0] > cut) == truth), _share((other[:, 0] > cut) == truth)
-    values = truth.astype(np.float64)
-    return "r2", _r2(one[:, 0], values), _r2(other[:, 0], values)
-
-
-def _share(hits: Array) -> float:
-    return float(np.mean(hits))

@@ -6,7 +6,7 @@ import numpy.typing as npt
 
 from mlserve.model.tensors import Array, Tensors
 
-__all__ = ["Difference", "largest_difference"]
+__all__ = ["TOLERANCE", "Difference", "largest_difference"]
 
 # Float32 sums in another order differ by 1e-6 to 1e-4 of the output's size; a wrong operator differs by far more.
 TOLERANCE = 1e-3

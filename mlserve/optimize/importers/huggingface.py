@@ -1,8 +1,9 @@
 """Hugging Face folders, exported by optimum, checked against the model that transformers loads."""
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,20 @@ def import_folder(request: ImportRequest, out: Path, on_step: Callable[[str], No
     """
     source = Path(request.source)
     library = "sentence_transformers" if (source / "modules.json").is_file() else "transformers"
+    with _as_model_file_error(source):
+        task = "feature-extraction" if library == "sentence_transformers" else _task_of(source)
+    model: Any = None
+    trained: tuple[tuple[str, ...], ...] = ()
+    if request.training:
+        from mlserve.optimize.training.pretrained import train_pretrained
+
+        on_step(f"loading the model ({library})")
+        with _as_model_file_error(source):
+            model = _load(source, library, task)
+        model, trained = train_pretrained(model, library, task, request, on_step)
     on_step(f"exporting with optimum ({library})")
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        path, task = _export(source, Path(folder), library)
+        path = _export(source, model, Path(folder), library, task)
         if library == "sentence_transformers":
             keep_outputs(path, [_SENTENCE])
         inspect_onnx(path)
@@ -46,11 +58,14 @@ def import_folder(request: ImportRequest, out: Path, on_step: Callable[[str], No
     for name in _KEPT_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
+    if model is not None:
+        (out / "config.json").write_text(model.config.to_json_string())
     engine = OnnxEngine(out / MODEL_FILE, EngineSettings())
     inputs = known_specs(out / MODEL_FILE, engine.inputs)
     sizes = default_sizes(inputs) | _image_size(source)
     on_step("comparing with the original")
-    original = _original(source, library, task, [spec.name for spec in engine.outputs])
+    model = model or _load(source, library, task)
+    original = _original(model, library, [spec.name for spec in engine.outputs])
     inputs = fix_rigid_dims(original, inputs, sizes)
     outputs = output_specs(engine.run, inputs, sizes)
     engine.close()
@@ -58,32 +73,53 @@ def import_folder(request: ImportRequest, out: Path, on_step: Callable[[str], No
     if request.data:
         rows = read_rows(Path(request.data), inputs, source / TOKENIZER_FILE)
     agreement = check_parity(original, out / MODEL_FILE, inputs, sizes, rows)
-    notes = (f"optimum ({library}), opset {_OPSET}", agreement)
-    return Imported(inputs=inputs, outputs=outputs, task=task, notes=notes)
+    return Imported(
+        inputs=inputs,
+        outputs=outputs,
+        task=task,
+        labels=_labels(source, task),
+        notes=(f"optimum ({library}), opset {_OPSET}", agreement),
+        trained=trained,
+    )
 
 
-def _export(source: Path, folder: Path, library: str) -> tuple[Path, str]:
-    from optimum.exporters.onnx import main_export
+def _export(source: Path, model: Any, folder: Path, library: str, task: str) -> Path:
+    """The one ONNX file that optimum makes of `source`, or of `model`, which was loaded from it and changed."""
+    from optimum.exporters.onnx import main_export, onnx_export_from_model
+    from optimum.utils.save_utils import maybe_load_preprocessors
 
-    try:
-        task = "feature-extraction" if library == "sentence_transformers" else _task_of(source)
-        main_export(
-            str(source), folder, task=task, library_name=library, do_validation=False, opset=_OPSET, device="cpu",
-            local_files_only=True,
-        )  # fmt: skip
-    except ImportError as error:
-        raise ModelFileError(
-            f"{source} needs another package: {error}; install it with: pip install 'mlserve[text]'"
-        ) from error
-    except Exception as error:  # optimum raises whatever the model's code does
-        raise ModelFileError(f"{source} cannot be exported by optimum: {_first_line(error)}") from error
+    with _as_model_file_error(source):
+        if model is None:
+            main_export(
+                str(source), folder, task=task, library_name=library, do_validation=False, opset=_OPSET, device="cpu",
+                local_files_only=True,
+            )  # fmt: skip
+        else:
+            if hasattr(model.config, "use_cache"):
+                model.config.use_cache = False  # as main_export has it for a task without past keys
+            onnx_export_from_model(
+                model, folder, task=task, do_validation=False, opset=_OPSET, device="cpu",
+                preprocessors=maybe_load_preprocessors(source),
+            )  # fmt: skip
     files = sorted(folder.rglob("*.onnx"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise ModelFileError(
             f"{source} becomes several ONNX files ({found}); only models that are one graph are served"
         )
-    return files[0], task
+    return files[0]
+
+
+@contextlib.contextmanager
+def _as_model_file_error(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ModelFileError(
+            f"{source} needs another package: {error}; install it with: pip install 'mlserve[text]'"
+        ) from error
+    except Exception as error:  # optimum and transformers raise whatever the model's code does
+        raise ModelFileError(f"{source} cannot be exported by optimum: {_first_line(error)}") from error
 
 
 def _task_of(source: Path) -> str:
@@ -105,17 +141,29 @@ def _image_size(source: Path) -> Sizes:
     return {"height": height, "width": width} if height else {}
 
 
-def _original(source: Path, library: str, task: str, names: list[str]) -> Run:
-    """The model as its own library runs it."""
-    model: Any
+def _labels(source: Path, task: str) -> tuple[str, ...]:
+    """The names of the classes by number; empty when the configuration names none of its own."""
+    import transformers
+
+    names = getattr(transformers.AutoConfig.from_pretrained(source, local_files_only=True), "id2label", None) or {}
+    ordered = tuple(str(names[number]) for number in sorted(names))
+    made_up = tuple(f"LABEL_{number}" for number in range(len(ordered)))
+    return ordered if "classification" in task and ordered != made_up else ()
+
+
+def _load(source: Path, library: str, task: str) -> Any:
+    """The model by its own library, in inference mode."""
     if library == "sentence_transformers":
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(source), device="cpu").eval()
-    else:
-        from optimum.exporters.tasks import TasksManager
+        return SentenceTransformer(str(source), device="cpu").eval()
+    from optimum.exporters.tasks import TasksManager
 
-        model = TasksManager.get_model_class_for_task(task).from_pretrained(source, local_files_only=True).eval()
+    return TasksManager.get_model_class_for_task(task).from_pretrained(source, local_files_only=True).eval()
+
+
+def _original(model: Any, library: str, names: list[str]) -> Run:
+    """The model as its own library runs it."""
 
     def run(inputs: Tensors) -> Tensors:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}

@@ -43,7 +43,7 @@ def find_inputs(original: TorchOriginal, request: ImportRequest) -> Inputs:
         return _accept(original, _from_example(original, request.example), f"--example {request.example}")
     if original.program is not None:
         return _from_program(original)
-    if request.data:
+    if request.data and not Path(request.data).is_dir():  # images come in any size, and fit what is found here
         return _from_data(original, Path(request.data))
     if request.kind == "torchscript" and (traced := traced_inputs(Path(request.source))):
         shapes = [(item.dtype, item.shape) for item in traced]

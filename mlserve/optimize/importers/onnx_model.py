@@ -1,6 +1,8 @@
 """ONNX files as an artifact keeps them, and the import of a model that is one already."""
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from mlserve.engines.engine import EngineSettings
@@ -8,8 +10,9 @@ from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.errors import EngineError, ModelFileError
 from mlserve.model.artifact import MODEL_FILE
 from mlserve.model.onnx_file import inspect_onnx
-from mlserve.model.rows import TOKENIZER_FILE
+from mlserve.model.rows import TOKENIZER_FILE, read_rows
 from mlserve.model.tensors import Dims, TensorSpec
+from mlserve.optimize.importers.onnx_upgrade import infer_shapes, open_batch, upgrade_opset
 from mlserve.optimize.importers.request import Imported
 from mlserve.optimize.importers.shapes import Unfit, default_sizes, output_specs
 
@@ -19,32 +22,40 @@ __all__ = ["INLINE_LIMIT_BYTES", "import_onnx", "keep_outputs", "known_specs", "
 INLINE_LIMIT_BYTES = 1_500_000_000
 
 
-def import_onnx(source: Path, out: Path) -> Imported:
+def import_onnx(source: Path, out: Path, data: Path | None, on_step: Callable[[str], None]) -> Imported:
     """Writes `source` to `out/model.onnx` and says what it takes and gives.
 
-    Raises ModelFileError when it is no ONNX model or refers to data outside its folder, EngineError when onnxruntime
-    cannot load it.
+    An old opset is made a recent one, a batch that is fixed at one row is opened, and inner shapes are written down,
+    each only where the answers stay the same. Raises ModelFileError when it is no ONNX model or refers to data outside
+    its folder, EngineError when onnxruntime cannot load it, DataFileError when the rows in `data` do not fit.
     """
     opset = inspect_onnx(source).opset
-    engine = OnnxEngine(source, EngineSettings())
-    if not engine.inputs or not engine.outputs:
+    original = OnnxEngine(source, EngineSettings())
+    if not original.inputs or not original.outputs:
         raise ModelFileError(
-            f"{source} has {len(engine.inputs)} inputs and {len(engine.outputs)} outputs; a model that is served takes "
-            "and gives something"
+            f"{source} has {len(original.inputs)} inputs and {len(original.outputs)} outputs; a model that is served "
+            "takes and gives something"
         )
     write_model(source, out)
-    inputs = known_specs(source, engine.inputs)
-    outputs = engine.outputs
+    path = out / MODEL_FILE
     notes = [f"opset {opset}"]
-    try:
-        outputs = output_specs(engine.run, inputs, default_sizes(inputs))
-    except Unfit as error:
-        notes.append(f"made-up inputs do not run ({error}); give real rows with --data")
-    engine.close()
     if (source.parent / TOKENIZER_FILE).is_file():
         shutil.copyfile(source.parent / TOKENIZER_FILE, out / TOKENIZER_FILE)
         notes.append(f"{TOKENIZER_FILE} beside it was kept")
-    return Imported(inputs=inputs, outputs=outputs, notes=tuple(notes))
+    specs = known_specs(source, original.inputs)
+    rows = read_rows(data, specs, out / TOKENIZER_FILE) if data else None
+    with contextlib.closing(original):
+        on_step("trying a newer opset and an open batch")
+        notes += [upgrade_opset(path, original, specs, rows), open_batch(path, original, rows)]
+    infer_shapes(path)
+    with contextlib.closing(OnnxEngine(path, EngineSettings())) as engine:
+        inputs = known_specs(path, engine.inputs)
+        outputs = engine.outputs
+        try:
+            outputs = output_specs(engine.run, inputs, default_sizes(inputs))
+        except Unfit as error:
+            notes.append(f"made-up inputs do not run ({error}); give real rows with --data")
+    return Imported(inputs=inputs, outputs=outputs, notes=tuple(note for note in notes if note))
 
 
 def known_specs(path: Path, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

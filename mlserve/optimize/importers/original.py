@@ -4,8 +4,9 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class TorchOriginal:
 
     `run` maps named arrays to named arrays once `bind` has said which inputs there are; `bound` are their names.
     `by_name` are the inputs that a torch.export `program` only takes as keywords, `widened_from` the half precision its
-    weights had.
+    weights had, `frozen` the parameters that its own code keeps from being trained.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class TorchOriginal:
         program: Any = None,
         by_name: Sequence[str] = (),
         widened_from: str = "",
+        frozen: Collection[str] = (),
     ) -> None:
         self.module, self.parameters, self.required = module, list(parameters), required
         self.program, self.by_name, self.widened_from = program, frozenset(by_name), widened_from
+        self.frozen = frozenset(frozen)
         self.bound: list[str] = list(parameters)
 
     @property
@@ -63,6 +66,17 @@ class TorchOriginal:
         if self.bound == self.parameters[: len(values)] or not all(name in self.parameters for name in values):
             return tuple(values.values()), {}
         return (), values
+
+    def with_module(self, module: Any) -> "TorchOriginal":
+        """The same with another module in its place, which takes and gives the same; in inference mode."""
+        if module is self.module:
+            module.eval()
+            _freeze(module)
+            return self
+        found = _of_module(module)
+        found.bind(self.bound)
+        found.widened_from = self.widened_from
+        return found
 
     def run(self, inputs: Tensors) -> Tensors:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
@@ -156,8 +170,8 @@ def _of_module(module: Any) -> TorchOriginal:
     if half is not None:
         module.float()
     widened_from = str(half).removeprefix("torch.") if half is not None else ""
-    for parameter in module.parameters():
-        parameter.requires_grad_(requires_grad=False)
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    _freeze(module)
     if isinstance(module, torch.jit.ScriptModule):
         schema = module.forward.schema.arguments[1:]
         return TorchOriginal(
@@ -165,6 +179,7 @@ def _of_module(module: Any) -> TorchOriginal:
             [argument.name.partition(".")[0] for argument in schema],
             sum(not argument.has_default_value() for argument in schema),
             widened_from=widened_from,
+            frozen=frozen,
         )
     named = [
         parameter
@@ -176,7 +191,13 @@ def _of_module(module: Any) -> TorchOriginal:
         [parameter.name for parameter in named],
         sum(parameter.default is parameter.empty for parameter in named),
         widened_from=widened_from,
+        frozen=frozen,
     )
+
+
+def _freeze(module: Any) -> None:
+    for parameter in module.parameters():
+        parameter.requires_grad_(requires_grad=False)
 
 
 def _load_exported(path: Path) -> TorchOriginal:
@@ -188,7 +209,11 @@ def _load_exported(path: Path) -> TorchOriginal:
             f"{path} takes {', '.join(names)} inside lists or dictionaries; export it with plain tensors as its inputs"
         )
     by_name = names[positional.num_children :]
-    return TorchOriginal(program.module(), names, len(names), program=program, by_name=by_name)
+    module = program.module()
+    # The graph is of one mode, and torch raises when it is asked for the other.
+    module.train = module.eval = MethodType(lambda self, *_: self, module)
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    return TorchOriginal(module, names, len(names), program=program, by_name=by_name, frozen=frozen)
 
 
 def _with_weights(path: Path, model_class: str) -> torch.nn.Module:

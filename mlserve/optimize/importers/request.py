@@ -33,7 +33,10 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
-    """What came of it: the specs that hold, what had to be assumed, and how it was done and checked."""
+    """What came of it: the specs that hold, what had to be assumed, and how it was done and checked.
+
+    `trained` says of each pass in the request's `training`, in that order, what it did.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -41,6 +44,7 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
     labels: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    trained: tuple[tuple[str, ...], ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

@@ -1,30 +1,65 @@
 """What a model file is, told by its content and without running any of it."""
 
-import io
-import pickletools
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Literal
 
 from mlserve.errors import ModelFileError, UsageError
+from mlserve.optimize.importers.pickled import (
+    PICKLE_PROTOCOL,
+    foreign_names,
+    is_compressed,
+    pickled_names,
+    unpacked,
+)
 
-__all__ = ["SourceKind", "identify"]
+__all__ = ["NAMES", "STATES_INPUTS", "TRAINABLE", "SourceKind", "identify"]
 
-SourceKind = Literal["onnx", "torchscript", "exported", "state-dict", "pickle", "huggingface"]
+SourceKind = Literal[
+    "onnx", "torchscript", "exported", "state-dict", "pickle", "huggingface",
+    "skops", "sklearn", "xgboost", "lightgbm", "keras", "savedmodel",
+]  # fmt: skip
+
+NAMES: dict[SourceKind, str] = {
+    "onnx": "an ONNX file",
+    "torchscript": "a TorchScript archive",
+    "exported": "a torch.export program",
+    "state-dict": "a state dict",
+    "pickle": "a pickled module",
+    "huggingface": "a Hugging Face folder",
+    "skops": "a scikit-learn model saved by skops",
+    "sklearn": "a pickled scikit-learn model",
+    "xgboost": "an XGBoost model",
+    "lightgbm": "a LightGBM model",
+    "keras": "a Keras model",
+    "savedmodel": "a TensorFlow SavedModel",
+}
+"""What a kind is called in a sentence."""
+
+TRAINABLE: frozenset[SourceKind] = frozenset({"torchscript", "exported", "state-dict", "pickle", "huggingface"})
+"""The kinds that are a PyTorch module when loaded."""
+
+STATES_INPUTS: frozenset[SourceKind] = (TRAINABLE - {"huggingface"}) | {"skops", "sklearn"}
+"""The kinds that do not say themselves what they take, so that the user may."""
+
+_KNOWN = (
+    "a .pt file (TorchScript, torch.export or a state dict), an .onnx file, a Hugging Face folder, a scikit-learn "
+    "model (.skops, .joblib or .pkl), an XGBoost model (.json or .ubj), a LightGBM model (.txt), a Keras model "
+    "(.keras or .h5) or a TensorFlow SavedModel folder"
+)
 
 _ZIP_MAGIC = b"PK\x03\x04"
-_PICKLE_PROTOCOL = b"\x80"
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with this number, pickled
-_LEGACY_PICKLES = 4  # that number, the protocol, the machine it was written on, and then the object
+_XGBOOST_BINARY = b"binf"
+_LIGHTGBM = (b"tree\n", b"tree\r\n")
 _SAFETENSORS = ".safetensors"
+_HEAD_BYTES = 4096
+_SKLEARN_PACKAGES = ("sklearn", "joblib", "imblearn", "xgboost", "lightgbm")
 
 # All that zipfile raises for one flipped byte or another.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError)
-
-# What a state dict's pickle names: tensors, their storages and plain containers.
-_TENSOR_MODULES = ("torch._utils", "torch.storage", "collections", "numpy", "numpy.core.multiarray", "_codecs")
-_TENSOR_TYPES = ("torch.Size", "torch.device", "torch.serialization._get_layout", "torch._tensor._rebuild_from_type_v2")
 
 
 def identify(path: Path, *, model_class: str = "", trust_pickle: bool = False) -> SourceKind:
@@ -39,12 +74,16 @@ def identify(path: Path, *, model_class: str = "", trust_pickle: bool = False) -
             f"{path} holds weights without a model; say which code they belong to with --model-class module:factory"
         )
     if model_class and kind != "state-dict":
-        raise UsageError(f"--model-class is for a bare state dict; {path} is {_NAMES[kind]} and brings its own code")
-    if kind == "pickle" and not trust_pickle:
+        raise UsageError(f"--model-class is for a bare state dict; {path} is {NAMES[kind]} and brings its own code")
+    if kind in ("pickle", "sklearn") and not trust_pickle:
+        better = (
+            "Save it with skops.io.dump"
+            if kind == "sklearn"
+            else "Save it with torch.export or torch.jit, give its state dict with --model-class"
+        )
         raise ModelFileError(
-            f"{path} is a pickled module: loading it runs whatever code it names ({_named_code(path)}). Save it with "
-            "torch.export or torch.jit, give its state dict with --model-class, or, if you trust who made it, pass "
-            "--trust-pickle"
+            f"{path} is {NAMES[kind]}: loading it runs whatever code it names ({_named_code(path)}). {better}, or, if "
+            "you trust who made it, pass --trust-pickle"
         )
     return kind
 
@@ -57,28 +96,38 @@ def _identify_file(path: Path) -> SourceKind:
         return "state-dict"
     if head.startswith(_ZIP_MAGIC):
         return _identify_archive(path)
-    if head.startswith(_PICKLE_PROTOCOL):
+    if head.startswith(PICKLE_PROTOCOL) or is_compressed(head):
         return _identify_pickle(path, head)
-    raise ModelFileError(
-        f"{path} is no model mlserve knows; give a .pt file (TorchScript, torch.export or a state dict), an .onnx "
-        "file or a Hugging Face folder"
-    )
+    return _kind_by_head(path, head)
 
 
-_NAMES: dict[SourceKind, str] = {
-    "onnx": "an ONNX file",
-    "torchscript": "a TorchScript archive",
-    "exported": "a torch.export program",
-    "state-dict": "a state dict",
-    "pickle": "a pickled module",
-    "huggingface": "a Hugging Face folder",
-}
+def _kind_by_head(path: Path, head: bytes) -> SourceKind:
+    """The kind of a file that is neither an archive nor a pickle."""
+    if head.startswith(_XGBOOST_BINARY):
+        raise ModelFileError(
+            f"{path} is in XGBoost's old binary format, which XGBoost itself no longer reads; load it with xgboost<3.1 "
+            "and write it with save_model('model.ubj')"
+        )
+    if head.startswith(_HDF5_MAGIC):
+        return "keras"
+    if head.startswith(_LIGHTGBM) and b"version=" in head:
+        return "lightgbm"
+    if head.lstrip()[:1] == b"{" and b"learner" in head:
+        return "xgboost"
+    if _is_onnx(path, head):
+        return "onnx"
+    raise ModelFileError(f"{path} is no model mlserve knows; give {_KNOWN}")
 
 
 def _identify_folder(path: Path) -> SourceKind:
+    if (path / "saved_model.pb").is_file():
+        return "savedmodel"
     if (path / "config.json").is_file() or (path / "modules.json").is_file():
         return "huggingface"
-    raise ModelFileError(f"the folder {path} holds no config.json, so it is no Hugging Face model; give a model file")
+    raise ModelFileError(
+        f"the folder {path} holds no config.json, so it is no Hugging Face model, and no saved_model.pb, so it is no "
+        f"TensorFlow one; give {_KNOWN}"
+    )
 
 
 def _read_head(path: Path) -> bytes:
@@ -86,12 +135,26 @@ def _read_head(path: Path) -> bytes:
         raise ModelFileError(f"{path} is no plain file; give a model file or folder")
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}; give a model file or folder") from error
     if not head:
         raise ModelFileError(f"{path} is empty; save or copy the model again")
     return head
+
+
+def _is_onnx(path: Path, head: bytes) -> bool:
+    """A file under another name that begins as ONNX does, with its format's version, and parses."""
+    if head[:1] != b"\x08":
+        return False
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except DecodeError:
+        return False
+    return bool(model.graph.node and model.opset_import)
 
 
 def _identify_archive(path: Path) -> SourceKind:
@@ -102,14 +165,20 @@ def _identify_archive(path: Path) -> SourceKind:
     if any(name.startswith("models/") for name in inner) or "serialized_exported_program.json" in names:
         return "exported"
     if "data.pkl" in inner:
-        return _kind_of_pickle(_pickle_in_archive(path))
-    raise ModelFileError(f"{path} is an archive, but not one that torch wrote; it holds {', '.join(sorted(names)[:3])}")
+        return "pickle" if foreign_names(_pickle_in_archive(path)) else "state-dict"
+    if {"metadata.json", "config.json"} <= names:
+        return "keras"
+    if "schema.json" in names:
+        return "skops"
+    raise ModelFileError(
+        f"{path} is an archive, but not one that torch, Keras or skops wrote; it holds {', '.join(sorted(names)[:3])}"
+    )
 
 
-def _archive_names(path: Path) -> list[str]:
+def _archive_names(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
+            return set(archive.namelist())
     except _DAMAGED as error:
         raise ModelFileError(f"{path} is damaged or was cut short ({error}); save or copy the model again") from error
 
@@ -124,51 +193,26 @@ def _pickle_in_archive(path: Path) -> bytes:
 
 
 def _identify_pickle(path: Path, head: bytes) -> SourceKind:
-    if _LEGACY_MAGIC in head:
-        return _kind_of_pickle(path.read_bytes())
-    raise ModelFileError(
-        f"{path} is a pickle that torch did not write; save the model with torch.export, torch.jit or as a state dict"
-    )
-
-
-def _kind_of_pickle(content: bytes) -> SourceKind:
-    return "pickle" if _foreign_names(content) else "state-dict"
-
-
-def _foreign_names(content: bytes) -> list[str]:
-    """Every class or function the pickle names that a state dict has no use for."""
-    return [name for name in _pickled_names(content) if not _belongs_to_tensors(name)]
-
-
-def _belongs_to_tensors(name: str) -> bool:
-    module, _, attribute = name.rpartition(".")
-    storage = module == "torch" and (attribute.endswith(("Storage", "Tensor")) or attribute[:1].islower())
-    return storage or name in _TENSOR_TYPES or module in _TENSOR_MODULES or name == "torch.nn.parameter.Parameter"
-
-
-def _pickled_names(content: bytes) -> list[str]:
-    """`module.name` of every global, in each pickle of `content` (the old format has several, one after another)."""
-    names: list[str] = []
-    recent: list[str] = []
-    stream = io.BytesIO(content)
-    try:
-        for _ in range(_LEGACY_PICKLES):
-            for operation, argument, _ in pickletools.genops(stream):
-                if operation.name == "GLOBAL":
-                    names.append(str(argument).replace(" ", "."))
-                elif operation.name == "STACK_GLOBAL":
-                    names.append(".".join(recent[-2:]))
-                elif isinstance(argument, str):
-                    recent.append(argument)
-            if stream.tell() == len(content):
-                break
-    except (ValueError, IndexError) as error:
-        if not names:
-            raise ModelFileError(f"the pickle inside is damaged ({error}); save the model again") from error
-    return names
+    if _LEGACY_MAGIC in head[:64]:
+        return "pickle" if foreign_names(path.read_bytes()) else "state-dict"
+    content = unpacked(path) if is_compressed(head) else path.read_bytes()
+    if content.startswith(PICKLE_PROTOCOL):
+        packages = {name.partition(".")[0] for name in pickled_names(content)}
+        if packages & set(_SKLEARN_PACKAGES):
+            return "sklearn"
+        raise ModelFileError(
+            f"{path} is a pickle that torch did not write and that holds no scikit-learn model; save the model with "
+            "torch.export, torch.jit or skops, or as a state dict"
+        )
+    raise ModelFileError(f"{path} is no model mlserve knows; give {_KNOWN}")
 
 
 def _named_code(path: Path) -> str:
-    content = _pickle_in_archive(path) if zipfile.is_zipfile(path) else path.read_bytes()
-    names = list(dict.fromkeys(_foreign_names(content)))
+    if zipfile.is_zipfile(path):
+        content = _pickle_in_archive(path)
+    elif is_compressed(_read_head(path)):
+        content = unpacked(path)
+    else:
+        content = path.read_bytes()
+    names = list(dict.fromkeys(foreign_names(content)))
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

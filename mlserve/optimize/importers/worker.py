@@ -1,6 +1,6 @@
 """The importing process: one request from stdin, answers as lines of JSON, nothing else on stdout.
 
-python -m mlserve.optimize.importers.worker < request    (started by mlserve.optimize.importing)
+Started by `python -m mlserve.optimize.importers`, which `mlserve.optimize.importing` starts.
 """
 
 import os
@@ -15,6 +15,7 @@ import msgspec
 
 from mlserve.errors import MlserveError
 from mlserve.optimize.disk import naming_a_full_disk
+from mlserve.optimize.importers.confinement import Wall, attempts
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest, Progress
 from mlserve.optimize.importers.shapes import Unfit
 
@@ -25,15 +26,33 @@ Send = Callable[[Answer], None]
 
 def _run(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
     """Imports one model into `request.out`."""
-    if request.kind == "huggingface":
-        from mlserve.optimize.importers.huggingface import import_folder
+    match request.kind:
+        case "huggingface":
+            from mlserve.optimize.importers.huggingface import import_folder
 
-        return import_folder(request, Path(request.out), on_step)
-    return _import_torch(request, on_step)
+            return import_folder(request, Path(request.out), on_step)
+        case "skops" | "sklearn":
+            from mlserve.optimize.importers.sklearn_model import import_sklearn
+
+            return import_sklearn(request, on_step)
+        case "xgboost":
+            from mlserve.optimize.importers.xgboost_model import import_xgboost
+
+            return import_xgboost(request, on_step)
+        case "lightgbm":
+            from mlserve.optimize.importers.lightgbm_model import import_lightgbm
+
+            return import_lightgbm(request, on_step)
+        case "keras" | "savedmodel":
+            from mlserve.optimize.importers.keras_model import import_keras
+
+            return import_keras(request, on_step)
+        case _:
+            return _import_torch(request, on_step)
 
 
-def main() -> None:
-    """Answers one request; a fault the user can mend is an answer too."""
+def main(wall: Wall) -> None:
+    """Answers one request; a fault the user can mend is an answer too. `wall` says what keeps it from the network."""
     requests, send = _claim_stdin(), _claim_stdout()
     line = requests.readline()
     if not line:
@@ -44,11 +63,23 @@ def main() -> None:
         request = msgspec.json.decode(line, type=ImportRequest)
         with naming_a_full_disk(Path(request.out)):
             imported = _run(request, lambda step: send(Progress(step)))
-        send(imported)
+        send(_with_attempts(imported, wall))
     except Unfit as error:
         send(Fault("ModelFileError", f"the exported model does not run: {error}"))
     except MlserveError as error:
         send(Fault(type(error).__name__, str(error)))  # type: ignore[arg-type]  # Fault lists what importing raises
+    except PermissionError as error:
+        if not attempts():
+            raise
+        send(Fault("ModelFileError", f"{request.source} is refused: {error}"))
+
+
+def _with_attempts(imported: Imported, wall: Wall) -> Imported:
+    """`imported`, saying what it was kept from, and what it nevertheless tried."""
+    tried = tuple(f"its code tried to reach the network and was kept from it ({attempt})" for attempt in attempts())
+    return msgspec.structs.replace(
+        imported, assumed=(*imported.assumed, *tried), notes=(*imported.notes, f"loaded without a network ({wall})")
+    )
 
 
 def _import_torch(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
@@ -63,6 +94,11 @@ def _import_torch(request: ImportRequest, on_step: Callable[[str], None]) -> Imp
     original = load_original(request)
     on_step("finding its inputs")
     inputs = find_inputs(original, request)
+    trained: tuple[tuple[str, ...], ...] = ()
+    if request.training:
+        from mlserve.optimize.training.training import train
+
+        original, trained = train(original, inputs, request, on_step)
     rows = read_rows(Path(request.data), inputs.specs) if request.data else None
     out = Path(request.out)
     exported = export(original, inputs, rows, out, on_step)
@@ -77,6 +113,7 @@ def _import_torch(request: ImportRequest, on_step: Callable[[str], None]) -> Imp
         outputs=exported.outputs,
         assumed=assumed,
         notes=exported.notes,
+        trained=trained,
     )
 
 
@@ -104,7 +141,3 @@ def _end_with_parent(requests: BinaryIO) -> None:
     """The parent keeps its end open for as long as it lives."""
     requests.read()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

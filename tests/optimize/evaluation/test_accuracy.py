@@ -1,13 +1,16 @@
 """What is said of a variant's quality, and that it is right."""
 
+import msgspec
 import numpy as np
 import pytest
 
 from mlserve.engines.fake import FakeEngine
 from mlserve.errors import DataFileError, Refused
+from mlserve.model.artifact import Accuracy
 from mlserve.model.rows import ArrayRows
 from mlserve.model.tensors import TensorSpec
 from mlserve.optimize.evaluation.accuracy import answer_rows, judge
+from mlserve.optimize.evaluation.metrics import judged_output, parse_metric
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((100, 8)).astype(np.float32)
@@ -107,3 +110,48 @@ def test_outputs_as_long_as_their_batch_are_compared():
         return np.repeat(x[:, :, None], len(x), axis=2)
 
     assert measure(answer, answer).value == pytest.approx(1)
+
+
+def test_what_the_answers_are_held_against_is_said():
+    labels = X.argmax(1)
+    expected = answer_rows(engine(same), ArrayRows({"x": X}, "test rows"))
+    found = np.where(np.arange(100)[:, None] % 10 == 0, -expected, expected)
+    for given, metric, name, basis in (
+        (labels, None, "accuracy", "labels"),
+        (labels, "f1", "f1", "labels"),
+        (None, None, "cosine", "agreement with base"),
+        (None, "accuracy", "accuracy", "agreement with base"),
+        (labels, "cosine", "cosine", "agreement with base"),
+    ):
+        accuracy = judge(
+            found,
+            expected,
+            ArrayRows({"x": X}, "test rows", given),
+            task="unknown",
+            reference="base",
+            metric=parse_metric(metric) if metric else None,
+            split="half of them",
+        )
+        assert (accuracy.metric, accuracy.basis, accuracy.split) == (name, basis, "half of them")
+        assert accuracy.loss_low <= accuracy.loss <= accuracy.loss_high
+        assert accuracy.loss == pytest.approx(accuracy.details.get(f"reference_{name}", 1.0) - accuracy.value)
+        assert msgspec.json.decode(msgspec.json.encode(accuracy), type=Accuracy) == accuracy
+
+
+def test_a_classifier_of_labels_and_probabilities_is_judged_by_both():
+    """As scikit-learn's come out of the importer: a label that is no class number, and a share for each class."""
+    names = ("ant", "bee", "cow")
+    shares = np.exp(X[:, :3]) / np.exp(X[:, :3]).sum(1, keepdims=True)
+    label = TensorSpec("label", "object", ("batch",))
+    probabilities = TensorSpec("probabilities", "float32", ("batch", 3))
+
+    def answer(inputs):
+        scores = np.exp(inputs["x"][:, :3])
+        return {"label": np.array(names, object)[scores.argmax(1)], "probabilities": scores / scores.sum(1)[:, None]}
+
+    model = FakeEngine(IN, (label, probabilities), answer)
+    rows = ArrayRows({"x": X}, "test rows", np.array(names, object)[shares.argmax(1)])
+    for name, least in (("accuracy", 1.0), ("f1", 1.0), ("auc", 0.99)):
+        metric = parse_metric(name)
+        answers = answer_rows(model, rows, output=judged_output(model.outputs, metric))
+        assert judge(answers, answers, rows, task="unknown", metric=metric, names=names).value >= least

@@ -1,0 +1,183 @@
+"""`mlserve optimize` making several variants, as a user types it: flags, recipes, accuracy floors, --auto, resuming."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlserve.model.store import Store
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NETWORK = """
+import torch
+def make():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(512, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10),
+    )
+def metric(predictions, labels):
+    return float((predictions.argmax(1) == labels).mean())
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small CNN trained on scikit-learn's digits, as a state dict, and 797 rows with labels it has not seen."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("cnn")
+    (folder / "network.py").write_text(NETWORK)
+    names: dict = {}
+    exec(NETWORK, names)
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    torch.manual_seed(0)
+    module = names["make"]()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.003)
+    x, y = torch.from_numpy(images[:1000]), torch.from_numpy(labels[:1000])
+    for _ in range(8):
+        for start in range(0, 1000, 50):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(module(x[start : start + 50]), y[start : start + 50]).backward()
+            optimizer.step()
+    torch.save(module.state_dict(), folder / "cnn.pt")
+    np.savez(folder / "rows.npz", image=images[1000:], label=labels[1000:])
+    return folder
+
+
+@pytest.fixture
+def optimize(mlserve, trained, tmp_path):
+    """Runs `mlserve optimize` on the CNN with its rows, beside its code."""
+    (tmp_path / "network.py").write_text(NETWORK)
+
+    def run(*arguments, data: bool = True) -> subprocess.CompletedProcess[str]:
+        return mlserve(*command(trained, data=data)[3:], *arguments)
+
+    return run
+
+
+def command(trained: Path, *, data: bool = True) -> list[str]:
+    rows = ["--data", str(trained / "rows.npz")] if data else []
+    return [
+        sys.executable, "-m", "mlserve", "optimize", str(trained / "cnn.pt"), "--model-class", "network:make",
+        "--input", "image:float32:batch,1,8,8", *rows,
+    ]  # fmt: skip
+
+
+def test_static_int8_is_judged_on_rows_it_was_not_calibrated_on(optimize):
+    done = optimize("--int8-static", "--json")
+    assert done.returncode == 0, done.stderr
+    fp32, int8 = json.loads(done.stdout)["published"]
+    accuracy = int8["metrics"]["accuracy"]
+    assert accuracy["split"] == "398 of 797 rows held out, seed 0"
+    assert (accuracy["rows"], accuracy["basis"]) == (398, "labels")
+    assert accuracy["loss_low"] <= accuracy["loss"] <= accuracy["loss_high"] < 0.03
+    assert [step["step"] for step in int8["lineage"]] == ["import", "fuse", "quantize-static"]
+    assert fp32["metrics"]["accuracy"]["loss"] == 0
+
+
+def test_static_int8_without_data_says_what_is_missing_and_publishes_the_rest(optimize):
+    done = optimize("--int8", "--int8-static", data=False)
+    assert done.returncode == 1
+    assert "--data" in done.stderr
+    assert "Published: cnn@1, cnn@2" in " ".join(done.stderr.split())
+
+
+def test_pruned_then_quantized_says_what_each_did(optimize):
+    done = optimize("--prune", "channels=0.5,epochs=4", "--int8-static", "--max-drop", "5%", "--json")
+    assert done.returncode == 0, done.stderr
+    fp32, small = json.loads(done.stdout)["published"]
+    assert [step["step"] for step in small["lineage"]] == ["import", "prune", "fuse", "quantize-static"]
+    assert small["variant"] == "pruned-int8-static"
+    assert small["size_bytes"] < fp32["size_bytes"] / 5
+    assert "parameters" in " ".join(small["lineage"][1]["notes"])
+
+
+def test_a_variant_that_loses_too_much_is_not_published(optimize):
+    """A network robbed of nearly all its weights cannot hold."""
+    done = optimize("--prune", "unstructured=0.99,epochs=0", "--max-drop", "1%", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert [artifact["variant"] for artifact in told["published"]] == ["fp32"]
+    assert "more than the 1% allowed" in told["refused"]["pruned"]
+
+
+def test_a_metric_of_ones_own_decides(optimize):
+    done = optimize("--int8", "--metric", "network:metric", "--max-drop", "2%", "--json")
+    assert done.returncode == 0, done.stderr
+    _, int8 = json.loads(done.stdout)["published"]
+    assert int8["metrics"]["accuracy"]["metric"] == "network:metric"
+
+
+def test_auto_publishes_the_best_of_what_it_tried(optimize):
+    done = optimize("--auto", "--max-drop", "3%", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    tried = {artifact["variant"] for artifact in told["measured"]} | set(told["refused"])
+    assert {"fp32", "fused", "int8", "int8-static", "openvino"} <= tried
+    assert len(told["published"]) <= 2
+    for artifact in told["published"][1:]:
+        assert artifact["variant"] not in told["dominated_by"]
+        assert artifact["metrics"]["accuracy"]["loss_high"] <= 0.03
+
+
+def test_auto_prints_a_ranking_and_a_chart(optimize):
+    done = optimize("--auto", "--max-drop", "3%", data=False)
+    assert done.returncode == 0, done.stderr
+    assert "speed (times fp32's)" in done.stdout
+    assert "serve it with: mlserve serve cnn@" in done.stdout
+
+
+def test_every_shipped_recipe_can_be_read_and_those_for_this_machine_be_made(optimize, trained):
+    for name in ("cpu-int8-dynamic", "cpu-int8-static", "cpu-openvino", "fused", "edge-small"):
+        done = optimize("--recipe", RECIPES / f"{name}.toml", "--json")
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        assert len(json.loads(done.stdout)["published"]) >= 2
+
+
+def test_a_stopped_attempt_is_gone_on_with(trained, tmp_path):
+    (tmp_path / "network.py").write_text(NETWORK)
+    arguments = [*command(trained), "--int8", "--int8-static"]
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    with process:
+        for line in process.stderr:
+            if "int8-static: accuracy" in line:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.stderr.read()
+    assert not Store(tmp_path / "store").names()
+    again = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "int8: finished by an earlier attempt" in again.stderr
+    assert "loading the model" not in again.stderr
+    assert Store(tmp_path / "store").versions("cnn") == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["cnn"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--auto", "--int8"], "--auto and flags"),
+        (["--recipe", "x.toml", "--fp16"], "--recipe and flags"),
+        (["--prune", "chanels=0.5"], "--prune 'chanels=0.5'"),
+        (["--distill", "width=7"], "--distill 'width=7'"),
+        (["--engine", "tflite", "--int8"], "'tflite' is unknown"),
+        (["--max-drop", "lots"], "--max-drop"),
+        (["--metric", "bleu"], "'bleu' is unknown"),
+    ],
+)
+def test_a_wrong_wish_is_one_clear_line(optimize, flags, words):
+    done = optimize(*flags)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,74 @@
+"""Real Keras files and SavedModels through the importing process."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mlserve.errors import ModelFileError
+
+_MAKE = """
+import keras
+from keras import layers as L
+
+keras.utils.set_random_seed(0)
+image = keras.Sequential(
+    [L.Input((8, 8, 1)), L.Conv2D(4, 3), L.BatchNormalization(), L.ReLU(), L.Flatten(), L.Dense(10)]
+)
+left, right = L.Input((4,), name="left"), L.Input((6,), name="right")
+both = L.Concatenate()([L.Dense(3)(left), L.Dense(3)(right)])
+pair = keras.Model([left, right], {"score": L.Dense(2, name="score")(both), "side": L.Dense(1, name="side")(both)})
+tokens = L.Input((None,), dtype="int32", name="tokens")
+text = keras.Model(tokens, L.Dense(2)(L.LSTM(8)(L.Embedding(50, 8)(tokens))))
+image.save("image.h5")
+pair.save("pair.keras")
+text.export("text", verbose=False)
+x = L.Input((4,))
+keras.Model(x, L.Lambda(lambda value: value * 2)(x)).save("code.keras")
+image.save_weights("only.weights.h5")
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """TensorFlow is started once, and not in the process of the tests."""
+    folder = tmp_path_factory.mktemp("keras")
+    subprocess.run([sys.executable, "-c", _MAKE], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_an_image_network_in_hdf5_takes_any_number_of_rows(files, bring):
+    kind, imported, engine = bring(files / "image.h5")
+    assert kind == "keras"
+    (spec,) = imported.inputs
+    assert spec.shape == ("batch", 8, 8, 1)
+    assert [str(output) for output in imported.outputs] == ["output:float32:batch,10"]
+    assert engine.run({spec.name: np.zeros((5, 8, 8, 1), np.float32)})["output"].shape == (5, 10)
+
+
+def test_a_functional_model_keeps_the_names_of_its_inputs_and_outputs(files, bring):
+    _, imported, _ = bring(files / "pair.keras")
+    assert [str(spec) for spec in imported.inputs] == ["left:float32:batch,4", "right:float32:batch,6"]
+    assert sorted(str(spec) for spec in imported.outputs) == ["score:float32:batch,2", "side:float32:batch,1"]
+
+
+def test_a_saved_model_keeps_its_length_open_and_its_vocabulary_known(files, bring):
+    kind, imported, _ = bring(files / "text")
+    assert kind == "savedmodel"
+    (spec,) = imported.inputs
+    assert str(spec) == "tokens:int32:batch,sequence"
+    assert spec.below == 50
+
+
+def test_a_layer_of_code_runs_only_when_it_is_trusted(files, bring):
+    with pytest.raises(ModelFileError, match="--trust-pickle"):
+        bring(files / "code.keras")
+    _, _, engine = bring(files / "code.keras", trust_pickle=True)
+    name = engine.inputs[0].name
+    np.testing.assert_array_equal(engine.run({name: np.ones((2, 4), np.float32)})["output"], np.full((2, 4), 2.0))
+
+
+def test_weights_alone_are_no_model(files, bring):
+    with pytest.raises(ModelFileError, match="cannot be loaded by Keras"):
+        bring(files / "only.weights.h5")
