@@ -12,6 +12,7 @@ from mlserve.model.tensors import TensorSpec
 __all__ = [
     "MANIFEST",
     "MODEL_FILE",
+    "PROGRAM_FILE",
     "Accuracy",
     "Artifact",
     "FileRecord",
@@ -29,11 +30,12 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.onnx"
+PROGRAM_FILE = "model.pt2"
 
 Format = Literal["onnx", "openvino", "torch"]
 """What the model itself is kept as: an ONNX file, OpenVINO IR (`model.xml`, `model.bin`), a torch.export program."""
 
-_MODEL_FILES: dict[Format, str] = {"onnx": MODEL_FILE, "openvino": "model.xml", "torch": "model.pt2"}
+_MODEL_FILES: dict[Format, str] = {"onnx": MODEL_FILE, "openvino": "model.xml", "torch": PROGRAM_FILE}
 
 # 1: first format (0.1.0)
 FORMAT_VERSION = 1

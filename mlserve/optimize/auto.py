@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from statistics import geometric_mean
 
+import msgspec
+
 from mlserve.model.artifact import Artifact
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.optimize.passes import (
@@ -59,11 +61,10 @@ def _on_openvino(machine: Machine, *, has_rows: bool) -> Sequence[Variant]:
     if bf16:
         variants.append(Variant("openvino-bf16", engine="openvino", compute_type="bf16"))
     if has_rows and find_spec("nncf"):
-        variants.append(Variant("openvino-int8", (QuantizeOpenvino(),), engine="openvino"))
+        int8 = Variant("openvino-int8", (QuantizeOpenvino(),), engine="openvino", split_batches=True)
+        variants.append(int8)
         if bf16:
-            variants.append(
-                Variant("openvino-int8-bf16", (QuantizeOpenvino(),), engine="openvino", compute_type="bf16")
-            )
+            variants.append(msgspec.structs.replace(int8, name="openvino-int8-bf16", compute_type="bf16"))
     return variants
 
 

@@ -9,7 +9,7 @@ from mlserve.errors import UsageError
 from mlserve.optimize.passes import Cast, Fuse, Pass, Quantize, QuantizeOpenvino, QuantizeStatic, ToOpenvino, WeightOnly
 from mlserve.optimize.recipe import EngineName, Recipe, Variant, check_order
 from mlserve.optimize.training import Distill, Prune, TrainingPass
-from mlserve.optimize.training.fit import Schedule
+from mlserve.optimize.training.schedule import Schedule
 
 __all__ = ["Precision", "parse_distill", "parse_engine", "parse_prune", "recipe_of"]
 

@@ -29,6 +29,7 @@ _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TOKENIZERS_PARALLELISM": "false",
+    "USE_TF": "0",  # transformers refuses Keras 3 where it is installed, though it needs none of it
 }
 
 
@@ -48,11 +49,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Training(msgspec.Struct, frozen=True):
-    """What is done to a model before it is exported; see ImportRequest."""
+    """What is done to a PyTorch model before it is exported, and whether its program is kept; see ImportRequest."""
 
     passes: tuple[TrainingPass, ...] = ()
     split: Split = Split()
     checkpoints: Path | None = None
+    program: bool = False
 
 
 UNTRAINED = Training()
@@ -83,6 +85,7 @@ def import_model(
         training=training.passes,
         split=training.split,
         checkpoints=str(training.checkpoints.resolve()) if training.checkpoints else "",
+        program=training.program,
     )
     limits = msgspec.structs.replace(source.limits, time_s=0.0) if training.passes else source.limits
     with tempfile.TemporaryFile() as messages, _worker(request, messages.fileno(), limits) as (answers, watch):
@@ -107,6 +110,8 @@ def _check_hints(source: Source, kind: SourceKind, training: Training) -> None:
         raise UsageError(f"{flag} is for PyTorch and scikit-learn; {source.path} says itself what it takes")
     if kind in ("skops", "sklearn") and source.example:
         raise UsageError(f"--example is for PyTorch files; state the inputs of {source.path} with --input or --data")
+    if training.program and (kind not in TRAINABLE or kind == "huggingface"):
+        raise UsageError(f"the engine torch runs PyTorch files, {source.path} is {NAMES[kind]}; use onnxruntime for it")
     if kind not in TRAINABLE and training.passes:
         raise UsageError(
             f"prune and distill train a PyTorch model, {source.path} is {NAMES[kind]}; leave them out of the recipe"

@@ -1,14 +1,18 @@
 """One variant made: the model trained anew where the variant asks for it, then its graph passes in order."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from mlserve.engines.independence import rows_independent
+from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, Step
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import Rows
 from mlserve.optimize.evaluation.split import Split
+from mlserve.optimize.importers.request import Imported
 from mlserve.optimize.importing import UNTRAINED, Source, Training, import_model
 from mlserve.optimize.passes import Pass
 from mlserve.optimize.passes.step import Resources, copy_companions, copy_model
@@ -53,14 +57,15 @@ class Maker:
         return self._unfinished.keep(key, self.named(artifact, variant, origin))
 
     def before_graph_passes(self, variant: Variant, origin: Artifact) -> Artifact:
-        """`origin`, or the model trained as the variant says."""
-        if not variant.training:
+        """`origin`, or the model trained as the variant says, and as the program that its engine runs."""
+        program = variant.engine.startswith("torch")
+        if not variant.training and not program:
             return origin
-        key = f"trained-{content_key(*variant.training)}"
+        key = f"trained-{content_key(*variant.training)}{'-program' * program}"
         kept = self._unfinished.kept(key)
         if kept is not None:
             return kept
-        training = Training(variant.training, self._split, self._unfinished.checkpoints)
+        training = Training(variant.training, self._split, self._unfinished.checkpoints, program)
         return self._unfinished.keep(key, self._import(training, f"{variant.name}: "))
 
     def passed(self, artifact: Artifact, one_pass: Pass, variant: Variant, tuning: Rows | None) -> Artifact:
@@ -104,9 +109,14 @@ class Maker:
             labels=imported.labels,
             inputs=imported.inputs,
             outputs=imported.outputs,
+            rows_independent=_rows_independent(out, imported),
             lineage=steps,
             assumed=imported.assumed,
         )
+        if training.program:
+            for path in out.glob(f"{MODEL_FILE}*"):
+                path.unlink()
+            manifest = msgspec.structs.replace(manifest, format="torch")
         return Artifact(out, manifest)
 
     def _new_folder(self) -> Path:
@@ -114,6 +124,12 @@ class Maker:
         folder = self._staging / str(self._folders)
         folder.mkdir()
         return folder
+
+
+def _rows_independent(folder: Path, imported: Imported) -> bool:
+    """Told at once, as it decides how variants may be run; each is looked at again when it is measured."""
+    with contextlib.closing(OnnxEngine(folder / MODEL_FILE)) as engine:
+        return rows_independent(engine, imported.inputs)
 
 
 def _training_step(one_pass: TrainingPass, notes: tuple[str, ...]) -> Step:

@@ -115,6 +115,11 @@ def check_order(variant: Variant, where: str = "") -> None:
         raise UsageError(
             f"{where}variant {variant.name!r} has no passes and no engine of its own; it would be fp32 again"
         )
+    if variant.engine.startswith("torch") and variant.graph_passes:
+        raise UsageError(
+            f"{where}variant {variant.name!r}: {tag_of(variant.graph_passes[0])} is done to an ONNX graph, which the "
+            f"engine {variant.engine} does not run"
+        )
     stages = get_args(_Stage)
     for before, after in zip(variant.passes, variant.passes[1:], strict=False):
         if stages.index(_stage(after)) < stages.index(_stage(before)):

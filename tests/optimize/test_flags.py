@@ -7,7 +7,7 @@ from mlserve.optimize.flags import parse_distill, parse_engine, parse_prune, rec
 from mlserve.optimize.passes import Cast, Fuse, Quantize, QuantizeOpenvino, QuantizeStatic
 from mlserve.optimize.recipe import INT8, Variant, check_order
 from mlserve.optimize.training import Distill, Prune
-from mlserve.optimize.training.fit import Schedule
+from mlserve.optimize.training.schedule import Schedule
 
 
 def test_a_flag_alone_is_the_recipe_that_is_shipped():

@@ -1,16 +1,14 @@
 """A metric of the user's own: a function of predictions and labels, in a module beside their work."""
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from mlserve.errors import UsageError
 from mlserve.model.tensors import Array
 from mlserve.optimize.evaluation.comparison import Comparison
+from mlserve.optimize.users_code import load_named
 from mlserve.stats import Figure, Floats
 
 __all__ = ["UserFunction", "load_function", "user_figure"]
@@ -24,16 +22,7 @@ def load_function(spec: str) -> UserFunction:
 
     Raises UsageError when there is no such function.
     """
-    module_name, _, name = spec.partition(":")
-    if not (module_name and name):
-        raise UsageError(f"--metric {spec!r} names no function; write package.module:function")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        function: UserFunction = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # the user's own code may raise anything
-        raise UsageError(f"--metric {spec}: {type(error).__name__}: {error}") from error
+    function: UserFunction = load_named(spec, "--metric")
     if not callable(function):
         raise UsageError(f"--metric {spec} is a {type(function).__name__}; name a function (predictions, labels)")
     return function

@@ -25,7 +25,7 @@ from mlserve.optimize.importers.original import TorchOriginal, named_outputs
 from mlserve.optimize.importers.shapes import Run, Sizes, fix, output_specs, words
 from mlserve.optimize.importers.torchscript import know_unflatten, program_of, replayed
 
-__all__ = ["Exported", "check_parity", "export"]
+__all__ = ["Exported", "check_parity", "export", "save_program"]
 
 _OPSET, _TRACE_OPSET = 18, 17
 _PARITY_ROWS = 32
@@ -88,6 +88,33 @@ def export(original: TorchOriginal, inputs: Inputs, rows: Rows | None, out: Path
             f"nothing was published: the ONNX file does not give the model's answers. {'; '.join(refusals[:2])}"
         )
     raise ModelFileError(f"the model cannot be exported to ONNX. {'; '.join(failures[:2])}")
+
+
+def save_program(original: TorchOriginal, specs: Sequence[TensorSpec], sizes: Sizes, path: Path) -> None:
+    """Writes the model as a torch.export program that takes `specs` in their order, for the engine `torch`.
+
+    Raises Refused when it becomes none, or one that gives other answers.
+    """
+    if original.scripted:
+        raise Refused("TorchScript becomes no torch.export program; save the model itself with torch.export")
+    made_up = synthesize([fix(spec, sizes) for spec in specs], 1, np.random.default_rng(0))
+    arguments = tuple(torch.from_numpy(array) for array in made_up.values())
+    shapes = (tuple(_open_dims(spec) for spec in specs),)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(_Flat(original), arguments, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # as in `export`
+        raise Refused(f"the model becomes no torch.export program: {_reason(error)}") from error
+    module = program.module()
+    for inputs in _trials(specs, sizes, None):
+        expected = original.run(inputs)
+        with torch.inference_mode():
+            found = module(*[torch.from_numpy(inputs[spec.name]) for spec in specs])
+        answers = dict(zip(expected, (tensor.numpy() for tensor in found), strict=True))
+        difference = largest_difference(expected, answers)
+        if not difference.acceptable:
+            raise Refused(f"the torch.export program does not give the model's answers: {difference}")
+    torch.export.save(program, path)
 
 
 def check_parity(run: Run, path: Path, specs: Sequence[TensorSpec], sizes: Sizes, rows: Rows | None) -> str:

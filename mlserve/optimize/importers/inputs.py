@@ -10,10 +10,11 @@ import torch
 from mlserve.errors import DataFileError, UnknownInputError, UsageError
 from mlserve.model.rows import LABEL_NAMES, as_matrix, read_columns
 from mlserve.model.tensors import DATATYPE_OF, Dims, TensorSpec
-from mlserve.optimize.importers.original import TorchOriginal, call_named
+from mlserve.optimize.importers.original import TorchOriginal
 from mlserve.optimize.importers.request import ImportRequest
 from mlserve.optimize.importers.shapes import Sizes, Unfit, default_sizes, fix_rigid_dims, rows_mix
 from mlserve.optimize.importers.traced import traced_inputs
+from mlserve.optimize.users_code import call_named
 
 __all__ = ["Inputs", "find_inputs"]
 

@@ -1,7 +1,6 @@
 """A PyTorch model as it came: loaded as carefully as its form allows, and callable with named numpy arrays."""
 
 import dataclasses
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,8 +15,9 @@ from mlserve.errors import ModelFileError, UsageError
 from mlserve.model.tensors import DATATYPE_OF, Tensors
 from mlserve.optimize.importers.checkpoint import read_checkpoint, weights_for
 from mlserve.optimize.importers.request import ImportRequest
+from mlserve.optimize.users_code import call_named
 
-__all__ = ["TorchOriginal", "call_named", "load_original", "named_outputs"]
+__all__ = ["TorchOriginal", "load_original", "named_outputs"]
 
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 
@@ -109,21 +109,6 @@ def load_original(request: ImportRequest) -> TorchOriginal:
             return _of_module(module)
         case _:
             return _of_module(_with_weights(path, request.model_class))
-
-
-def call_named(spec: str, flag: str) -> Any:
-    """What `package.module:name` gives when it is called; the folder mlserve was started in is searched too.
-
-    Raises UsageError, naming `flag`, when there is no such function or it fails.
-    """
-    module_name, colon, name = spec.partition(":")
-    if not (module_name and colon and name):
-        raise UsageError(f"{flag} {spec!r} names no function; write package.module:function")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module_name), name)()
-    except Exception as error:  # the user's own code may raise anything
-        raise UsageError(f"{flag} {spec}: {type(error).__name__}: {error}") from error
 
 
 def named_outputs(value: Any) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One import. `out` is an empty folder for `model.onnx` and what belongs to it; empty texts mean not given.
 
     `training` is done to the model before it is exported, with those rows of `data` that `split` does not hold out;
-    `checkpoints` is the folder that keeps unfinished training.
+    `checkpoints` is the folder that keeps unfinished training. With `program`, a torch.export program is written too.
     """
 
     source: str
@@ -30,6 +30,7 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     training: tuple[TrainingPass, ...] = ()
     split: Split = Split()
     checkpoints: str = ""
+    program: bool = False
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):

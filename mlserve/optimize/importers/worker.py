@@ -83,9 +83,9 @@ def _with_attempts(imported: Imported, wall: Wall) -> Imported:
 
 
 def _import_torch(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
-    from mlserve.model.artifact import MODEL_FILE
+    from mlserve.model.artifact import MODEL_FILE, PROGRAM_FILE
     from mlserve.model.rows import read_rows
-    from mlserve.optimize.importers.export import export
+    from mlserve.optimize.importers.export import export, save_program
     from mlserve.optimize.importers.inputs import find_inputs
     from mlserve.optimize.importers.onnx_model import known_specs
     from mlserve.optimize.importers.original import load_original
@@ -102,6 +102,9 @@ def _import_torch(request: ImportRequest, on_step: Callable[[str], None]) -> Imp
     rows = read_rows(Path(request.data), inputs.specs) if request.data else None
     out = Path(request.out)
     exported = export(original, inputs, rows, out, on_step)
+    if request.program:
+        on_step("exporting: torch.export")
+        save_program(original, exported.inputs, inputs.sizes, out / PROGRAM_FILE)
     assumed = inputs.assumed
     if original.widened_from:
         assumed = (f"its weights were {original.widened_from}; they were imported as float32", *assumed)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from mlserve.errors import DataFileError
-from mlserve.optimize.training.fit import FitReport, Schedule, fit, split_validation
+from mlserve.optimize.training.fit import fit, split_validation
+from mlserve.optimize.training.schedule import FitReport, Schedule
 
 if TYPE_CHECKING:
     from mlserve.model.rows import Rows

@@ -14,7 +14,7 @@ from mlserve.errors import Refused
 from mlserve.model.rows import Rows, TextRows
 from mlserve.model.tensors import Array
 from mlserve.optimize.training.checkpoints import drop_checkpoint, fingerprint_of, read_checkpoint, write_checkpoint
-from mlserve.optimize.training.fit import FitReport, Loss, Schedule, learning_rate_share
+from mlserve.optimize.training.schedule import FitReport, Loss, Schedule, learning_rate_share
 from mlserve.units import format_duration
 
 __all__ = ["Loop", "as_tensors", "batches", "grouped", "shuffled"]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from mlserve.errors import Refused
-from mlserve.optimize.training.fit import Loss, Schedule, fit
+from mlserve.optimize.training.fit import fit
+from mlserve.optimize.training.schedule import Loss, Schedule
 
 if TYPE_CHECKING:
     import torch

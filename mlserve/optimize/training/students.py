@@ -12,6 +12,7 @@ from mlserve.optimize.training.layers import drop_layers, layer_count, layer_sta
 from mlserve.optimize.training.losses import answer_kind, imitation_loss
 from mlserve.optimize.training.structure import shrink
 from mlserve.optimize.training.trainee import Trainee, thaw
+from mlserve.optimize.users_code import call_named
 
 __all__ = ["Student", "make_student"]
 
@@ -55,7 +56,6 @@ def make_student(trainee: Trainee, factory: str, *, layers: int, width: float, s
 
 
 def _from_factory(factory: str, seed: int) -> Student:
-    from mlserve.optimize.importers.original import call_named
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -16,9 +16,10 @@ from mlserve.model.rows import ArrayRows
 from mlserve.model.tensors import TensorSpec
 from mlserve.optimize.importers.original import named_outputs
 from mlserve.optimize.training.distill import Distill
-from mlserve.optimize.training.fit import Schedule, fit
+from mlserve.optimize.training.fit import fit
 from mlserve.optimize.training.layers import layer_stacks
 from mlserve.optimize.training.losses import task_loss
+from mlserve.optimize.training.schedule import Schedule
 from mlserve.optimize.training.students import Student, make_student
 from mlserve.optimize.training.teaching import Teaching
 from mlserve.optimize.training.trainee import Trainee

@@ -12,9 +12,9 @@ from mlserve.errors import Refused
 from mlserve.model.rows import ArrayRows
 from mlserve.model.tensors import TensorSpec
 from mlserve.optimize.importers.original import named_outputs
-from mlserve.optimize.training.fit import Schedule
 from mlserve.optimize.training.layers import block_influence, drop_layers, evenly_spaced, layer_count, layer_stacks
 from mlserve.optimize.training.prune import Prune
+from mlserve.optimize.training.schedule import Schedule
 from mlserve.optimize.training.trainee import Trainee
 
 UNTUNED = Schedule(epochs=0)

@@ -22,8 +22,9 @@ from torch.nn import functional
 from mlserve.errors import Refused
 from mlserve.model.rows import ArrayRows, TextRows
 from mlserve.model.tensors import TensorSpec
-from mlserve.optimize.training.fit import Schedule, fit, learning_rate_share, split_validation
+from mlserve.optimize.training.fit import fit, split_validation
 from mlserve.optimize.training.loop import batches, grouped, shuffled
+from mlserve.optimize.training.schedule import Schedule, learning_rate_share
 
 # Trains and writes its final weights; says every step, so that the test can kill it in the middle of an epoch.
 TRAINING = """
@@ -34,7 +35,8 @@ from torch import nn
 from torch.nn import functional
 import mlserve.optimize.training.loop as loop
 from mlserve.model.rows import ArrayRows
-from mlserve.optimize.training.fit import Schedule, fit
+from mlserve.optimize.training.fit import fit
+from mlserve.optimize.training.schedule import Schedule
 
 loop.CHECKPOINT_EVERY_S = loop._TOLD_EVERY_S = 0.0
 torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from mlserve.model.rows import ArrayRows
 from mlserve.model.tensors import TensorSpec
 from mlserve.optimize.evaluation.split import Split, split_rows
 from mlserve.optimize.importers.original import named_outputs
-from mlserve.optimize.training.fit import Schedule
 from mlserve.optimize.training.prune import Prune
+from mlserve.optimize.training.schedule import Schedule
 from mlserve.optimize.training.size import measure_size
 from mlserve.optimize.training.structure import shrink
 from mlserve.optimize.training.trainee import Trainee

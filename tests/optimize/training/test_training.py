@@ -16,8 +16,8 @@ from mlserve.optimize.importers.inputs import find_inputs
 from mlserve.optimize.importers.original import load_original
 from mlserve.optimize.importers.request import ImportRequest
 from mlserve.optimize.importing import Source, Training, import_model
-from mlserve.optimize.training.fit import Schedule
 from mlserve.optimize.training.prune import Prune
+from mlserve.optimize.training.schedule import Schedule
 from mlserve.optimize.training.training import train, tuning_rows
 
 SHORT = Schedule(epochs=2, batch_rows=16, learning_rate=1e-3)
