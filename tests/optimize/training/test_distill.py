@@ -21,7 +21,7 @@ from mlserve.optimize.training.layers import layer_stacks
 from mlserve.optimize.training.losses import task_loss
 from mlserve.optimize.training.schedule import Schedule
 from mlserve.optimize.training.students import Student, make_student
-from mlserve.optimize.training.teaching import Teaching
+from mlserve.optimize.training.teaching import Aims, Teaching
 from mlserve.optimize.training.trainee import Trainee
 
 FACTORIES = """
@@ -273,15 +273,15 @@ def test_the_layers_left_are_those_whose_loss_changes_the_answers_least():
 
 def hidden_distance(trainee, module, rows):
     """How far the student's states after its second layer are from what its third was trained to read."""
-    distill = Distill(layers=3)
+    aims = Aims(temperature=2.0, soft_weight=1.0, hard_weight=1.0, hidden=True, seed=0)
     student = make_student(trainee, "", layers=3, width=1.0, seed=0)
     layer = module.bert.encoder.layer
     pairs = tuple(zip(layer, (pair[1] for pair in student.pairs), strict=True))
     taught = msgspec.structs.replace(student, module=module, pairs=pairs)
     inputs = {name: torch.from_numpy(column) for name, column in rows.columns.items()}
-    with torch.no_grad(), Teaching(trainee, taught, rows, distill) as teaching:
+    with torch.no_grad(), Teaching(trainee, taught, rows, aims) as teaching:
         with_states = teaching(inputs, None, list(range(len(rows))))
-    with torch.no_grad(), Teaching(trainee, taught, rows, msgspec.structs.replace(distill, hidden="none")) as teaching:
+    with torch.no_grad(), Teaching(trainee, taught, rows, aims._replace(hidden=False)) as teaching:
         return float(with_states - teaching(inputs, None, list(range(len(rows)))))
 
 
@@ -302,7 +302,7 @@ def test_narrower_states_are_bridged_by_the_seed_and_the_bridges_are_trained(dig
     student = Student(module, "student: narrow", ((module.body[0], trainee.module.body[0]),))
     bridges = []
     for seed in (1, 1, 2):
-        with Teaching(trainee, student, rows, Distill(layers=1, seed=seed)) as teaching:
+        with Teaching(trainee, student, rows, Aims(2.0, 1.0, 1.0, hidden=True, seed=seed)) as teaching:
             loss = teaching({"image": torch.from_numpy(rows.columns["image"])}, None, list(range(64)))
         loss.backward()
         bridges.append(teaching.bridges[0].weight)
