@@ -102,10 +102,20 @@ def drop_unused(graph: "GraphProto", names: set[str]) -> None:
         values.extend(kept)
 
 
+def _declare_domains(model: "ModelProto") -> None:
+    """Every operator's domain is named with its version: onnxruntime does without, onnx's shape inference does not."""
+    import onnx
+
+    declared = {entry.domain for entry in model.opset_import}
+    used = {node.domain for graph in graphs(model.graph) for node in graph.node if node.domain not in ("", "ai.onnx")}
+    model.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(used - declared))
+
+
 def write_graph(model: "ModelProto", folder: Path, source: Artifact) -> Path:
     """Writes `folder/model.onnx`, its weights beside it where those of `source` are more than a message holds."""
     import onnx
 
+    _declare_domains(model)
     path = folder / MODEL_FILE
     large = source.size_bytes > INLINE_LIMIT_BYTES
     onnx.save(model, path, save_as_external_data=large, location=f"{MODEL_FILE}.data" if large else None)
