@@ -11,7 +11,9 @@ slow moment of the machine meets all alike; the speed is the median over turns o
 
 import argparse
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,15 +27,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mlserve.engines.engine import EngineSettings
+from mlserve.engines.engine import Engine, EngineSettings
 from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.engines.opening import open_engine
 from mlserve.errors import MlserveError
-from mlserve.model.artifact import Artifact
+from mlserve.model.artifact import Accuracy, Artifact
 from mlserve.model.rows import read_rows
 from mlserve.model.store import Store
 from mlserve.model.tensors import Tensors
 from mlserve.optimize.evaluation.accuracy import answer_rows, judge
+from mlserve.optimize.evaluation.split import Split, split_rows
 from mlserve.runs.machine import Machine, read_machine, usable_cores
 from mlserve.units import format_bytes, format_duration
 
@@ -43,6 +46,7 @@ SENTENCES = RECIPES / "sentences.txt"
 # What a recipe for other hardware would be refused for here.
 ELSEWHERE = {"gpu-fp16.toml"}
 TURN_S = 0.05
+FP32, OPTIMUM = "onnxruntime fp32", "optimum-cli --avx512_vnni"
 out, err = Console(width=140), Console(stderr=True)
 
 Way = Callable[[Tensors], object]
@@ -53,7 +57,7 @@ class Subject(NamedTuple):
 
     name: str
     arguments: list[str]
-    data: Path | None
+    data: Path
     loads: dict[str, Tensors]
     eager: Way
 
@@ -85,6 +89,7 @@ def main() -> None:
     options = parse_options()
     os.environ |= {"HF_HUB_OFFLINE": "1", "USE_TF": "0"}
     work = Path(options.work)
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     threads = usable_cores()
     lines: list[Line] = []
@@ -109,44 +114,45 @@ def parse_options() -> argparse.Namespace:
 
 def compare(subject: Subject, work: Path, threads: int, turns: int) -> list[Line]:
     """All ways of running one subject: made, judged on the same rows, and timed in turns."""
-    store = Store(work / "store")
-    made, refused = make_variants(subject, store)
-    baseline = next(artifact for artifact in made if artifact.manifest.variant == "fp32")
+    made, refused = make_variants(subject, Store(work / "store"))
+    baseline = made.pop(FP32)
     with contextlib.ExitStack() as stack:
-        engines = {"onnxruntime fp32": OnnxEngine(baseline.model_path, EngineSettings(threads=threads))}
-        for artifact in made:
-            if artifact is not baseline:
-                engines[artifact.manifest.variant] = open_engine(artifact, EngineSettings(threads=threads))
+        settings = EngineSettings(threads=threads)
+        engines: dict[str, Engine] = {FP32: OnnxEngine(baseline.model_path, settings)}
+        engines |= {name: open_engine(artifact, settings) for name, artifact in made.items()}
         quantized = quantize_by_optimum(baseline, work / f"{subject.name}-optimum")
         if quantized:
-            engines["optimum-cli --avx512_vnni"] = OnnxEngine(quantized, EngineSettings(threads=threads))
+            engines[OPTIMUM] = OnnxEngine(quantized, settings)
         for engine in engines.values():
             stack.callback(engine.close)
         ways: dict[str, Way] = {name: engine.run for name, engine in engines.items()}
         ways["torch eager"] = with_threads(subject.eager, threads)
         times = {load: take_turns(ways, inputs, turns) for load, inputs in subject.loads.items()}
-        rows = (
-            read_rows(subject.data, baseline.manifest.inputs, baseline.directory / "tokenizer.json")
-            if subject.data
-            else None
-        )
-        lines = []
-        for name in ways:
-            artifact = next((one for one in made if one.manifest.variant == name), baseline)
-            accuracy = artifact.manifest.metrics.accuracy if name in [one.manifest.variant for one in made] else None
-            if accuracy is None and name in engines and rows is not None:
-                reference = answer_rows(engines["onnxruntime fp32"], rows)
-                accuracy = judge(answer_rows(engines[name], rows), reference, rows, task=baseline.manifest.task)
-            size = quantized.stat().st_size if name.startswith("optimum") and quantized else artifact.size_bytes
-            lines.append(line_of(subject, name, size, accuracy, times))
+        sizes = {FP32: baseline.size_bytes, **{name: artifact.size_bytes for name, artifact in made.items()}}
+        if quantized:
+            sizes[OPTIMUM] = quantized.stat().st_size
+        accuracies = judged(engines, subject, baseline)
+        lines = [line_of(subject, name, sizes.get(name, 0), accuracies.get(name), times) for name in ways]
     return lines + [Line(subject.name, name, 0, "", None, None, {}, {}, reason) for name, reason in refused.items()]
 
 
-def line_of(subject: Subject, name: str, size: int, accuracy: Any, times: dict[str, dict[str, list[float]]]) -> Line:
+def judged(engines: dict[str, Engine], subject: Subject, baseline: Artifact) -> dict[str, Accuracy]:
+    """Every engine's answers against fp32's, on the rows that no recipe was made with."""
+    rows = read_rows(subject.data, baseline.manifest.inputs, baseline.directory / "tokenizer.json")
+    _, rows = split_rows(rows, Split())
+    reference = answer_rows(engines[FP32], rows)
+    return {
+        name: judge(answer_rows(engine, rows), reference, rows, task=baseline.manifest.task)
+        for name, engine in engines.items()
+    }
+
+
+def line_of(
+    subject: Subject, name: str, size: int, accuracy: Accuracy | None, times: dict[str, dict[str, list[float]]]
+) -> Line:
     """A way's medians; its speed is the median over turns of fp32's time by its own."""
     speed = {
-        load: median(fp32 / own for fp32, own in zip(of["onnxruntime fp32"], of[name], strict=True))
-        for load, of in times.items()
+        load: median(fp32 / own for fp32, own in zip(of[FP32], of[name], strict=True)) for load, of in times.items()
     }
     return Line(
         subject.name, name, size, accuracy.metric if accuracy else "", accuracy.value if accuracy else None,
@@ -154,24 +160,27 @@ def line_of(subject: Subject, name: str, size: int, accuracy: Any, times: dict[s
     )  # fmt: skip
 
 
-def make_variants(subject: Subject, store: Store) -> tuple[list[Artifact], dict[str, str]]:
-    """Every recipe's variants, newest of each name; and for what was refused, why."""
+def make_variants(subject: Subject, store: Store) -> tuple[dict[str, Artifact], dict[str, str]]:
+    """Every recipe's variants under `recipe: variant`, the model as imported, and why the others were refused."""
+    made: dict[str, Artifact] = {}
     refused: dict[str, str] = {}
     for recipe in sorted(RECIPES.glob("*.toml")):
         if recipe.name in ELSEWHERE:
             continue
         err.print(f"  {recipe.name}")
         command = [
-            sys.executable, "-m", "mlserve", "optimize", *subject.arguments, "--name", subject.name, "--recipe", recipe,
-            "--store", store.root, *(["--data", subject.data] if subject.data else []),
+            sys.executable, "-m", "mlserve", "optimize", *subject.arguments, "--name", f"{subject.name}-{recipe.stem}",
+            "--recipe", recipe, "--data", subject.data, "--store", store.root, "--json",
         ]  # fmt: skip
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        if done.returncode == 1:
-            refused[recipe.name] = done.stderr.strip().rsplit("error: ", 1)[-1]
-        elif done.returncode:
+        if done.returncode not in (0, 1):
             sys.exit(f"{recipe.name}: {done.stderr}")
-    artifacts = [store.get(subject.name, version) for version in store.versions(subject.name)]
-    return list({artifact.manifest.variant: artifact for artifact in artifacts}.values()), refused
+        told = json.loads(done.stdout)
+        refused |= {f"{recipe.stem}: {variant}": reason for variant, reason in told["refused"].items()}
+        for artifact in told["published"]:
+            name = FP32 if artifact["variant"] == "fp32" else f"{recipe.stem}: {artifact['variant']}"
+            made.setdefault(name, store.resolve(artifact["ref"]))
+    return made, refused
 
 
 def quantize_by_optimum(baseline: Artifact, folder: Path) -> Path | None:

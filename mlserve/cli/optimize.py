@@ -1,5 +1,6 @@
 """`mlserve optimize`: a trained model to measured variants in the store."""
 
+import contextlib
 import re
 import signal
 import sys
@@ -32,7 +33,7 @@ def optimize(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A .pt, .onnx, .skops, .keras, XGBoost or LightGBM file, a Hugging Face or SavedModel folder.",
+            help="A model of PyTorch, ONNX, Hugging Face, scikit-learn, XGBoost, LightGBM, Keras or TensorFlow.",
             show_default=False,
         ),
     ],
@@ -56,18 +57,20 @@ def optimize(
     ] = False,
     int4: Annotated[bool, typer.Option("--int4", help="Weights in 4 bits.", rich_help_panel=_MAKE)] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.", rich_help_panel=_MAKE)] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.", rich_help_panel=_MAKE)] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="bfloat16, with --engine openvino.", rich_help_panel=_MAKE)
+    ] = False,
     prune: Annotated[
         list[str] | None,
         typer.Option(
-            help="Before that: channels=0.5, heads=0.25, layers=0.33, unstructured=0.8 or 2:4; then e.g. ,epochs=10.",
+            help="Before quantizing: channels=0.5, heads=0.25, layers=0.33, unstructured=0.8, 2:4. Repeatable.",
             rich_help_panel=_MAKE,
         ),
     ] = None,
     distill: Annotated[
         str,
         typer.Option(
-            help="Before that: layers=3, width=0.5 or student=package.module:factory; then e.g. ,epochs=20.",
+            help="Before quantizing: layers=3, width=0.5 or student=package.module:factory; then e.g. ,epochs=20.",
             rich_help_panel=_MAKE,
         ),
     ] = "",
@@ -106,7 +109,7 @@ def optimize(
         bool,
         typer.Option("--trust-pickle", help="Load a pickle, which runs the code it names.", rich_help_panel=_WITH),
     ] = False,
-    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, cuda:N or tensorrt.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda[:N] or tensorrt[:N].")] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, max=_MOST_THREADS, help="Threads to time with; by default the cores.")
     ] = None,
@@ -149,7 +152,8 @@ def optimize(
     )
     # Whoever ends us politely gets the same cleaning up as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with steps("optimize") as on_step:
+    # stdout is for our result: a metric of the user's may print.
+    with steps("optimize") as on_step, contextlib.redirect_stdout(sys.stderr):
         outcome = make_variants(asked, wish, Store(store), chosen_name, on_step)
     if json:
         print_json(facts(outcome))

@@ -1,7 +1,7 @@
 """A large batch cut into pieces that run side by side, one thread each: no thread waits for another inside an operator.
 
-Measured with MiniLM, 32 x 128 tokens on two cores: OpenVINO in int8 1.3 times as fast as with both threads on the whole
-batch, onnxruntime in float32 1.2 times (`benchmarks/optimize.py`).
+Seen with MiniLM, 32 x 128 tokens on two cores: 1.0 to 1.2 times as fast as with both threads on the whole batch, and
+most where other work disturbs one of the cores.
 """
 
 import itertools

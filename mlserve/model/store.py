@@ -248,10 +248,11 @@ def _unchanged(path: Path, record: FileRecord) -> bool:
 
 
 def _content(manifest: Manifest) -> tuple[object, ...]:
-    """What makes two versions the same: their files, what they are said to be, and the data they were judged on."""
+    """What makes two versions the same: their files, what they are said to be, and where they were judged on what."""
     accuracy = manifest.metrics.accuracy
     made_for = manifest.variant, manifest.engine, manifest.compute_type, manifest.split_batches, manifest.task
-    return manifest.files, made_for, accuracy and (accuracy.metric, accuracy.data)
+    judged = accuracy and (accuracy.metric, accuracy.data, accuracy.split)
+    return manifest.files, made_for, judged, manifest.metrics.machine
 
 
 def _read_alias(path: Path) -> int:

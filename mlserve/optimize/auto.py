@@ -25,7 +25,6 @@ __all__ = ["best_of", "sensible_variants", "speed_of"]
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 _PRODUCTS = {"MatMul", "Gemm", "Attention"}
 _RECURRENT = {"LSTM", "GRU", "RNN"}
-_OPENVINO_CANNOT = {"ai.onnx.ml"}
 # Beyond this, reading the weights is what takes the time: fewer bits a weight are worth trying.
 _LARGE_BYTES = 300_000_000
 
@@ -71,11 +70,17 @@ def _on_openvino(machine: Machine, *, has_rows: bool) -> Sequence[Variant]:
 def best_of(measured: Sequence[Artifact], beaten: Mapping[str, str]) -> list[Artifact]:
     """The model as imported, which is the first, and the fastest of what no other variant beats in everything.
 
-    Fastest is the geometric mean of its speed over the batch sizes; none is faster: the model as imported alone.
+    Fastest is the geometric mean of its speed over the batch sizes. Where none is surely faster at one of them, the
+    model as imported is all there is.
     """
-    left = [artifact for artifact in measured if artifact.manifest.variant not in beaten]
-    best = max(left, key=speed_of)
-    return [measured[0]] if best is measured[0] or speed_of(best) <= 1 else [measured[0], best]
+    left = [artifact for artifact in measured[1:] if artifact.manifest.variant not in beaten]
+    faster = [artifact for artifact in left if speed_of(artifact) > 1 and _surely_faster(artifact)]
+    return [measured[0], *sorted(faster, key=speed_of, reverse=True)[:1]]
+
+
+def _surely_faster(artifact: Artifact) -> bool:
+    highs = [latency.against_fp32_high for latency in artifact.manifest.metrics.latency]
+    return any(high is not None and high < 1 for high in highs)
 
 
 def speed_of(artifact: Artifact) -> float:

@@ -6,7 +6,17 @@ from typing import Literal, TypeVar, cast, get_args
 import msgspec
 
 from mlserve.errors import UsageError
-from mlserve.optimize.passes import Cast, Fuse, Pass, Quantize, QuantizeOpenvino, QuantizeStatic, ToOpenvino, WeightOnly
+from mlserve.optimize.passes import (
+    Cast,
+    Fuse,
+    Pass,
+    Quantize,
+    QuantizeOpenvino,
+    QuantizeStatic,
+    SmoothQuant,
+    ToOpenvino,
+    WeightOnly,
+)
 from mlserve.optimize.recipe import EngineName, Recipe, Variant, check_order
 from mlserve.optimize.training import Distill, Prune, TrainingPass
 from mlserve.optimize.training.schedule import Schedule
@@ -18,10 +28,9 @@ TrainingStruct = TypeVar("TrainingStruct", Prune, Distill)
 
 _GRAPH_PASSES: dict[Precision, tuple[Pass, ...]] = {
     "int8": (Fuse(), Quantize()),
-    "int8-static": (Fuse(transformer=False), QuantizeStatic()),
+    "int8-static": (Fuse(transformer=False), SmoothQuant(alpha=0.75), QuantizeStatic()),
     "int4": (Fuse(separate_weights=True), WeightOnly()),
     "fp16": (Fuse(), Cast(to="fp16")),
-    "bf16": (Fuse(), Cast(to="bf16")),
 }
 
 
@@ -33,7 +42,7 @@ def recipe_of(
     Raises UsageError for a precision that the engine has no way to.
     """
     wanted = [_variant(precision, tuple(training), engine) for precision in precisions]
-    if not wanted and (training or engine):
+    if not wanted and (training or engine not in ("", "onnxruntime")):
         wanted = [Variant(_name(training, "", engine), tuple(training), engine)]
     for variant in wanted:
         check_order(variant)
@@ -71,6 +80,8 @@ def _parse(flag: str, items: str, text: str, struct: type[TrainingStruct], sched
 
 def _variant(precision: Precision, training: tuple[TrainingPass, ...], engine: EngineName | Literal[""]) -> Variant:
     name = _name(training, precision, engine)
+    if engine in ("", "onnxruntime") and precision == "bf16":
+        raise UsageError("onnxruntime computes next to nothing in bfloat16; add --engine openvino, or use --fp16")
     if engine in ("", "onnxruntime"):
         return Variant(name, (*training, *_GRAPH_PASSES[precision]))
     if engine == "openvino" and precision == "int8-static":

@@ -36,7 +36,7 @@ class Judge:
     ) -> None:
         self.rows, self._origin, self._settings, self._on_step = rows, origin, settings, on_step
         self._metric, self._split = metric, split
-        with self._opened([origin]) as (engine,):
+        with contextlib.closing(open_engine(origin, settings)) as engine:
             self.output = judged_output(engine.outputs, metric)
             self._expected = self._answers(origin, engine)
 

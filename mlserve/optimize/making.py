@@ -18,8 +18,9 @@ from mlserve.optimize.passes import Pass
 from mlserve.optimize.passes.step import Resources, copy_companions, copy_model
 from mlserve.optimize.precision import weight_precision
 from mlserve.optimize.recipe import Variant, tag_of
-from mlserve.optimize.training import TrainingPass
+from mlserve.optimize.training import Distill, TrainingPass
 from mlserve.optimize.unfinished import Unfinished, content_key
+from mlserve.optimize.users_code import code_file
 
 __all__ = ["Maker", "OnStep"]
 
@@ -46,7 +47,8 @@ class Maker:
 
         Raises Refused when a pass cannot be done to the model.
         """
-        key = f"{variant.name}-{content_key(variant)}"
+        rows = None if tuning is None else str(self._split)
+        key = f"{variant.name}-{content_key(variant, rows, *_student_code(variant))}"
         kept = self._unfinished.kept(key)
         if kept is not None:
             self._on_step(f"{variant.name}: finished by an earlier attempt")
@@ -61,7 +63,7 @@ class Maker:
         program = variant.engine.startswith("torch")
         if not variant.training and not program:
             return origin
-        key = f"trained-{content_key(*variant.training)}{'-program' * program}"
+        key = f"trained-{content_key(*variant.training, *_student_code(variant))}{'-program' * program}"
         kept = self._unfinished.kept(key)
         if kept is not None:
             return kept
@@ -130,6 +132,11 @@ def _rows_independent(folder: Path, imported: Imported) -> bool:
     """Told at once, as it decides how variants may be run; each is looked at again when it is measured."""
     with contextlib.closing(OnnxEngine(folder / MODEL_FILE)) as engine:
         return rows_independent(engine, imported.inputs)
+
+
+def _student_code(variant: Variant) -> list[Path | None]:
+    """The files that its students come from: a network written anew is other work."""
+    return [code_file(one.student) for one in variant.training if isinstance(one, Distill)]
 
 
 def _training_step(one_pass: TrainingPass, notes: tuple[str, ...]) -> Step:

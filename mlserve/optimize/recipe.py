@@ -60,9 +60,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def needs_rows(self) -> bool:
         """Whether making it takes rows of data, which it must then not be judged on."""
-        return any(
-            isinstance(one, TrainingPass | QuantizeStatic | SmoothQuant | QuantizeOpenvino) for one in self.passes
-        )
+        takers = TrainingPass | Cast | QuantizeStatic | SmoothQuant | QuantizeOpenvino
+        return any(isinstance(one, takers) for one in self.passes)
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

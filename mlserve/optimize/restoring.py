@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mlserve.errors import Refused
+from mlserve.errors import EngineError, Refused
 from mlserve.model.artifact import Artifact
 from mlserve.model.rows import Rows
 from mlserve.optimize.evaluation.drop import holds
@@ -58,7 +58,7 @@ class Restorer:
             self._on_step(f"{variant.name}: with {len(kept)} of {len(ranking)} layers in full precision")
             try:
                 artifact = self._without(kept, before, variant, position, origin)
-            except Refused:  # nothing is left to make smaller
+            except (Refused, EngineError):  # nothing is left to make smaller
                 return None
             found[kept] = artifact
             return self._trial(kept, artifact)

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -13,11 +14,12 @@ from pathlib import Path
 import msgspec
 
 from mlserve import __version__
-from mlserve.errors import MlserveError, StoreError
+from mlserve.errors import ModelFileError, Refused, StoreError
 from mlserve.model.artifact import Artifact, read_manifest, sha256_of, write_manifest
 
 __all__ = ["Unfinished", "content_key", "unfinished_work"]
 
+_log = logging.getLogger("mlserve.optimize")
 _FOLDER = ".unfinished"
 _OLDEST_S = 14 * 24 * 3600
 
@@ -50,22 +52,23 @@ class Unfinished:
 def unfinished_work(root: Path, key: str) -> Iterator[Unfinished]:
     """The folder of the work that `key` names; the same source, data and wishes give the same key.
 
-    It is removed when the work ends, well or with an error that would come again, and stays when it is stopped
-    (Ctrl-C, a signal, a crash). While another process does the same work, this one has a folder of its own.
+    It is removed when the work ends, well or with a model that it cannot be done to, and stays when it is stopped
+    (Ctrl-C, a crash) or meets an error that can be mended (a full disk). While another process does the same work, this
+    one has a folder of its own. Raises StoreError when the folder cannot be used.
     """
     _remove_old(root / _FOLDER)
     folder, lock = _claim(root / _FOLDER, key)
     try:
         yield Unfinished(folder)
         shutil.rmtree(folder, ignore_errors=True)
-    except MlserveError:
+    except (ModelFileError, Refused):
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        os.close(lock)
         for empty in (folder / "checkpoints", folder, root / _FOLDER):
             with suppress(OSError):  # not empty: there is work to go on with
                 empty.rmdir()
+        os.close(lock)
 
 
 def content_key(*parts: Path | msgspec.Struct | str | None) -> str:
@@ -75,24 +78,36 @@ def content_key(*parts: Path | msgspec.Struct | str | None) -> str:
         if isinstance(part, Path):
             files = sorted(part.rglob("*")) if part.is_dir() else [part]
             for file in filter(Path.is_file, files):
-                digest.update(f"{file.relative_to(part)} {sha256_of(file)}".encode())
+                digest.update(f"{file.relative_to(part)} {_digest(file)}".encode())
         else:
             digest.update(msgspec.json.encode(part, enc_hook=str))
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 
 
+def _digest(file: Path) -> str:
+    try:
+        return sha256_of(file)
+    except OSError as error:
+        raise ModelFileError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
+
+
 def _claim(parent: Path, key: str) -> tuple[Path, int]:
     for name in (key, f"{key}-{uuid.uuid4().hex[:8]}"):
         folder = parent / name
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be used: {error.strerror}; check who owns it") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-        else:
-            return folder, lock
+            continue
+        except OSError as error:  # a disk without locks: as far as can be told, nobody else is here
+            _log.debug("%s cannot be locked: %s", folder, error)
+        return folder, lock
     raise StoreError(f"{parent} is in use by other processes; try again")
 
 

@@ -7,7 +7,14 @@ from typing import Any
 
 from mlserve.errors import UsageError
 
-__all__ = ["call_named", "load_named"]
+__all__ = ["call_named", "code_file", "load_named"]
+
+
+def code_file(spec: str) -> Path | None:
+    """The file in the working folder that `package.module:name` is in; None where it is elsewhere."""
+    module = Path.cwd().joinpath(*spec.partition(":")[0].split("."))
+    candidates = (module.with_suffix(".py"), module / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None) if spec else None
 
 
 def load_named(spec: str, flag: str) -> Any:

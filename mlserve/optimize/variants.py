@@ -5,8 +5,9 @@ from pathlib import Path
 import msgspec
 
 from mlserve.engines.engine import EngineSettings
-from mlserve.errors import Refused
+from mlserve.errors import DataFileError, EngineError, InvalidRequest, Refused, UsageError
 from mlserve.model.artifact import Accuracy, Artifact
+from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
 from mlserve.model.store import Store
 from mlserve.optimize.auto import best_of, sensible_variants
@@ -22,11 +23,14 @@ from mlserve.optimize.making import Maker, OnStep
 from mlserve.optimize.recipe import Recipe, Variant
 from mlserve.optimize.restoring import Restorer, can_restore
 from mlserve.optimize.unfinished import content_key, unfinished_work
+from mlserve.optimize.users_code import code_file
 from mlserve.runs.machine import read_machine
 
 __all__ = ["Outcome", "Wish", "optimize"]
 
 _MADE_UP_ROWS = 64
+# What keeps one variant from being made; the others are made all the same.
+_OF_ONE_VARIANT = (Refused, EngineError, InvalidRequest, UsageError, DataFileError)
 Judged = tuple[Artifact, Accuracy]
 
 
@@ -68,20 +72,21 @@ def optimize(source: Source, wish: Wish, store: Store, name: str, on_step: OnSte
     not keep the others from being published. Raises ModelFileError, UnknownInputError, DataFileError, UsageError,
     EngineError, StoreError or Refused for what the user can mend.
     """
-    key = content_key(source.path, source.data, msgspec.structs.replace(source, path=Path(source.path.name), data=None))
+    key = _key(source, wish)
     with store.staging() as staging, naming_a_full_disk(store.root), unfinished_work(store.root, key) as unfinished:
         maker = Maker(source, staging, unfinished, on_step, split=wish.split, threads=wish.settings.threads)
         origin = maker.imported()
         recipe = wish.recipe or sensible_variants(
             origin, read_machine(), wish.settings.device, has_rows=source.data is not None
         )
-        _check_names(recipe, origin)
+        recipe = _without_namesakes(recipe, origin, chosen=wish.recipe is not None)
         tuning, rows, split = _divided(source.data, origin, recipe, wish)
         judge = Judge(origin, rows, wish.settings, on_step, metric=wish.metric, split=split)
+        best_accuracy = judge.accuracy(origin)  # what cannot be judged is told before anything is made
         selection = _Selection(maker, judge, origin, tuning, wish, on_step)
         for variant in recipe.variants:
             selection.run(variant)
-        measured = judge.measured([(origin, judge.accuracy(origin)), *selection.kept])
+        measured = judge.measured([(origin, best_accuracy), *selection.kept])
         beaten = dominated([_point(artifact) for artifact in measured])
         chosen = measured if wish.recipe else best_of(measured, beaten)
         on_step("publishing")
@@ -103,11 +108,13 @@ class _Selection:
 
     def run(self, variant: Variant) -> None:
         try:
-            artifact = self._maker.variant(variant, self._origin, self._tuning)
-            accuracy = self._judge.accuracy(artifact)
-        except Refused as refusal:
+            self._run(variant)
+        except _OF_ONE_VARIANT as refusal:
             self.refused[variant.name] = str(refusal)
-            return
+
+    def _run(self, variant: Variant) -> None:
+        artifact = self._maker.variant(variant, self._origin, self._tuning)
+        accuracy = self._judge.accuracy(artifact)
         max_drop = self._wish.max_drop
         if max_drop is None or holds(accuracy, max_drop).kept:
             self.kept.append((artifact, accuracy))
@@ -120,12 +127,11 @@ class _Selection:
         restorer = Restorer(self._maker, self._tuning_judge(), self._tuning, max_drop, self._on_step)
         restored, found = restorer.restored(variant, self._origin, failed)
         self.trade_offs[variant.name] = restored.trials
-        for artifact in found:
+        for artifact in found[:1]:  # to look at more of them on the rows they are judged by would flatter the choice
             accuracy = self._judge.accuracy(artifact)
             if holds(accuracy, max_drop).kept:
                 self.kept.append((artifact, accuracy))
                 del self.refused[variant.name]
-                return
 
     def _tuning_judge(self) -> Judge:
         """Layers are chosen by these rows and judged by the others; made-up rows are all alike, so they do for both."""
@@ -134,10 +140,24 @@ class _Selection:
         return Judge(self._origin, self._tuning, self._wish.settings, self._on_step, metric=self._wish.metric)
 
 
-def _check_names(recipe: Recipe, origin: Artifact) -> None:
+def _key(source: Source, wish: Wish) -> str:
+    """Names the work by all that its results follow from, but for the variants."""
+    asked = msgspec.structs.replace(source, path=Path(source.path.name), data=None)
+    codes = [code_file(spec) for spec in (source.model_class, source.example)]
+    beside: list[Path] = []
+    if source.path.suffix == ".onnx" and source.path.is_file():
+        names = (*inspect_onnx(source.path).external_files, TOKENIZER_FILE)
+        beside = [path for path in map(source.path.parent.joinpath, names) if path.is_file()]
+    return content_key(source.path, source.data, asked, wish.split, *codes, *beside)
+
+
+def _without_namesakes(recipe: Recipe, origin: Artifact, *, chosen: bool) -> Recipe:
+    """`recipe` without what the model is already; Refused when the user has `chosen` it."""
     name = origin.manifest.variant
-    if name in [wanted.name for wanted in recipe.variants]:
+    left = tuple(wanted for wanted in recipe.variants if wanted.name != name)
+    if chosen and len(left) < len(recipe.variants):
         raise Refused(f"nothing was published: most weights of the model are {name} already; publish it as it is")
+    return msgspec.structs.replace(recipe, variants=left)
 
 
 def _divided(data: Path | None, origin: Artifact, recipe: Recipe, wish: Wish) -> tuple[Rows | None, Rows, str]:

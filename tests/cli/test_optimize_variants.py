@@ -79,7 +79,7 @@ def test_static_int8_is_judged_on_rows_it_was_not_calibrated_on(optimize):
     assert accuracy["split"] == "398 of 797 rows held out, seed 0"
     assert (accuracy["rows"], accuracy["basis"]) == (398, "labels")
     assert accuracy["loss_low"] <= accuracy["loss"] <= accuracy["loss_high"] < 0.03
-    assert [step["step"] for step in int8["lineage"]] == ["import", "fuse", "quantize-static"]
+    assert [step["step"] for step in int8["lineage"]] == ["import", "fuse", "smooth", "quantize-static"]
     assert fp32["metrics"]["accuracy"]["loss"] == 0
 
 
@@ -94,7 +94,7 @@ def test_pruned_then_quantized_says_what_each_did(optimize):
     done = optimize("--prune", "channels=0.5,epochs=4", "--int8-static", "--max-drop", "5%", "--json")
     assert done.returncode == 0, done.stderr
     fp32, small = json.loads(done.stdout)["published"]
-    assert [step["step"] for step in small["lineage"]] == ["import", "prune", "fuse", "quantize-static"]
+    assert [step["step"] for step in small["lineage"]] == ["import", "prune", "fuse", "smooth", "quantize-static"]
     assert small["variant"] == "pruned-int8-static"
     assert small["size_bytes"] < fp32["size_bytes"] / 5
     assert "parameters" in " ".join(small["lineage"][1]["notes"])
@@ -107,6 +107,35 @@ def test_a_variant_that_loses_too_much_is_not_published(optimize):
     told = json.loads(done.stdout)
     assert [artifact["variant"] for artifact in told["published"]] == ["fp32"]
     assert "more than the 1% allowed" in told["refused"]["pruned"]
+
+
+@pytest.mark.parametrize("engine", ["torch", "torch-compiled"])
+def test_a_variant_for_another_engine_is_kept_in_its_format(optimize, engine, tmp_path):
+    done = optimize("--engine", engine, "--json")
+    assert done.returncode == 0, done.stderr
+    fp32, other = json.loads(done.stdout)["published"]
+    assert (other["engine"], other["format"]) == (engine, "torch")
+    assert [path.name for path in sorted((tmp_path / other["directory"]).iterdir())] == ["manifest.json", "model.pt2"]
+    assert other["metrics"]["accuracy"]["value"] == fp32["metrics"]["accuracy"]["value"]
+
+
+def test_other_rows_held_out_are_other_work(trained, tmp_path):
+    """What an attempt made with one split must not be judged with another."""
+    (tmp_path / "network.py").write_text(NETWORK)
+    arguments = [*command(trained), "--int8-static"]
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    with process:
+        for line in process.stderr:
+            if "int8-static: accuracy" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+    again = subprocess.run([*arguments, "--seed", "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "finished by an earlier attempt" not in again.stderr
 
 
 def test_a_metric_of_ones_own_decides(optimize):
@@ -135,11 +164,11 @@ def test_auto_prints_a_ranking_and_a_chart(optimize):
     assert "serve it with: mlserve serve cnn@" in done.stdout
 
 
-def test_every_shipped_recipe_can_be_read_and_those_for_this_machine_be_made(optimize, trained):
-    for name in ("cpu-int8-dynamic", "cpu-int8-static", "cpu-openvino", "fused", "edge-small"):
+def test_the_shipped_recipes_for_any_cpu_can_be_made(optimize):
+    for name in ("baseline", "cpu-int8-dynamic", "cpu-int8-static", "cpu-openvino", "fused", "edge-small"):
         done = optimize("--recipe", RECIPES / f"{name}.toml", "--json")
         assert done.returncode == 0, f"{name}: {done.stderr}"
-        assert len(json.loads(done.stdout)["published"]) >= 2
+        assert len(json.loads(done.stdout)["published"]) >= (1 if name == "baseline" else 2)
 
 
 def test_a_stopped_attempt_is_gone_on_with(trained, tmp_path):
@@ -172,6 +201,7 @@ def test_a_stopped_attempt_is_gone_on_with(trained, tmp_path):
         (["--prune", "chanels=0.5"], "--prune 'chanels=0.5'"),
         (["--distill", "width=7"], "--distill 'width=7'"),
         (["--engine", "tflite", "--int8"], "'tflite' is unknown"),
+        (["--bf16"], "add --engine openvino"),
         (["--max-drop", "lots"], "--max-drop"),
         (["--metric", "bleu"], "'bleu' is unknown"),
     ],

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from mlserve.errors import MlserveError
+from mlserve.errors import MlserveError, RequestError
 from mlserve.optimize.disk import naming_a_full_disk
 from mlserve.optimize.importers.confinement import Wall, attempts
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest, Progress
@@ -66,6 +66,8 @@ def main(wall: Wall) -> None:
         send(_with_attempts(imported, wall))
     except Unfit as error:
         send(Fault("ModelFileError", f"the exported model does not run: {error}"))
+    except RequestError as error:
+        send(Fault("ModelFileError", f"{request.source} does not take what it was given: {error}"))
     except MlserveError as error:
         send(Fault(type(error).__name__, str(error)))  # type: ignore[arg-type]  # Fault lists what importing raises
     except PermissionError as error:

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from platform import machine
 from tempfile import TemporaryDirectory
@@ -36,6 +36,7 @@ __all__ = ["QuantizeOpenvino", "ToOpenvino"]
 _GRAPH_FILE = "model.xml"
 _HEAVY = ("Convolution", "GroupConvolution", "MatMul")
 _HANDING_ON = ("AvgPool", "Concat", "MaxPool", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_PRODUCT_OF = "/WithoutBiases"
 _NO_OPERATORS = ("Constant", "Parameter", "Result")
 # How far made-up rows' answers may be from the source's, relative to their size: what fp16 rounds; a fault is larger.
 _TOLERANCE = 2e-2
@@ -148,11 +149,19 @@ class QuantizeOpenvino(
         return {
             "model_type": nncf.ModelType.TRANSFORMER if transformer else None,
             "preset": None if self.preset == "auto" else nncf.QuantizationPreset(self.preset),
-            "ignored_scope": nncf.IgnoredScope(names=sorted(matching(names, self.exclude))),
+            "ignored_scope": nncf.IgnoredScope(names=sorted(_products(matching(names, self.exclude), names))),
             "fast_bias_correction": self.fast_bias_correction,
             "subset_size": subset,
             "advanced_parameters": advanced,
         }
+
+
+def _products(chosen: Iterable[str], names: Sequence[str]) -> set[str]:
+    """`chosen` operators of the ONNX graph, and the products inside them: OpenVINO takes a bias apart from its product
+    and leaves the name to the addition.
+    """
+    wanted = set(chosen)
+    return wanted | {name for name in names if name.removesuffix(_PRODUCT_OF) in wanted}
 
 
 class _Items:

@@ -65,14 +65,8 @@ class WeightOnly(msgspec.Struct, frozen=True, tag_field="pass", tag="weight-only
         tables = _quantize_tables(model, self, excluded) if self.embedding_bits else 0
         model = _quantize_products(model, self, excluded)
         notes = _what_changed(model, self, tables)
-        target = write_graph(model, out, source)
-        try:
-            with contextlib.closing(OnnxEngine(target, EngineSettings(threads=resources.threads))):
-                copy_companions(source, out)
-        except EngineError as error:
-            raise Refused(
-                f"int{self.bits} cannot be made of this model: onnxruntime does not load it: {error}"
-            ) from error
+        _check(source, write_graph(model, out, source), self, resources.threads)
+        copy_companions(source, out)
         return stepped(source, out, self, notes)
 
 

@@ -11,6 +11,7 @@ from mlserve.errors import Refused, UsageError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, record_files
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import ArrayRows
+from mlserve.optimize.flags import recipe_of
 from mlserve.optimize.importers.onnx_model import write_model
 from mlserve.optimize.passes import Cast, Fuse, Quantize, WeightOnly
 from mlserve.optimize.passes.step import Resources
@@ -227,6 +228,7 @@ def test_a_model_without_weights_is_not_called_int8(tmp_path):
 
 def test_the_shipped_recipes_are_what_the_flags_do():
     assert read_recipe(RECIPES / "cpu-int8-dynamic.toml") == INT8
+    assert read_recipe(RECIPES / "cpu-int8-static.toml").variants == recipe_of(["int8-static"]).variants
     assert read_recipe(RECIPES / "baseline.toml").variants == ()
     assert all(isinstance(read_recipe(path), Recipe) for path in RECIPES.glob("*.toml"))
 
