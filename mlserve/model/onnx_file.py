@@ -17,7 +17,7 @@ from mlserve.errors import ModelFileError
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["OnnxFile", "external_files", "inspect_onnx"]
+__all__ = ["OnnxFile", "every_graph", "external_files", "inspect_onnx"]
 
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
 # int() refuses thousands of digits with an error of its own.
@@ -39,7 +39,7 @@ def inspect_onnx(path: Path) -> OnnxFile:
     Raises ModelFileError when it is no ONNX model, is damaged, or refers to data outside its own folder.
     """
     model = _parse(path)
-    operators = frozenset(node.op_type for graph in _graphs(model) for node in graph.node)
+    operators = frozenset(node.op_type for graph in every_graph(model) for node in graph.node)
     if "EPContext" in operators:
         raise ModelFileError(
             f"{path} holds code compiled for one device (EPContext); export the model again without compiling it"
@@ -118,7 +118,7 @@ def _refuse(path: Path, tensor: "TensorProto", fault: str) -> ModelFileError:
     return ModelFileError(f"{path} is refused: the external data of tensor {tensor.name!r} {fault}")
 
 
-def _graphs(model: "ModelProto") -> Iterator["GraphProto"]:
+def every_graph(model: "ModelProto") -> Iterator["GraphProto"]:
     """Every graph of the file: the main one, training graphs, and those inside nodes' attributes at any depth."""
     waiting = [model.graph]
     for training in model.training_info:
@@ -133,7 +133,7 @@ def _graphs(model: "ModelProto") -> Iterator["GraphProto"]:
 
 def _tensors(model: "ModelProto") -> Iterator["TensorProto"]:
     nodes: list[NodeProto] = [node for function in model.functions for node in function.node]
-    for graph in _graphs(model):
+    for graph in every_graph(model):
         nodes += graph.node
         yield from graph.initializer
         for sparse in graph.sparse_initializer:

@@ -71,6 +71,39 @@ def command(trained: Path, *, data: bool = True) -> list[str]:
     ]  # fmt: skip
 
 
+def test_an_unseen_network_with_open_dimensions_and_several_inputs_and_outputs_goes_through_at_once(mlserve, tmp_path):
+    import torch
+    from torch import nn
+
+    class Unseen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.side = nn.Embedding(200, 48), nn.Sequential(nn.Linear(9, 48), nn.GELU(), nn.LayerNorm(48))
+            self.convolution = nn.Conv1d(48, 64, 3, padding=1)
+            self.mix = nn.MultiheadAttention(64, 4, batch_first=True)
+            self.scores, self.out = nn.Linear(112, 5), nn.Linear(112, 32)
+
+        def forward(self, words, numbers):
+            states = self.convolution(self.embed(words).transpose(1, 2)).relu().transpose(1, 2)
+            mixed, _ = self.mix(states, states, states, need_weights=False)
+            both = torch.cat([mixed.mean(1), self.side(numbers)], 1)
+            return {"scores": self.scores(both), "embedding": nn.functional.normalize(self.out(both), dim=-1)}
+
+    torch.manual_seed(0)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=2, max=64)
+    shapes = {"words": {0: batch, 1: length}, "numbers": {0: batch}}
+    example = (torch.randint(0, 200, (3, 7)), torch.randn(3, 9))
+    torch.export.save(torch.export.export(Unseen().eval(), example, dynamic_shapes=shapes), tmp_path / "unseen.pt2")
+    done = mlserve("optimize", "unseen.pt2", "--int8", "--json")
+    assert done.returncode == 0, done.stderr
+    _, int8 = json.loads(done.stdout)["published"]
+    words, numbers = int8["inputs"]
+    assert (words["name"], numbers["name"], numbers["shape"][1]) == ("words", "numbers", 9)
+    assert all(isinstance(dim, str) for dim in (*words["shape"], numbers["shape"][0]))
+    assert [spec["name"] for spec in int8["outputs"]] == ["scores", "embedding"]
+    assert int8["metrics"]["accuracy"]["loss"] < 0.05
+
+
 def test_static_int8_is_judged_on_rows_it_was_not_calibrated_on(optimize):
     done = optimize("--int8-static", "--json")
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from mlserve.model.tensors import Tensors, TensorSpec
 from mlserve.optimize.disk import no_space_left
 from mlserve.optimize.evaluation.parity import Difference, largest_difference
 from mlserve.optimize.importers.inputs import Inputs
-from mlserve.optimize.importers.onnx_model import INLINE_LIMIT_BYTES, write_model
+from mlserve.optimize.importers.onnx_model import INLINE_LIMIT_BYTES, name_values, write_model
 from mlserve.optimize.importers.original import TorchOriginal, named_outputs
 from mlserve.optimize.importers.shapes import Run, Sizes, fix, output_specs, words
 from mlserve.optimize.importers.torchscript import know_unflatten, program_of, replayed
@@ -71,6 +71,7 @@ def export(original: TorchOriginal, inputs: Inputs, rows: Rows | None, out: Path
             try:
                 outputs = output_specs(original.run, attempt.specs, inputs.sizes)
                 _write(original, attempt, outputs, inputs.sizes, path)
+                name_values(path, {_interim(spec): spec.name for spec in (*attempt.specs, *outputs)})
             except ModelFileError:  # what the model gives cannot be served, whichever way it is exported
                 raise
             except Exception as error:  # an exporter fails in as many ways as there are models
@@ -153,7 +154,10 @@ def _with_open(inputs: Inputs, open_words: list[str], rows: list[str]) -> tuple[
 def _write(original: TorchOriginal, attempt: _Attempt, outputs: Sequence[TensorSpec], sizes: Sizes, path: Path) -> None:
     specs = attempt.specs
     large = sum(parameter.nbytes for parameter in original.module.parameters()) > INLINE_LIMIT_BYTES
-    names: dict[str, Any] = {"input_names": [spec.name for spec in specs], "output_names": [o.name for o in outputs]}
+    names: dict[str, Any] = {
+        "input_names": [_interim(spec) for spec in specs],
+        "output_names": [_interim(spec) for spec in outputs],
+    }
     dynamo: dict[str, Any] = {"dynamo": True, "external_data": large, "verbose": False, **names}
     if original.program is not None:
         torch.onnx.export(original.program, (), path, **dynamo)
@@ -177,12 +181,19 @@ def _write(original: TorchOriginal, attempt: _Attempt, outputs: Sequence[TensorS
             module = original.module
             arguments, keywords = original.arguments(tensors)
             know_unflatten()
-        axes = {spec.name: _open_axes(spec) for spec in (*specs, *outputs)}
+        axes = {_interim(spec): _open_axes(spec) for spec in (*specs, *outputs)}
         with torch.no_grad():
             torch.onnx.export(
                 module, arguments, path, kwargs=keywords or None, dynamo=False, dynamic_axes=axes,
                 opset_version=_TRACE_OPSET, **names,
             )  # fmt: skip
+
+
+def _interim(spec: TensorSpec) -> str:
+    """What an input or output is called while it is exported: exporters name values inside after torch's operators, and
+    an output named `embedding` or `mean` would be there twice.
+    """
+    return f"interface/{spec.name}"
 
 
 class _Flat(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy

@@ -1,6 +1,7 @@
 """ONNX files as an artifact keeps them, and the import of a model that is one already."""
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,14 @@ from mlserve.engines.engine import EngineSettings
 from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.errors import EngineError, ModelFileError
 from mlserve.model.artifact import MODEL_FILE
-from mlserve.model.onnx_file import inspect_onnx
+from mlserve.model.onnx_file import every_graph, inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE, read_rows
 from mlserve.model.tensors import Dims, TensorSpec
 from mlserve.optimize.importers.onnx_upgrade import infer_shapes, open_batch, upgrade_opset
 from mlserve.optimize.importers.request import Imported
 from mlserve.optimize.importers.shapes import Unfit, default_sizes, output_specs
 
-__all__ = ["INLINE_LIMIT_BYTES", "import_onnx", "keep_outputs", "known_specs", "write_model"]
+__all__ = ["INLINE_LIMIT_BYTES", "import_onnx", "keep_outputs", "known_specs", "name_values", "write_model"]
 
 # A protobuf message cannot exceed 2 GiB; weights beyond this go into one file beside it.
 INLINE_LIMIT_BYTES = 1_500_000_000
@@ -96,6 +97,29 @@ def keep_outputs(path: Path, names: list[str]) -> None:
     del model.graph.output[:]
     model.graph.output.extend(kept)
     onnx.save(model, path)
+
+
+def name_values(path: Path, names: dict[str, str]) -> None:
+    """Renames values of the model in `path`, old name -> new; a value inside that has a new name already makes way."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graphs = list(every_graph(model))
+    nodes = [node for graph in graphs for node in graph.node]
+    used = {name for node in nodes for name in (*node.input, *node.output)}
+    used |= {tensor.name for graph in graphs for tensor in graph.initializer}
+    renamed = {name: _unused(name, used) for name in set(names.values()) & used} | names
+    for node in nodes:
+        for values in (node.input, node.output):
+            values[:] = [renamed.get(name, name) for name in values]
+    for graph in graphs:
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            value.name = renamed.get(value.name, value.name)
+    onnx.save(model, path)
+
+
+def _unused(name: str, used: set[str]) -> str:
+    return next(candidate for number in itertools.count(1) if (candidate := f"{name}_{number}") not in used)
 
 
 def write_model(source: Path, out: Path) -> None:
