@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["facts", "print_outcome"]
 
-_MARKS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_MARKS = "0123456789abcdefghijklmnopqrstuvwxyz" + 1000 * "*"
 _FEWEST_DRAWN = 3
 
 
@@ -134,7 +134,13 @@ def _print_chart(ranked: list["Artifact"]) -> None:
 
 def _print_trade_off(variant: str, trials: tuple["Trial", ...]) -> None:
     table = Table(
-        "layers kept", "loss", "at most (95%)", "size", "", title=f"{variant}: accuracy for size", title_justify="left"
+        "layers kept",
+        "loss",
+        "at most (95%)",
+        "size",
+        "",
+        title=f"{variant}: accuracy for size, on the rows set aside",
+        title_justify="left",
     )
     for trial in trials:
         verdict = "holds" if trial.holds else "loses too much"

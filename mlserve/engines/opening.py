@@ -17,6 +17,8 @@ from mlserve.model.tensors import batchable
 
 __all__ = ["open_engine", "open_onnx_file"]
 
+# PyTorch's number of threads is a setting of the whole process, so that its pieces cannot have one each.
+_SPLITTING = ("onnxruntime", "openvino")
 _ONNXRUNTIME_ONLY = {"graph_optimization": "all", "memory_arena": True, "io_binding": False}
 
 
@@ -35,7 +37,9 @@ def open_engine(artifact: Artifact, settings: EngineSettings | None = None) -> E
     whole = _open(artifact, settings)
     if not settings.split_batches:
         return whole
-    if settings.device != "cpu" or settings.threads == 1 or not _rows_can_part(artifact.manifest):
+    if settings.engine not in _SPLITTING or settings.device != "cpu" or settings.threads == 1:
+        return whole
+    if not _rows_can_part(artifact.manifest):
         return whole
     part = _open(artifact, msgspec.structs.replace(settings, streams=settings.threads))
     return SplitEngine(whole, part, settings.threads)
