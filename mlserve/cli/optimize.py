@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, print_json, steps
+from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, print_json, steps
 from mlserve.cli.variants_table import facts, print_outcome
 from mlserve.errors import Refused, UsageError
 
@@ -159,6 +159,10 @@ def optimize(
         print_json(facts(outcome))
     else:
         print_outcome(outcome)
+        if wish.recipe is None and len(outcome.measured) == 1 and not outcome.refused:
+            err.print(
+                "[yellow]note:[/] nothing was tried: the model has no matrix product or convolution to make cheaper"
+            )
     if outcome.refused and wish.recipe:
         published = ", ".join(artifact.ref for artifact in outcome.published)
         reasons = "; ".join(f"{variant}: {reason}" for variant, reason in outcome.refused.items())

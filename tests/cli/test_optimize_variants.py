@@ -190,6 +190,18 @@ def test_auto_publishes_the_best_of_what_it_tried(optimize):
         assert artifact["metrics"]["accuracy"]["loss_high"] <= 0.03
 
 
+def test_auto_says_when_there_is_nothing_to_try(mlserve, tmp_path):
+    from xgboost import XGBClassifier
+
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((200, 6)), rng.integers(2, size=200)
+    XGBClassifier(n_estimators=5).fit(x, labels).save_model(tmp_path / "trees.json")
+    done = mlserve("optimize", "trees.json", "--auto")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was tried" in done.stderr
+    assert Store(tmp_path / "store").versions("trees") == [1]
+
+
 def test_auto_prints_a_ranking_and_a_chart(optimize):
     done = optimize("--auto", "--max-drop", "3%", data=False)
     assert done.returncode == 0, done.stderr
