@@ -88,19 +88,19 @@ class Result(msgspec.Struct, frozen=True):
 def main() -> None:
     options = parse_options()
     os.environ |= {"HF_HUB_OFFLINE": "1", "USE_TF": "0"}
-    work = Path(options.work)
+    work = Path(options.work).resolve()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     threads = usable_cores()
     lines: list[Line] = []
-    for make in (minilm, digits, resnet50):
+    for make in (digits, minilm, resnet50):
         if make.__name__ in options.only.split(","):
             err.print(f"[bold]{make.__name__}[/]: making")
             lines += compare(make(work), work, threads, options.turns)
             show(lines, make.__name__)
-    if options.json:
-        result = Result(read_machine(), threads, options.turns, lines)
-        Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+            if options.json:
+                result = Result(read_machine(), threads, options.turns, lines)
+                Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
 
 
 def parse_options() -> argparse.Namespace:
@@ -172,7 +172,7 @@ def make_variants(subject: Subject, store: Store) -> tuple[dict[str, Artifact], 
             sys.executable, "-m", "mlserve", "optimize", *subject.arguments, "--name", f"{subject.name}-{recipe.stem}",
             "--recipe", recipe, "--data", subject.data, "--store", store.root, "--json",
         ]  # fmt: skip
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=HERE)
         if done.returncode not in (0, 1):
             sys.exit(f"{recipe.name}: {done.stderr}")
         told = json.loads(done.stdout)
@@ -317,11 +317,11 @@ def show(lines: list[Line], model: str) -> None:
         table.add_column(heading)
     for line in chosen:
         if line.remark:
-            table.add_row(line.way, "-", f"refused: {line.remark[:160]}", *["-"] * len(loads))
+            table.add_row(line.way, "-", f"not made: {line.remark[:160]}", *["-"] * len(loads))
             continue
         accuracy = f"{line.metric} {line.value:.4f} (loss {line.loss:.4f})" if line.value is not None else "-"
         cells = [f"{format_duration(line.time_s[load])}  {line.speed[load]:.2f}x" for load in loads]
-        table.add_row(line.way, format_bytes(line.size_bytes), accuracy, *cells)
+        table.add_row(line.way, format_bytes(line.size_bytes) if line.size_bytes else "-", accuracy, *cells)
     out.print(table)
 
 
