@@ -71,6 +71,20 @@ def command(trained: Path, *, data: bool = True) -> list[str]:
     ]  # fmt: skip
 
 
+def end_before_publishing(arguments: list[str], folder: Path, ending: signal.Signals) -> None:
+    """Starts the command and ends it when its static int8 variant is made."""
+    process = subprocess.Popen(
+        arguments, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    with process:
+        for line in process.stderr:
+            if "int8-static: accuracy" in line:
+                break
+        process.send_signal(ending)
+        process.stderr.read()
+
+
 def test_an_unseen_network_with_open_dimensions_and_several_inputs_and_outputs_goes_through_at_once(mlserve, tmp_path):
     import torch
     from torch import nn
@@ -156,16 +170,7 @@ def test_other_rows_held_out_are_other_work(trained, tmp_path):
     """What an attempt made with one split must not be judged with another."""
     (tmp_path / "network.py").write_text(NETWORK)
     arguments = [*command(trained), "--int8-static"]
-    process = subprocess.Popen(
-        arguments, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
-    with process:
-        for line in process.stderr:
-            if "int8-static: accuracy" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        process.stderr.read()
+    end_before_publishing(arguments, tmp_path, signal.SIGINT)
     again = subprocess.run([*arguments, "--seed", "1"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "finished by an earlier attempt" not in again.stderr
@@ -219,16 +224,7 @@ def test_the_shipped_recipes_for_any_cpu_can_be_made(optimize):
 def test_a_stopped_attempt_is_gone_on_with(trained, tmp_path):
     (tmp_path / "network.py").write_text(NETWORK)
     arguments = [*command(trained), "--int8", "--int8-static"]
-    process = subprocess.Popen(
-        arguments, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
-    with process:
-        for line in process.stderr:
-            if "int8-static: accuracy" in line:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.stderr.read()
+    end_before_publishing(arguments, tmp_path, signal.SIGKILL)
     assert not Store(tmp_path / "store").names()
     again = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
