@@ -10,12 +10,16 @@
     |- BenchError                 a target that cannot be reached or a generator that broke down
     |- RunFileError               a run directory that is no run, or of a format this version does not read
     |- Refused (exit 1)           the work was done and the answer is no: outputs differ, nothing was published
-    `- RequestError               one inference request; carries what each protocol answers
+    `- RequestError               one request to a server; carries what each protocol answers
        |- InvalidRequest          400 / INVALID_ARGUMENT
+       |- Unauthenticated         401 / UNAUTHENTICATED
+       |- Forbidden               403 / PERMISSION_DENIED
        |- UnknownModelError       404 / NOT_FOUND
        |- PayloadTooLarge         413 / RESOURCE_EXHAUSTED
+       |- UnsupportedContent      415 / UNIMPLEMENTED
        |- Overloaded              503 / RESOURCE_EXHAUSTED
        |- NotServing              503 / UNAVAILABLE
+       |- DeadlineExceeded        504 / DEADLINE_EXCEEDED
        `- ModelFailed             500 / INTERNAL
 
 A message names the thing, the value received and the next step. Anything else that reaches the terminal is a bug and
@@ -27,7 +31,9 @@ from typing import ClassVar
 __all__ = [
     "BenchError",
     "DataFileError",
+    "DeadlineExceeded",
     "EngineError",
+    "Forbidden",
     "InvalidRequest",
     "MlserveError",
     "ModelFailed",
@@ -39,8 +45,10 @@ __all__ = [
     "RequestError",
     "RunFileError",
     "StoreError",
+    "Unauthenticated",
     "UnknownInputError",
     "UnknownModelError",
+    "UnsupportedContent",
     "UsageError",
 ]
 
@@ -90,7 +98,7 @@ class Refused(MlserveError):
 
 
 class RequestError(MlserveError):
-    """One inference request cannot be answered. `http_status` and `grpc_code` are what the protocols say."""
+    """One request to a server cannot be answered. `http_status` and `grpc_code` are what the protocols say."""
 
     http_status: ClassVar[int] = 500
     grpc_code: ClassVar[int] = 13
@@ -101,6 +109,20 @@ class InvalidRequest(RequestError):
 
     http_status: ClassVar[int] = 400
     grpc_code: ClassVar[int] = 3
+
+
+class Unauthenticated(RequestError):
+    """The request carries no key, or one that the server does not know."""
+
+    http_status: ClassVar[int] = 401
+    grpc_code: ClassVar[int] = 16
+
+
+class Forbidden(RequestError):
+    """The request's key does not allow this, or this server does not do it."""
+
+    http_status: ClassVar[int] = 403
+    grpc_code: ClassVar[int] = 7
 
 
 class UnknownModelError(RequestError):
@@ -117,6 +139,13 @@ class PayloadTooLarge(RequestError):
     grpc_code: ClassVar[int] = 8
 
 
+class UnsupportedContent(RequestError):
+    """The body is of a type, or in an encoding, that this server does not read."""
+
+    http_status: ClassVar[int] = 415
+    grpc_code: ClassVar[int] = 12
+
+
 class Overloaded(RequestError):
     """The queue is full; the same request may succeed later."""
 
@@ -129,6 +158,13 @@ class NotServing(RequestError):
 
     http_status: ClassVar[int] = 503
     grpc_code: ClassVar[int] = 14
+
+
+class DeadlineExceeded(RequestError):
+    """The request's own time limit passed before its run could start."""
+
+    http_status: ClassVar[int] = 504
+    grpc_code: ClassVar[int] = 4
 
 
 class ModelFailed(RequestError):

@@ -2,29 +2,36 @@
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from mlserve.engines.engine import Engine
 from mlserve.engines.independence import rows_independent
 from mlserve.engines.opening import open_engine, open_onnx_file
 from mlserve.errors import EngineError, RequestError
-from mlserve.model.artifact import MANIFEST, Artifact, read_manifest
+from mlserve.model.artifact import MANIFEST, Artifact, Format, read_manifest
 from mlserve.model.store import verify
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import TensorSpec
 from mlserve.serve.batching.batcher import Batcher, Ticket
+from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.batching.window import BatchWindow
+from mlserve.serve.catalog import ModelFacts, ServedModel
 from mlserve.serve.metrics import ModelMeter
-from mlserve.serve.service import ServedModel
 from mlserve.serve.settings import ModelSource, ServeSettings
+from mlserve.serve.tasks.opening import open_task
 from mlserve.wire.signature import Signature
 
 __all__ = ["load_model"]
 
+# V2's names for them, as Triton's clients know them.
+_PLATFORM: dict[Format, str] = {"onnx": "onnxruntime_onnx", "openvino": "openvino", "torch": "pytorch_libtorch"}
 
-def load_model(source: ModelSource, settings: ServeSettings) -> ServedModel:
+
+def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn) -> ServedModel:
     """The model in `source`, ready to answer.
 
     A version folder is checked against its manifest, a bare ONNX file by `inspect_onnx`, before an engine sees it.
@@ -32,27 +39,45 @@ def load_model(source: ModelSource, settings: ServeSettings) -> ServedModel:
     """
     path = Path(source.path)
     if (path / MANIFEST).is_file():
-        artifact = Artifact(path, read_manifest(path))
-        verify(artifact)
-        engine = open_engine(artifact, settings.engine)
-        inputs, outputs = artifact.manifest.inputs, artifact.manifest.outputs
-        together = artifact.manifest.rows_independent
-    else:
-        engine = open_onnx_file(path, settings.engine)
-        inputs, outputs = engine.inputs, engine.outputs
-        together = rows_independent(engine, inputs)
-    signature = Signature(source.name, source.version, inputs, outputs, together=together)
-    return _behind_batcher(engine, signature, inputs, settings)
+        return _load_version(source, Artifact(path, read_manifest(path)), settings, turn)
+    engine = open_onnx_file(path, settings.engine)
+    together = rows_independent(engine, engine.inputs)
+    signature = Signature(source.name, source.version, engine.inputs, engine.outputs, together=together)
+    facts = ModelFacts(engine="onnxruntime", size_bytes=path.stat().st_size)
+    return _behind_batcher(engine, signature, settings, facts)
 
 
-def _behind_batcher(
-    engine: Engine, signature: Signature, inputs: Sequence[TensorSpec], settings: ServeSettings
-) -> ServedModel:
+def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettings, turn: LoopTurn) -> ServedModel:
+    verify(artifact)
+    manifest = artifact.manifest
+    engine = open_engine(artifact, settings.engine)
+    signature = Signature(
+        source.name, source.version, manifest.inputs, manifest.outputs, together=manifest.rows_independent
+    )
+    facts = ModelFacts(
+        platform=_PLATFORM[manifest.format],
+        engine=settings.engine.engine or manifest.engine,
+        variant=manifest.variant,
+        size_bytes=artifact.size_bytes,
+        labels=manifest.labels,
+    )
+    served = _behind_batcher(engine, signature, settings, facts)
+    task = open_task(artifact, signature, served.batcher, turn)
+    return msgspec.structs.replace(served, task=task)
+
+
+def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSettings, facts: ModelFacts) -> ServedModel:
     meter = ModelMeter(signature.name, signature.version)
     max_rows = settings.batch.max_rows if signature.together else 1
     window: BatchWindow[Ticket] = BatchWindow(max_rows, settings.batch.max_delay_s, settings.batch.max_waiting_rows)
-    typical_s = _warm_up(engine, inputs, max_rows)
-    return ServedModel(signature, Batcher(signature.name, engine, window, meter, typical_s=typical_s), meter)
+    typical_s = _warm_up(engine, [field.spec for field in signature.inputs.values()], max_rows)
+    facts = msgspec.structs.replace(
+        facts,
+        device=settings.engine.device,
+        max_rows=max_rows,
+        loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return ServedModel(signature, Batcher(signature.name, engine, window, meter, typical_s=typical_s), meter, facts)
 
 
 def _warm_up(engine: Engine, inputs: Sequence[TensorSpec], max_rows: int) -> float:

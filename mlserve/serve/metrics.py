@@ -91,19 +91,32 @@ class ModelMeter:
         by_protocol: dict[str, list[float]] = {}
         for ticket in tickets:
             by_protocol.setdefault(ticket.protocol, []).append(now_s - ticket.arrived_s)
+        by_protocol.pop("", None)  # steps on the way to an answer
         for protocol, elapsed_s in by_protocol.items():
-            counters = self._protocols.get(protocol)
-            if counters is None:
-                counters = self._protocols[protocol] = (
-                    _requests.labels(*self._labels, protocol, "ok"),
-                    _latency.labels(*self._labels, protocol),
-                )
-            counters[0].inc(len(elapsed_s))
-            counters[1].observe_all(elapsed_s)
+            self._count(protocol, elapsed_s)
+
+    def asked(self, protocol: str, elapsed_s: float) -> None:
+        """Counts one request of a person's texts or images, answered."""
+        self._count(protocol, [elapsed_s])
 
     def failed(self, protocol: str, error: RequestError) -> None:
         """Counts one request that was answered with an error."""
-        _requests.labels(*self._labels, protocol, type(error).__name__).inc()
+        if protocol:
+            _requests.labels(*self._labels, protocol, type(error).__name__).inc()
+
+    def close(self) -> None:
+        """The version is no longer served by this worker."""
+        _loaded.labels(*self._labels).set(0)
+
+    def _count(self, protocol: str, elapsed_s: Sequence[float]) -> None:
+        counters = self._protocols.get(protocol)
+        if counters is None:
+            counters = self._protocols[protocol] = (
+                _requests.labels(*self._labels, protocol, "ok"),
+                _latency.labels(*self._labels, protocol),
+            )
+        counters[0].inc(len(elapsed_s))
+        counters[1].observe_all(elapsed_s)
 
 
 def render_metrics() -> bytes:

@@ -1,65 +1,56 @@
-"""The one thing behind every dialect: which models are served, and whether the server is ready."""
+"""The one thing behind every dialect: what is served, who may ask for it, and whether the server is ready."""
 
-import msgspec
+from mlserve.errors import Forbidden, NotServing
+from mlserve.serve.access import Access
+from mlserve.serve.catalog import Catalog, ServedModel
+from mlserve.serve.control import Control
 
-from mlserve.errors import NotServing, UnknownModelError
-from mlserve.serve.batching.batcher import Batcher
-from mlserve.serve.metrics import ModelMeter
-from mlserve.wire.signature import Signature
-
-__all__ = ["EXTENSIONS", "PLATFORM", "SERVER_NAME", "ServedModel", "Service"]
+__all__ = ["EXTENSIONS", "SERVER_NAME", "ServedModel", "Service"]
 
 SERVER_NAME = "mlserve"
 EXTENSIONS = ["binary_tensor_data"]
-PLATFORM = "onnx_onnxv1"
-
-
-class ServedModel(msgspec.Struct, frozen=True):
-    """One loaded version and what runs it."""
-
-    signature: Signature
-    batcher: Batcher
-    meter: ModelMeter
 
 
 class Service:
-    """The models of one worker, by name and version.
+    """One worker's view of the server. A server is live from start to end; it is ready until it drains.
 
-    `defaults` says which version a request that names none is for. A server is live from start to end; it is ready
-    once its models are loaded and until it drains.
+    `catalog` is replaced whole when what is served changes; a request keeps the model it found.
     """
 
-    def __init__(self, models: list[ServedModel], defaults: dict[str, str]) -> None:
-        self._models = {(model.signature.name, model.signature.version): model for model in models}
-        self._defaults = defaults
+    def __init__(self, catalog: Catalog, access: Access | None = None, name: str = SERVER_NAME) -> None:
+        self.catalog = catalog
+        self.access = access or Access()
+        self.name = name
         self.draining = False
+        self._control: Control | None = None
 
     @property
     def ready(self) -> bool:
         return not self.draining
 
     @property
+    def control(self) -> Control:
+        """What loads and unloads. Raises Forbidden where nothing may."""
+        if self._control is None:
+            raise Forbidden("explicit model load / unload is not allowed; start with --model-control explicit")
+        return self._control
+
+    @control.setter
+    def control(self, control: Control) -> None:
+        self._control = control
+
+    @property
     def models(self) -> list[ServedModel]:
         """Every served version, by name and then by age."""
-        return [self._models[key] for key in sorted(self._models, key=lambda key: (key[0], len(key[1]), key[1]))]
-
-    def default_version(self, name: str) -> str:
-        """The version that a request for `name` alone is answered by. Raises UnknownModelError."""
-        return self.find(name).signature.version
+        return self.catalog.served
 
     def versions(self, name: str) -> list[str]:
         """The served versions of `name`, oldest first."""
-        return [model.signature.version for model in self.models if model.signature.name == name]
+        return self.catalog.versions(name)
 
     def find(self, name: str, version: str = "") -> ServedModel:
-        """The served version; an empty `version` means the default one. Raises UnknownModelError."""
-        chosen = version or self._defaults.get(name, "")
-        model = self._models.get((name, chosen))
-        if model is None:
-            # The words Triton's clients look for.
-            which = f" version {version[:64]} is not found" if chosen and name in self._defaults else " is not found"
-            raise UnknownModelError(f"Request for unknown model: '{name[:128]}'{which}")
-        return model
+        """The served version or alias; an empty `version` means the default one. Raises UnknownModelError."""
+        return self.catalog.find(name, version)
 
     def check_serving(self) -> None:
         """Raises NotServing while the server drains: what was accepted before is still answered."""
@@ -69,9 +60,9 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether every accepted request has been run."""
-        return all(model.batcher.idle for model in self._models.values())
+        return all(model.idle for model in self.catalog.models.values())
 
     def close(self) -> None:
-        """Runs what still waits, then stops every batcher's thread."""
-        for model in self._models.values():
-            model.batcher.close()
+        """Runs what still waits, then stops every model."""
+        for model in self.catalog.models.values():
+            model.close()

@@ -1,10 +1,22 @@
 """What a server is told: which models, where to listen, how to batch. Inert, and small enough to cross a process."""
 
+from typing import Literal
+
 import msgspec
 
 from mlserve.engines.engine import EngineSettings
 
-__all__ = ["BatchSettings", "Limits", "ModelSource", "ServeSettings", "WorkerReport"]
+__all__ = [
+    "BatchSettings",
+    "Follow",
+    "Limits",
+    "ModelSource",
+    "NamedRoute",
+    "ServeSettings",
+    "StoreChoice",
+    "WatchSettings",
+    "WorkerReport",
+]
 
 
 class BatchSettings(msgspec.Struct, frozen=True):
@@ -33,14 +45,65 @@ class ModelSource(msgspec.Struct, frozen=True):
     path: str
 
 
+class Follow(msgspec.Struct, frozen=True):
+    """Which versions of one name are served, as the store changes; the name `*` means every name of the store.
+
+    `versions` is `default` (what a bare name means: the alias `production`, else the newest), `all`, `latest:N`, or a
+    list of versions and aliases (`3,production`). Versions that an alias means are served with `all` and `latest:N`.
+    """
+
+    name: str
+    versions: str = "default"
+
+
+class StoreChoice(msgspec.Struct, frozen=True):
+    """The store that is followed, and what of it is served. Looked at every `every_s` seconds."""
+
+    root: str
+    follow: tuple[Follow, ...]
+    every_s: float = 0.2
+
+
+class NamedRoute(msgspec.Struct, frozen=True):
+    """A path of the user's own choice (`/spam/detect`) and the model, version or alias it means.
+
+    `dialect` says how it is spoken with: `predict`, `vertex`, `sagemaker`, `azure`.
+    """
+
+    path: str
+    model: str
+    version: str = ""
+    dialect: str = "predict"
+
+
+class WatchSettings(msgspec.Struct, frozen=True):
+    """What is told of single requests: the share that is logged as JSON lines, where to, and where traces go."""
+
+    log_share: float = 0.0
+    log_file: str = ""
+    otlp_endpoint: str = ""
+    trace_share: float = 0.0
+
+
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one server needs to know, complete: no default is looked up later.
 
-    `defaults` says which version a request that names none is for.
+    `models` are served as they are; `store` says what of a store is served beside them, and is followed as it changes.
+    `defaults` says which of `models` a request that names no version is for. `model_control` is `explicit` where
+    clients may load and unload. `management_port` is on the loopback address, None for none. `keys_file` names the API keys;
+    without one everybody may do everything. `run_directory` is the workers' common folder, made by the supervisor.
     """
 
-    models: tuple[ModelSource, ...]
-    defaults: dict[str, str]
+    models: tuple[ModelSource, ...] = ()
+    defaults: dict[str, str] = {}
+    store: StoreChoice | None = None
+    model_control: Literal["store", "explicit"] = "store"
+    routes: tuple[NamedRoute, ...] = ()
+    server_name: str = "mlserve"
+    keys_file: str = ""
+    watch: WatchSettings = WatchSettings()
+    run_directory: str = ""
+    management_port: int | None = None
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001

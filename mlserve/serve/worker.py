@@ -19,9 +19,12 @@ import msgspec
 import uvicorn
 
 from mlserve.errors import MlserveError
+from mlserve.serve.answering import Answering
+from mlserve.serve.application import application
 from mlserve.serve.batching.turn import LoopTurn
+from mlserve.serve.catalog import Catalog
+from mlserve.serve.dialects import CALLS, http_dialects
 from mlserve.serve.loading import load_model
-from mlserve.serve.protocols import v2_rest
 from mlserve.serve.service import Service
 from mlserve.serve.settings import ServeSettings, WorkerReport
 from mlserve.serve.transports.http import HttpLane, lane_class, sweep_connections
@@ -34,6 +37,8 @@ __all__ = ["main"]
 
 _log = logging.getLogger("mlserve.serve")
 
+# What is told that it is given up answers within this, or is cut.
+_GIVE_UP_S = 2
 # The last answers are on their way to the socket.
 _LAST_WRITES_S = 0.05
 
@@ -42,10 +47,13 @@ async def _serve_until_told(settings: ServeSettings) -> None:
     """Loads the models, serves until told to stop, answers what was accepted, and returns."""
     loop = asyncio.get_running_loop()
     stop = _stop_event(loop)
-    service = Service([load_model(source, settings) for source in settings.models], settings.defaults)
     turn = LoopTurn(loop)
+    models = [load_model(source, settings, turn) for source in settings.models]
+    found = {(model.signature.name, model.signature.version): model for model in models}
+    service = Service(Catalog(found, settings.defaults), name=settings.server_name)
+    answering = Answering(service, turn)
     grpc_server = _grpc_server(service, settings, turn)
-    http_server = _http_server(service, settings, turn)
+    http_server = _http_server(service, settings, answering)
     serving = asyncio.create_task(http_server.serve([_listen(settings.host, settings.http_port)]))
     sweeping = asyncio.create_task(sweep_connections(http_server.server_state.connections))
     await grpc_server.start()
@@ -55,9 +63,12 @@ async def _serve_until_told(settings: ServeSettings) -> None:
     await asyncio.wait([asyncio.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
     service.draining = True
     http_server.should_exit = True
-    await asyncio.gather(serving, _until_idle(service, settings.limits.drain_s))
-    for connection in list(http_server.server_state.connections):
-        cast("HttpLane", connection).abandon()
+    await _until_idle(service, settings.limits.drain_s)
+    if not service.idle:
+        answering.abandon()
+        for connection in list(http_server.server_state.connections):
+            cast("HttpLane", connection).abandon()
+    await serving
     await asyncio.sleep(_LAST_WRITES_S)
     await grpc_server.stop()
     sweeping.cancel()
@@ -112,10 +123,10 @@ class _Server(uvicorn.Server):
         await self._serve(sockets)
 
 
-def _http_server(service: Service, settings: ServeSettings, turn: LoopTurn) -> uvicorn.Server:
+def _http_server(service: Service, settings: ServeSettings, answering: Answering) -> uvicorn.Server:
     config = uvicorn.Config(
-        v2_rest.application(service, turn),
-        http=lane_class(service, turn, settings.limits, v2_rest.infer_routes(service)),
+        application(service, answering, http_dialects(service, answering, settings)),
+        http=lane_class(service, answering, settings.limits),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -123,7 +134,7 @@ def _http_server(service: Service, settings: ServeSettings, turn: LoopTurn) -> u
         log_level="warning",
         server_header=False,
         timeout_keep_alive=round(settings.limits.keep_alive_s),
-        timeout_graceful_shutdown=round(settings.limits.drain_s),
+        timeout_graceful_shutdown=round(settings.limits.drain_s) + _GIVE_UP_S,
         backlog=2048,
     )
     return _Server(config)
@@ -133,10 +144,10 @@ def _grpc_server(service: Service, settings: ServeSettings, turn: LoopTurn) -> "
     if settings.grpc_transport == "native":
         from mlserve.serve.transports.grpc_native import NativeGrpcServer
 
-        return NativeGrpcServer(service, settings.authority(settings.grpc_port), settings.limits)
+        return NativeGrpcServer(service, CALLS, settings.authority(settings.grpc_port), settings.limits)
     from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
 
-    return FallbackGrpcServer(service, settings.authority(settings.grpc_port), settings.limits, turn)
+    return FallbackGrpcServer(service, CALLS, settings.authority(settings.grpc_port), settings.limits, turn)
 
 
 def _listen(host: str, port: int) -> socket.socket:

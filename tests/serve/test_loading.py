@@ -12,6 +12,7 @@ from mlserve.errors import EngineError, ModelFileError, StoreError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
+from mlserve.serve.batching.turn import Turn
 from mlserve.serve.loading import load_model
 from mlserve.serve.settings import ModelSource, ServeSettings
 
@@ -233,21 +234,21 @@ def test_an_engine_that_cannot_serve_the_model_ends_the_server_with_the_reason(m
 def test_a_version_with_a_changed_byte_is_refused_before_it_is_loaded(store):
     artifact = store.get("double", 1)
     source = ModelSource("double", "1", str(artifact.directory))
-    load_model(source, SETTINGS)
+    load_model(source, SETTINGS, Turn())
     content = bytearray(artifact.model_path.read_bytes())
     content[-1] ^= 1
     artifact.model_path.write_bytes(content)
     with pytest.raises(StoreError, match=r"double@1 does not match its manifest: model\.onnx was changed"):
-        load_model(source, SETTINGS)
+        load_model(source, SETTINGS, Turn())
 
 
 def test_a_file_that_is_no_model_and_one_that_onnxruntime_refuses_are_named(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no model")
     with pytest.raises(ModelFileError, match=r"model\.onnx is no ONNX model"):
-        load_model(ModelSource("m", "1", str(path)), SETTINGS)
+        load_model(ModelSource("m", "1", str(path)), SETTINGS, Turn())
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Nonsense", ["x"], ["y"])], "g", [x], [x])
     path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
     with pytest.raises(EngineError, match=r"model\.onnx cannot be loaded"):
-        load_model(ModelSource("m", "1", str(path)), SETTINGS)
+        load_model(ModelSource("m", "1", str(path)), SETTINGS, Turn())

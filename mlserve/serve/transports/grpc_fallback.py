@@ -1,16 +1,17 @@
 """gRPC by grpcio, where pygrpc-native has no wheel. Slower by far, and otherwise the same."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
 from mlserve.errors import RequestError
 from mlserve.serve.batching.turn import LoopTurn
-from mlserve.serve.protocols import v2_grpc
+from mlserve.serve.protocols.dialect import Call, InferCall
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
+from mlserve.serve.transports.grpc_ticket import infer
 
 __all__ = ["FallbackGrpcServer"]
 
@@ -20,7 +21,9 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class FallbackGrpcServer:
     """Serves on `target` (host:port) from the event loop. Raises OSError when it cannot be bound."""
 
-    def __init__(self, service: Service, target: str, limits: Limits, turn: LoopTurn) -> None:
+    def __init__(
+        self, service: Service, calls: Sequence[Call | InferCall], target: str, limits: Limits, turn: LoopTurn
+    ) -> None:
         self._service, self._turn = service, turn
         self._server = grpc.aio.server(
             options=[
@@ -29,7 +32,7 @@ class FallbackGrpcServer:
                 ("grpc.max_send_message_length", -1),
             ]
         )
-        self._server.add_generic_rpc_handlers([_Handlers(self)])
+        self._server.add_generic_rpc_handlers([_Handlers(self, calls)])
         try:
             self._server.add_insecure_port(target)
         except RuntimeError as error:
@@ -43,25 +46,22 @@ class FallbackGrpcServer:
         """Closes every connection; a call still unanswered gets UNAVAILABLE."""
         await self._server.stop(0)
 
-    async def infer(self, payload: bytes, context: Any) -> bytes:
-        """One ModelInfer call."""
-        call = _Call(self._turn.loop)
-        v2_grpc.infer(self._service, payload, call, self._turn, self._turn.loop)
-        try:
-            return await call.reply
-        except RequestError as error:
-            await context.abort(_CODES[error.grpc_code], str(error)[:900])
-            raise
+    def handler(self, call: Call | InferCall) -> Callable[[bytes, Any], Any]:
+        """What answers `call`."""
 
-    def unary(self, path: str) -> Callable[[bytes, Any], Any]:
-        """What answers the calls to `path`."""
-        handle = v2_grpc.UNARY[path]
-
-        async def answer(payload: bytes, context: Any) -> Any:
+        async def answer(payload: bytes, context: Any) -> bytes:
             try:
-                return handle(self._service, payload).SerializeToString()
+                scope = "infer" if isinstance(call, InferCall) else call.scope
+                self._service.access.check(scope, _credential(context))
+                if isinstance(call, InferCall):
+                    caller = _Caller(self._turn.loop)
+                    infer(self._service, call, payload, caller, self._turn, self._turn.loop)
+                    return await caller.reply
+                found: bytes = call.answer(self._service, payload).SerializeToString()
+                return found
             except RequestError as error:
                 await context.abort(_CODES[error.grpc_code], str(error)[:900])
+                raise
 
         return answer
 
@@ -69,15 +69,19 @@ class FallbackGrpcServer:
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
     """Finds a handler by path; requests and responses stay bytes."""
 
-    def __init__(self, server: FallbackGrpcServer) -> None:
-        self._methods = {path: grpc.unary_unary_rpc_method_handler(server.unary(path)) for path in v2_grpc.UNARY}
-        self._methods[v2_grpc.INFER] = grpc.unary_unary_rpc_method_handler(server.infer)
+    def __init__(self, server: FallbackGrpcServer, calls: Sequence[Call | InferCall]) -> None:
+        self._methods = {call.path: grpc.unary_unary_rpc_method_handler(server.handler(call)) for call in calls}
 
     def service(self, handler_call_details: Any) -> Any:
         return self._methods.get(handler_call_details.method)
 
 
-class _Call:
+def _credential(context: Any) -> bytes | None:
+    found = dict(context.invocation_metadata() or ()).get("authorization")
+    return found.encode() if isinstance(found, str) else found
+
+
+class _Caller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.reply: asyncio.Future[bytes] = loop.create_future()
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -18,17 +19,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from mlserve.errors import NotServing, PayloadTooLarge, RequestError
 from mlserve.model.tensors import Tensors
+from mlserve.serve.answering import Answering
 from mlserve.serve.batching.batcher import Batch, Ticket
-from mlserve.serve.batching.turn import LoopTurn
-from mlserve.serve.protocols.infer_route import ENCODING, JSON_BYTES, InferRoute, json_part
-from mlserve.serve.service import Service
+from mlserve.serve.protocols.dialect import ENCODING, JSON_BYTES, Inference, InferRoute, check_encoding, error_body
+from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.settings import Limits
+from mlserve.serve.tasks.task import Asked
 from mlserve.serve.transports.http_reply import failure, success
 from mlserve.wire.signature import InferRequest
 
 __all__ = ["HttpLane", "HttpTicket", "lane_class", "sweep_connections"]
 
-_NOTED = frozenset((b"expect", b"content-length", b"upgrade", ENCODING, JSON_BYTES))
+_AUTHORIZATION, _API_KEY = b"authorization", b"x-api-key"
+_NOTED = frozenset((b"expect", b"content-length", b"upgrade", _AUTHORIZATION, _API_KEY, ENCODING, JSON_BYTES))
 # How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
 # and take the answer with it.
 _LINGER_S = 2.0
@@ -41,35 +44,40 @@ _log = logging.getLogger("mlserve.serve")
 class HttpTicket(Ticket):
     """One request of the fast lane. Its reply is kept until those before it on the connection have gone out."""
 
-    __slots__ = ("close", "connection", "reply", "request", "route")
+    __slots__ = ("close", "connection", "inference", "model", "reply", "request")
 
     last = False
 
-    def __init__(self, connection: "HttpLane", route: InferRoute, request: InferRequest, *, close: bool) -> None:
+    def __init__(
+        self, connection: "HttpLane", model: ServedModel, inference: Inference, request: InferRequest, *, close: bool
+    ) -> None:
         self.inputs, self.rows = request.inputs, request.rows
-        self.key, self.loop = route.model.signature.batch_key(request.inputs), connection.loop
-        self.connection, self.route, self.request, self.close = connection, route, request, close
-        self.protocol = route.protocol
+        self.key, self.loop = model.signature.batch_key(request.inputs), connection.loop
+        self.connection, self.model, self.inference = connection, model, inference
+        self.request, self.close = request, close
+        self.protocol = inference.protocol
         self.reply: bytes | None = None
         self.arrived_s = time.perf_counter()
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
-        route = self.route
-        body, json_bytes = route.encode(route.model.signature, self.request, outputs)
-        self.reply = success(self.connection.server_state.default_headers, body, json_bytes, close=self.close)
+        content = self.inference.encode(self.model, self.request, outputs)
+        self.reply = success(self.connection.server_state.default_headers, content, close=self.close)
         self.connection.flush()
 
     def fail(self, error: RequestError) -> None:
-        self.reply = failure(error.http_status, str(error), close=self.close)
+        status = error.http_status
+        self.reply = failure(status, self.inference.error(status, str(error)), close=self.close)
         self.connection.flush()
 
 
 class _Reply:
-    """A reply that needs no engine, in its place after those before it. After a `last` one nothing more is read."""
+    """A reply that no ticket brings, in its place after those before it. After a `last` one nothing more is read."""
 
-    __slots__ = ("close", "last", "reply")
+    __slots__ = ("close", "last", "reply", "task")
 
-    def __init__(self, reply: bytes, *, close: bool, last: bool = False) -> None:
+    task: "asyncio.Task[None]"  # what brings it, kept from being collected while it runs
+
+    def __init__(self, reply: bytes | None, *, close: bool, last: bool = False) -> None:
         self.reply, self.close, self.last = reply, close, last
 
 
@@ -86,9 +94,8 @@ class HttpLane(HttpToolsProtocol):
     """One connection. `lane_class` makes the subclass that knows its service."""
 
     service: Service
-    turn: LoopTurn
+    answering: Answering
     limits: Limits
-    infer_routes: dict[bytes, InferRoute]
     small_digits: int  # a content-length of so many cannot be too large
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -101,6 +108,7 @@ class HttpLane(HttpToolsProtocol):
         self._unsent_bytes = 0
         # Of the request that is being received; the read that it began in may hold the end of another, too.
         self._route: InferRoute | None = None
+        self._catalog = self.service.catalog
         self._handed_over, self._upgrading = False, False
         self._noted: dict[bytes, bytes] = {}
         self._in_headers, self._read_bytes, self._first_bytes, self._later_bytes = False, 0, 0, 0
@@ -167,8 +175,11 @@ class HttpLane(HttpToolsProtocol):
                 self._refuse(413, self._too_large(int(length)))
                 return
             expects = self._noted.get(b"expect", b"").lower() == b"100-continue"
-        route = self.infer_routes.get(self.url)
+        self._catalog = self.service.catalog
+        route = self._catalog.routes.get(self.url)
         if route is not None and self.parser.get_method() == b"POST" and self._application_idle():
+            if not self.service.access.open and not self._allowed(route):
+                return
             self._route = route
             if expects:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -200,20 +211,30 @@ class HttpLane(HttpToolsProtocol):
             super().on_message_complete()
             return
         close = not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1" or self.service.draining
+        model, inference = route.model, route.inference
         try:
             self.service.check_serving()
+            if self._catalog is not self.service.catalog:  # it changed while the body came
+                model = route.find_again()
             noted, body = self._noted, bytes(self._body)
             self._body = b""  # an idle connection shall not hold on to it
-            json_bytes = json_part(noted.get(JSON_BYTES), noted.get(ENCODING)) if noted else None
-            request = route.decode(body, route.model.signature, json_bytes)
+            if noted:
+                check_encoding(noted.get(ENCODING))
+            request = inference.decode(body, model, dict(self.headers) if inference.all_headers else noted)
         except RequestError as error:
-            route.model.meter.failed(route.protocol, error)
-            self._order.append(_Reply(failure(error.http_status, str(error), close=close), close=close))
+            model.meter.failed(inference.protocol, error)
+            body = inference.error(error.http_status, str(error))
+            self._order.append(_Reply(failure(error.http_status, body, close=close), close=close))
             self.flush()
             return
-        ticket = HttpTicket(self, route, request, close=close)
+        if isinstance(request, Asked):
+            reply = _Reply(None, close=close)
+            self._order.append(reply)
+            reply.task = self.loop.create_task(self._ask(model, inference, request, reply))
+            return
+        ticket = HttpTicket(self, model, inference, request, close=close)
         self._order.append(ticket)
-        self.turn.add(route.model.batcher, ticket)
+        self.answering.turn.add(model.batcher, ticket)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn never keeps the connection, asyncio lets us
         """Keeps the way back open for a client that sends no more but waits for its answers."""
@@ -248,10 +269,12 @@ class HttpLane(HttpToolsProtocol):
 
     def abandon(self) -> None:
         """Answers that the server stops to every request that is still being computed."""
+        error = NotServing("the server stopped before this request was answered; send it again")
         for ticket in list(self._order):
-            if isinstance(ticket, HttpTicket) and ticket.reply is None:
+            if ticket.reply is None:
                 ticket.close = True
-                ticket.fail(NotServing("the server stopped before this request was answered; send it again"))
+                ticket.reply = failure(error.http_status, error_body(error.http_status, str(error)), close=True)
+        self.flush()
 
     def flush(self) -> None:
         """Writes the replies that are ready, in the order of their requests."""
@@ -289,6 +312,31 @@ class HttpLane(HttpToolsProtocol):
                 self.transport.abort()  # to close would wait for a client that does not read
             else:
                 self.transport.close()
+
+    def _allowed(self, route: InferRoute) -> bool:
+        """Whether the request's key may ask; refuses it, before its body is read, if not."""
+        try:
+            self.service.access.check("infer", self._noted.get(_AUTHORIZATION) or self._noted.get(_API_KEY))
+        except RequestError as error:
+            self._refuse(error.http_status, str(error), route.inference.error)
+            return False
+        return True
+
+    async def _ask(self, model: ServedModel, inference: Inference, asked: Asked, reply: _Reply) -> None:
+        """Answers what a person asked, in its place among the replies."""
+        try:
+            answers = await self.answering.ask(model, asked, inference.protocol)
+            content = inference.encode_answers(model, asked, answers)
+            found = success(self.server_state.default_headers, content, close=reply.close)
+        except RequestError as error:
+            found = failure(error.http_status, inference.error(error.http_status, str(error)), close=reply.close)
+        except Exception:
+            _log.exception("an answer of model %s could not be written", model.signature.name)
+            body = inference.error(500, f"model '{model.signature.name}': its answer could not be written")
+            found = failure(500, body, close=reply.close)
+        if reply.reply is None:
+            reply.reply = found
+            self.flush()
 
     def _application_idle(self) -> bool:
         cycle = cast("RequestResponseCycle | None", self.cycle)
@@ -346,13 +394,13 @@ class HttpLane(HttpToolsProtocol):
             )
         )
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, body: Callable[[int, str], bytes] = error_body) -> None:
         """Answers a request that is not read to its end, after those before it, and reads no further."""
         if self._refused:
             return
         self._refused = True
         self.receiving_since_s = None
-        reply = failure(status, message, close=True)
+        reply = failure(status, body(status, message), close=True)
         if self._handed_over:
             answered = self.cycle.response_complete
             if not self._withdraw():
@@ -378,11 +426,9 @@ class HttpLane(HttpToolsProtocol):
         return not (too_late or self.pipeline or (waited and not self._order))
 
 
-def lane_class(
-    service: Service, turn: LoopTurn, limits: Limits, infer_routes: dict[bytes, InferRoute]
-) -> type[HttpLane]:
+def lane_class(service: Service, answering: Answering, limits: Limits) -> type[HttpLane]:
     """The protocol class for uvicorn, bound to one service."""
-    bound = {"service": service, "turn": turn, "limits": limits, "infer_routes": infer_routes}
+    bound = {"service": service, "answering": answering, "limits": limits}
     return type("BoundHttpLane", (HttpLane,), bound | {"small_digits": len(str(limits.max_request_bytes)) - 1})
 
 

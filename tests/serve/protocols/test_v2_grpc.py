@@ -96,7 +96,7 @@ def test_every_unary_call_answers(channel):
     name = messages.ModelReadyRequest(name="tiny").SerializeToString()
     assert messages.ModelReadyResponse.FromString(call(channel, "ModelReady", name)).ready
     model = messages.ModelMetadataResponse.FromString(call(channel, "ModelMetadata", name))
-    assert (model.name, list(model.versions), model.platform) == ("tiny", ["1"], "onnx_onnxv1")
+    assert (model.name, list(model.versions), model.platform) == ("tiny", ["1"], "onnxruntime_onnx")
     assert (model.inputs[0].name, model.inputs[0].datatype, list(model.inputs[0].shape)) == ("x", "FP32", [-1, 30])
     assert (model.outputs[0].name, list(model.outputs[0].shape)) == ("scores", [-1, 2])
 

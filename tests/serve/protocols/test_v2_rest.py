@@ -51,7 +51,7 @@ def still_right(tiny_server, reference):
             {
                 "name": "tiny",
                 "versions": ["1"],
-                "platform": "onnx_onnxv1",
+                "platform": "onnxruntime_onnx",
                 "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 30]}],
                 "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, 2]}],
             },
@@ -347,7 +347,7 @@ def test_headers_that_do_not_fit_the_body_are_told_in_both_lanes(tiny_server, st
     body = json.dumps(GOOD).encode()
     body = gzip.compress(body) if headers.get("Content-Encoding") == "gzip" else body
     status, _, answer = tiny_server.request("POST", path, body, headers)
-    assert status == 400
+    assert status == (415 if "Content-Encoding" in headers else 400)
     assert message in json.loads(answer)["error"]
 
 

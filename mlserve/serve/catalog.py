@@ -1,0 +1,112 @@
+"""What is served at one moment: an immutable view that is replaced whole, so that no request sees half a change."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from mlserve.errors import UnknownModelError
+from mlserve.serve.batching.batcher import Batcher
+from mlserve.serve.metrics import ModelMeter
+from mlserve.serve.tasks.task import Task
+from mlserve.wire.signature import Signature
+
+__all__ = ["Catalog", "IndexEntry", "ModelFacts", "ServedModel", "State"]
+
+State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What pages tell of a served version beside its signature.
+
+    `platform` is V2's name for its format (`onnxruntime_onnx`, `openvino`, `pytorch_pt2`), `engine` what runs it,
+    `max_rows` the most rows that run together, `labels` the names of the classes, `files` its folder or file.
+    """
+
+    platform: str = "onnxruntime_onnx"
+    engine: str = ""
+    device: str = "cpu"
+    variant: str = ""
+    size_bytes: int = 0
+    max_rows: int = 1
+    labels: tuple[str, ...] = ()
+    loaded_at: str = ""
+
+
+class ServedModel(msgspec.Struct, frozen=True, eq=False):
+    """One loaded version and what runs it."""
+
+    signature: Signature
+    batcher: Batcher
+    meter: ModelMeter
+    facts: ModelFacts = ModelFacts()
+    task: Task | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether every request it accepted has been run."""
+        return self.batcher.idle
+
+    def close(self) -> None:
+        """Runs what still waits, then stops its threads and frees the model."""
+        if self.task is not None:
+            self.task.close()
+        self.batcher.close()
+        self.meter.close()
+
+
+class IndexEntry(msgspec.Struct, frozen=True):
+    """One version as the repository index tells of it; `reason` says why it is not ready."""
+
+    name: str
+    version: str
+    state: State
+    reason: str = ""
+
+
+class Catalog(msgspec.Struct, frozen=True, eq=False):
+    """The served versions by (name, version), and the words that lead to them.
+
+    `defaults` says which version a request that names none is for, `aliases` which version each alias of a name means
+    (only versions that are served), `others` what is known but not served, and why. `routes` is the fast lane's memory
+    of what a path means; it goes with the catalog.
+    """
+
+    models: dict[tuple[str, str], ServedModel] = {}
+    defaults: dict[str, str] = {}
+    aliases: dict[str, dict[str, str]] = {}
+    others: tuple[IndexEntry, ...] = ()
+    routes: dict[bytes, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def served(self) -> list[ServedModel]:
+        """Every served version, by name and then by age."""
+        return [self.models[key] for key in sorted(self.models, key=lambda key: (key[0], len(key[1]), key[1]))]
+
+    @property
+    def names(self) -> list[str]:
+        """The names with a served version, sorted."""
+        return sorted({name for name, _ in self.models})
+
+    def versions(self, name: str) -> list[str]:
+        """The served versions of `name`, oldest first."""
+        return sorted((version for each, version in self.models if each == name), key=lambda text: (len(text), text))
+
+    def find(self, name: str, version: str = "") -> ServedModel:
+        """The served version; `version` may be an alias, and empty means the default one. Raises UnknownModelError."""
+        chosen = version or self.defaults.get(name, "")
+        model = self.models.get((name, chosen))
+        if model is None:
+            model = self.models.get((name, self.aliases.get(name, {}).get(chosen, "")))
+        if model is None:
+            # The words Triton's clients look for.
+            which = f" version {version[:64]} is not found" if chosen and name in self.defaults else " is not found"
+            raise UnknownModelError(f"Request for unknown model: '{name[:128]}'{which}")
+        return model
+
+    @property
+    def index(self) -> list[IndexEntry]:
+        """Every version, served or not, by name and then by age."""
+        ready = [IndexEntry(model.signature.name, model.signature.version, "READY") for model in self.models.values()]
+        known = {(entry.name, entry.version) for entry in ready}
+        others = [entry for entry in self.others if (entry.name, entry.version) not in known]
+        return sorted([*ready, *others], key=lambda entry: (entry.name, len(entry.version), entry.version))
