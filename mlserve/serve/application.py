@@ -5,6 +5,7 @@ lane does it; where the path alone says which model is meant, the fast lane is t
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from starlette.applications import Starlette
@@ -13,8 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlserve.errors import RequestError
+from mlserve.errors import RequestError, UnknownModelError
 from mlserve.serve.answering import Answering
+from mlserve.serve.catalog import Catalog
 from mlserve.serve.protocols.dialect import (
     ENCODING,
     Content,
@@ -25,6 +27,7 @@ from mlserve.serve.protocols.dialect import (
     Page,
     check_encoding,
     error_body,
+    find_by_path,
 )
 from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.tasks.task import Asked
@@ -46,8 +49,26 @@ def application(
         for page, methods in ((page, _methods(page)) for page in dialect.pages)
         if _is_admin(page) == management
     ]
+    if not management:
+        service.plan_routes(partial(_plain_routes, service, dialects))
     handlers = {HTTPException: _http_error, ClientDisconnect: _nobody_waits, Exception: _bug}
     return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def _plain_routes(service: Service, dialects: Sequence[Dialect], catalog: Catalog) -> dict[bytes, InferRoute]:
+    """What the paths of inference mean that hold nothing but a name, or a name and a version."""
+    pages = [page for each in dialects for page in each.pages if isinstance(page, InferPage)]
+    routes: dict[bytes, InferRoute] = {}
+    for page in pages:
+        if page.find is not find_by_path:
+            continue
+        for name, version in catalog.models:
+            wanted = version if "{version}" in page.path else ""
+            with suppress(UnknownModelError):
+                path = page.path.format(name=name, version=version).encode()
+                found = catalog.find(name, wanted)
+                routes.setdefault(path, InferRoute(found, page.inference, partial(service.find, name, wanted)))
+    return routes
 
 
 class _Pages:

@@ -1,5 +1,8 @@
 """The one thing behind every dialect: what is served, who may ask for it, and whether the server is ready."""
 
+from collections.abc import Callable
+from typing import Any
+
 from mlserve.errors import Forbidden, NotServing
 from mlserve.serve.access import Access
 from mlserve.serve.catalog import Catalog, ServedModel
@@ -23,6 +26,7 @@ class Service:
         self.name = name
         self.draining = False
         self._control: Control | None = None
+        self._routes_of: Callable[[Catalog], dict[bytes, Any]] | None = None
 
     @property
     def ready(self) -> bool:
@@ -51,6 +55,19 @@ class Service:
     def find(self, name: str, version: str = "") -> ServedModel:
         """The served version or alias; an empty `version` means the default one. Raises UnknownModelError."""
         return self.catalog.find(name, version)
+
+    def install(self, catalog: Catalog) -> Catalog:
+        """Serves `catalog` from the next request on; returns the one before."""
+        before = self.catalog
+        if self._routes_of is not None:
+            catalog.routes.update(self._routes_of(catalog))
+        self.catalog = catalog
+        return before
+
+    def plan_routes(self, routes_of: Callable[[Catalog], dict[bytes, Any]]) -> None:
+        """Lets `routes_of` say what the plain paths of every catalog mean, the present one's too."""
+        self._routes_of = routes_of
+        self.install(self.catalog)
 
     def check_serving(self) -> None:
         """Raises NotServing while the server drains: what was accepted before is still answered."""

@@ -90,8 +90,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `models` are served as they are; `store` says what of a store is served beside them, and is followed as it changes.
     `defaults` says which of `models` a request that names no version is for. `model_control` is `explicit` where
-    clients may load and unload. `management_port` is on the loopback address, None for none. `keys_file` names the API keys;
-    without one everybody may do everything. `run_directory` is the workers' common folder, made by the supervisor.
+    clients may load and unload. `management_port` is on the loopback address, None for none. `keys_file` names the
+    API keys; without one everybody may do everything. `run_directory` is the workers' common folder, made by the
+    supervisor.
     """
 
     models: tuple[ModelSource, ...] = ()

@@ -274,7 +274,8 @@ class HttpLane(HttpToolsProtocol):
             if ticket.reply is None:
                 ticket.close = True
                 ticket.reply = failure(error.http_status, error_body(error.http_status, str(error)), close=True)
-        self.flush()
+        if self._order:
+            self.flush()
 
     def flush(self) -> None:
         """Writes the replies that are ready, in the order of their requests."""
