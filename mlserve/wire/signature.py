@@ -17,7 +17,9 @@ class InferRequest(msgspec.Struct):
     """One request, whichever bytes it came in.
 
     `outputs` names the tensors wanted, in the order wanted; empty means all. `binary` names those that shall be
-    answered as raw bytes (REST only).
+    answered as raw bytes (REST only). `timeout_s` is how long the request may wait for its run, 0.0 for as long as it
+    takes; `priority` 1 is the highest, larger numbers come later, 0 is the model's default. `timing`: the answer shall
+    tell where the time went.
     """
 
     inputs: Tensors
@@ -25,6 +27,9 @@ class InferRequest(msgspec.Struct):
     id: str = ""
     outputs: Sequence[str] = ()
     binary: frozenset[str] = frozenset()
+    timeout_s: float = 0.0
+    priority: int = 0
+    timing: bool = False
 
 
 def _elements_decoder(dtype: np.dtype[Any], depth: int) -> msgspec.json.Decoder[Any]:
