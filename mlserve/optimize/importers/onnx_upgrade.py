@@ -8,8 +8,9 @@ one row, or an operator that mixes rows, shows.
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,16 +105,28 @@ def infer_shapes(path: Path) -> None:
 def _symbolic_shapes(model: "ModelProto") -> "ModelProto | None":
     """With words for open dimensions, where onnxruntime's tool knows every operator."""
     import onnx
-    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot infer
-            found: ModelProto | None = SymbolicShapeInference.infer_shapes(copy, auto_merge=False)
+            found: ModelProto | None = _shape_inference().infer_shapes(copy, auto_merge=False)
     except Exception:  # it raises anything for what it does not know; the plain inference then does
         return None
     return found
+
+
+def _shape_inference() -> Any:
+    """The symbolic inference of onnxruntime, by its file: the package around it imports torch, for 1.5 seconds."""
+    import onnxruntime
+
+    path = Path(onnxruntime.__file__).parent / "tools" / "symbolic_shape_infer.py"
+    spec = spec_from_file_location("onnxruntime_symbolic_shape_infer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SymbolicShapeInference
 
 
 def _replace(path: Path, model: "ModelProto", check: Callable[[Engine], str]) -> str:
