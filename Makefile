@@ -32,6 +32,7 @@ check: $(VENV)/.dev-installed
 
 proto: $(VENV)/.dev-installed
 	$(BIN)/python -m grpc_tools.protoc --proto_path=mlserve/wire --descriptor_set_out=mlserve/wire/inference.binpb inference.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=mlserve/wire --include_imports --descriptor_set_out=mlserve/wire/tensorflow.binpb tensorflow.proto
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,13 +1,14 @@
 """Closed-loop load at full speed: wrk for REST and h2load for gRPC, each kept to so many requests in flight."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,11 +19,28 @@ from rich.console import Console
 
 from mlserve.stats import quantile
 
-__all__ = ["WARM_UP_S", "Timing", "err", "fail", "require_tools", "run_h2load", "run_wrk", "wrk_script"]
+__all__ = [
+    "WARM_UP_S",
+    "Timing",
+    "err",
+    "fail",
+    "on_core",
+    "require_tools",
+    "run_h2load",
+    "run_wrk",
+    "wide_console",
+    "wrk_script",
+]
 
 WARM_UP_S = 1.0
 
 err = Console(stderr=True)
+
+
+def wide_console() -> Console:
+    """Where tables go; into a file or a pipe they are as wide as they need."""
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -48,12 +66,24 @@ def require_tools() -> None:
             fail(f"{tool} is not installed; install it with: apt-get install {package}")
 
 
-def wrk_script(body: bytes) -> str:
+@contextmanager
+def on_core(*cores: int) -> Iterator[None]:
+    """Holds this thread, and the processes it starts meanwhile, to `cores`."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def wrk_script(body: bytes, headers: Mapping[str, str] | None = None) -> str:
     """What wrk sends, and one line of JSON about how it went."""
+    fields = "".join(f"wrk.headers['{name}'] = '{value}'\n" for name, value in (headers or {}).items())
     text = body.decode().replace("\\", "\\\\").replace("'", "\\'")
     return f"""wrk.method = 'POST'
 wrk.headers['content-type'] = 'application/json'
-wrk.body = '{text}'
+{fields}wrk.body = '{text}'
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(string.format('\\n{{"requests":%d,"took_us":%d,"p50_us":%.1f,"p99_us":%.1f,"errors":%d}}\\n',
@@ -64,7 +94,7 @@ end
 
 
 def run_wrk(script: Path, url: str, in_flight: int, worker: psutil.Process, seconds: float) -> Timing:
-    """POSTs what `wrk_script` wrote to `url` for `seconds`; `worker` is the process that answers."""
+    """POSTs what `wrk_script` wrote to `url` for `seconds`; `worker` is the process that answers, with its children."""
     command = ["wrk", "-t1", f"-c{in_flight}", f"-d{round(seconds)}s", "--timeout", "30s", "-s", str(script), url]
     with _core_share(worker) as busy:
         output = _run(command)
@@ -75,7 +105,14 @@ def run_wrk(script: Path, url: str, in_flight: int, worker: psutil.Process, seco
     return Timing(rate, found["p50_us"] / 1e6, found["p99_us"] / 1e6, busy())
 
 
-def run_h2load(message: Path, url: str, in_flight: int, worker: psutil.Process, seconds: float) -> Timing:
+def run_h2load(
+    message: Path,
+    url: str,
+    in_flight: int,
+    worker: psutil.Process,
+    seconds: float,
+    headers: Mapping[str, str] | None = None,
+) -> Timing:
     """Calls `url` with the framed `message` for `seconds`, one stream a connection; `worker` as in `run_wrk`.
 
     h2load prints no percentiles, but writes how long each request took: start, status, microseconds.
@@ -83,8 +120,9 @@ def run_h2load(message: Path, url: str, in_flight: int, worker: psutil.Process, 
     log = message.with_suffix(".log")
     log.unlink(missing_ok=True)
     timed = [f"-D{round(seconds)}", f"--warm-up-time={WARM_UP_S:g}", f"--log-file={log}"]
-    headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
-    command = ["h2load", "-t1", f"-c{in_flight}", "-m1", *timed, "-d", str(message), *headers, url]
+    fields = {"content-type": "application/grpc", "te": "trailers", **(headers or {})}
+    given = [word for name, value in fields.items() for word in ("-H", f"{name}: {value}")]
+    command = ["h2load", "-t1", f"-c{in_flight}", "-m1", *timed, "-d", str(message), *given, url]
     with _core_share(worker) as busy:
         output = _run(command)
     counts = re.search(r"requests: (\d+) total, .* (\d+) succeeded", output)
@@ -103,13 +141,17 @@ def _run(command: list[str]) -> str:
 
 @contextmanager
 def _core_share(process: psutil.Process) -> Iterator[Callable[[], float]]:
-    """`share()`: how much of one core `process` used inside the block."""
-
-    def used_s() -> float:
-        times = process.cpu_times()
-        return times.user + times.system
-
-    before_s, started_s = used_s(), time.perf_counter()
+    """`share()`: how much of one core `process` and its children used inside the block."""
+    before_s, started_s = _used_s(process), time.perf_counter()
     share: list[float] = []
     yield lambda: share[0]
-    share.append((used_s() - before_s) / (time.perf_counter() - started_s))
+    share.append((_used_s(process) - before_s) / (time.perf_counter() - started_s))
+
+
+def _used_s(process: psutil.Process) -> float:
+    used_s = 0.0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = each.cpu_times()
+            used_s += times.user + times.system
+    return used_s

@@ -1,4 +1,4 @@
-"""The main job, on a real model: MiniLM-L6 as fp32 and int8, served and load-tested over REST and gRPC, compared.
+"""The main job, on a real model: MiniLM-L6 as fp32 and int8, asked in plain text, load-tested over REST and gRPC.
 
     make demo
 
@@ -7,12 +7,15 @@ It runs the commands a user would, and prints each before it runs. Set-up and mo
 """
 
 import json
+import math
+import operator
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ DEMO = Path("demo")
 STORE, RUNS, REPORT = DEMO / "store", DEMO / "runs", DEMO / "report"
 SENTENCES = HERE / "sentences.txt"
 
+CURL = shutil.which("curl") or "curl"
+QUESTION = "It rained the whole day."
 ROUNDS = 2
 VARIANTS = ("fp32", "int8")
 PROTOCOLS = ("rest", "grpc")
@@ -30,11 +35,12 @@ MOST_RPS = 60
 
 
 def main() -> None:
-    """Optimize, load-test every combination in turn, report."""
+    """Optimize, ask, load-test every combination in turn, report."""
     started_s = time.monotonic()
     os.environ["HF_HUB_OFFLINE"] = "1"
     mlserve("optimize", model_folder(), "--name", "minilm", "--int8", "--data", SENTENCES, "--store", STORE)
     versions = newest_versions()
+    ask_in_plain_text(f"minilm@{versions['int8']['version']}")
     rps = request_rate(versions["fp32"])
     duration_s = max(10, -(-FEWEST_REQUESTS // rps))
     shutil.rmtree(RUNS, ignore_errors=True)
@@ -50,6 +56,54 @@ def main() -> None:
                 )  # fmt: skip
     mlserve("report", RUNS, "--out", REPORT)
     print(f"\ndone in {time.monotonic() - started_s:.0f} s; open {(REPORT / 'report.html').resolve()}")
+
+
+def ask_in_plain_text(ref: str) -> None:
+    """Serves the model as a user would, and asks it with a sentence: which of the others is nearest in meaning?"""
+    arguments = ["serve", ref, "--store", str(STORE), "--http-port", "0", "--grpc-port", "0"]
+    print(f"\n$ mlserve {shlex.join(arguments)}", flush=True)
+    server = subprocess.Popen(
+        [*command(), *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    try:
+        document = ""
+        for line in server.stdout:
+            document += line
+            if line.startswith("}"):
+                break
+        url = f"{json.loads(document)['http']}/v1/predict"
+        (question,) = embeddings(url, [QUESTION], aloud=True)
+        print(f'{{"embedding": [{", ".join(f"{value:.4f}" for value in question[:4])}, ... {len(question)} numbers]}}')
+        lines = [line.strip() for line in SENTENCES.read_text().splitlines()]
+        sentences = [line for line in lines if line and not line.startswith("#")]
+        found = sorted(zip(map(partial(cosine, question), embeddings(url, sentences)), sentences, strict=True))[-3:]
+        print(f"\nThe nearest of {len(sentences)} sentences, asked in one request, by cosine:")
+        for likeness, sentence in reversed(found):
+            print(f"  {likeness:.2f}  {sentence}")
+    except (OSError, ValueError, KeyError) as error:
+        print(f"the server could not be asked: {error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+
+
+def embeddings(url: str, texts: list[str], *, aloud: bool = False) -> list[list[float]]:
+    """What the served model makes of each text, asked by curl."""
+    body = json.dumps({"text": texts if len(texts) > 1 else texts[0]})
+    if aloud:
+        print(f"\n$ curl {url} -d {shlex.quote(body)}", flush=True)
+    asked = subprocess.run([CURL, "-sS", url, "-d", "@-"], input=body, check=False, capture_output=True, text=True)
+    if asked.returncode:
+        raise OSError(asked.stderr.strip())
+    answer = json.loads(asked.stdout)
+    return [prediction["embedding"] for prediction in answer.get("predictions", [answer])]
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    """How alike two embeddings are, from -1 to 1."""
+    return sum(map(operator.mul, one, other)) / (math.hypot(*one) * math.hypot(*other))
 
 
 def newest_versions() -> dict[str, Any]:

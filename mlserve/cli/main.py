@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mlserve import __version__
-from mlserve.cli import models
+from mlserve.cli import keys, models
 from mlserve.cli.bench import bench
 from mlserve.cli.diagnose import diagnose
 from mlserve.cli.doctor import doctor
@@ -27,6 +27,7 @@ app.command()(optimize)
 app.command()(diagnose)
 app.add_typer(models.app, name="models")
 app.command()(serve)
+app.add_typer(keys.app, name="keys")
 app.command()(bench)
 app.command()(report)
 app.command()(gate)

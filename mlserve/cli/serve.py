@@ -1,20 +1,22 @@
 """`mlserve serve`: models over REST and gRPC."""
 
-import re
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mlserve.cli.served_models import Chosen, choose_models, follow_models
 from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, out, print_json
 from mlserve.errors import UsageError
 from mlserve.units import parse_duration_s
 
 if TYPE_CHECKING:
-    from mlserve.serve.settings import ModelSource
+    from mlserve.serve.protocols.vertex import VertexRoutes
+    from mlserve.serve.settings import NamedRoute
     from mlserve.serve.supervisor import Endpoints
 
-__all__ = ["choose_models", "default_versions", "serve"]
+__all__ = ["choose_models", "serve"]
 
 
 @ending_well
@@ -26,9 +28,42 @@ def serve(
         ),
     ] = None,
     store: StoreOption = Path("store"),
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="REST port; 0 takes a free one.")] = 8000,
+    versions: Annotated[
+        str | None,
+        typer.Option(
+            help="Of names without a version: default (production, else the newest), all, latest:N, or 3,candidate.",
+            show_default="default; all of a whole store",
+        ),
+    ] = None,
+    model_control: Annotated[
+        Literal["store", "explicit"],
+        typer.Option(help="Who changes what is served: the store as it changes, or clients that load and unload."),
+    ] = "store",
+    routes: Annotated[
+        list[str] | None,
+        typer.Option("--route", metavar="PATH=NAME[@VERSION|@ALIAS]", help="A path of your own for a model."),
+    ] = None,
+    server_name: Annotated[str, typer.Option(help="The name that the server's metadata tells.")] = "mlserve",
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1; on Vertex AI all")
+    ] = None,
+    http_port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="REST port; 0 takes a free one.", envvar=["SAGEMAKER_BIND_TO_PORT", "AIP_HTTP_PORT"]
+        ),
+    ] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = 8001,
+    management_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port on 127.0.0.1 for TorchServe's management pages; 0 takes a free one."),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="File of API keys; it is followed as it changes.")
+    ] = None,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help="Let everybody who can reach --host ask without a key.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the ports.")] = 1,
     threads: Annotated[
         int | None,
@@ -52,6 +87,16 @@ def serve(
         bool, typer.Option(help="Keep compiled models in STORE/.cache, so that versions of the store load quicker.")
     ] = True,
     drain: Annotated[str, typer.Option(help="After SIGTERM, how long accepted requests may take to end.")] = "30s",
+    log_requests: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the requests that are logged, as JSON lines.")
+    ] = 0.0,
+    log_file: Annotated[
+        Path | None, typer.Option(help="Where the lines of --log-requests go.", show_default="stderr")
+    ] = None,
+    otlp: Annotated[
+        str, typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP) that traces go to.")
+    ] = "",
+    trace: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the requests that are traced.")] = 1.0,
     json: JsonFlag = False,
 ) -> None:
     """Serve models over REST and gRPC (Open Inference Protocol V2), batched.
@@ -68,14 +113,25 @@ def serve(
     """
     from mlserve.engines.engine import EngineSettings
     from mlserve.runs.machine import usable_cores
-    from mlserve.serve.settings import BatchSettings, Limits, ServeSettings
+    from mlserve.serve.settings import BatchSettings, Limits, ServeSettings, WatchSettings
     from mlserve.serve.supervisor import run_server
 
-    sources = choose_models(models or [], store)
+    chosen = follow_models(models or [], store, versions, explicit=model_control == "explicit")
+    vertex = _vertex(chosen)
+    address = host or (vertex.host if vertex else "127.0.0.1")
+    is_open = _is_open(address, keys, allow_anonymous=allow_anonymous)
     settings = ServeSettings(
-        models=tuple(sources),
-        defaults=default_versions(sources, store),
-        host=host,
+        models=chosen.files,
+        defaults={source.name: source.version for source in chosen.files},
+        store=chosen.store,
+        model_control=model_control,
+        routes=(*map(_route, routes or []), *(vertex.routes if vertex else ())),
+        health_paths=(vertex.health_path,) if vertex and vertex.health_path else (),
+        server_name=server_name,
+        keys_file=str(keys.resolve()) if keys else "",
+        watch=WatchSettings(log_requests, str(log_file.resolve()) if log_file else "", otlp, trace if otlp else 0.0),
+        management_port=management_port,
+        host=address,
         http_port=http_port,
         grpc_port=grpc_port,
         workers=workers,
@@ -91,82 +147,76 @@ def serve(
     )
 
     def on_ready(endpoints: "Endpoints") -> None:
-        if host not in ("127.0.0.1", "localhost", "::1"):
-            err.print(f"[yellow]warning:[/] {host} can be reached from other machines, and requests are not authorized")
-        print_json(_ready(endpoints, sources)) if json else _print_ready(endpoints, sources)
+        if is_open:
+            err.print(f"[yellow]warning:[/] {address} can be reached from other machines, and everybody may ask")
+        print_json(_ready(endpoints)) if json else _print_ready(endpoints)
 
     run_server(settings, on_ready)
     err.print("drained and stopped")
 
 
-def choose_models(refs: list[str], root: Path) -> list["ModelSource"]:
-    """What each argument means; everything in the store when there is none."""
-    from mlserve.model.store import Store
-    from mlserve.serve.settings import ModelSource
+def _vertex(chosen: Chosen) -> "VertexRoutes | None":
+    """Where Vertex AI wants its container to listen; None elsewhere."""
+    if not {"AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE"} & os.environ.keys():
+        return None
+    from mlserve.serve.protocols.vertex import vertex_routes
+    from mlserve.serve.settings import EVERY_NAME
 
-    store = Store(root)
-    if refs:
-        chosen = [_source(ref, store) for ref in refs]
-    else:
-        artifacts = [store.get(name, version) for name in store.names() for version in store.versions(name)]
-        chosen = [ModelSource(a.manifest.name, str(a.manifest.version), str(a.directory.resolve())) for a in artifacts]
-    if not chosen:
+    followed = chosen.store.follow if chosen.store else ()
+    names = [*(source.name for source in chosen.files), *(each.name for each in followed)]
+    if len(names) != 1 or names[0] == EVERY_NAME:
+        raise UsageError("Vertex AI asks one model (AIP_PREDICT_ROUTE); name the one to serve: mlserve serve NAME")
+    return vertex_routes(os.environ, names[0])
+
+
+def _is_open(host: str, keys: Path | None, *, allow_anonymous: bool) -> bool:
+    """Whether people beyond this machine may ask without a key. Raises UsageError unless that is what was meant."""
+    import ipaddress
+
+    from mlserve.serve.supervisor import resolve_host
+
+    address = resolve_host(host).partition("%")[0]
+    if keys is not None or ipaddress.ip_address(address).is_loopback:
+        return False
+    if not allow_anonymous:
         raise UsageError(
-            f"the store {root} holds no model; add one with: mlserve optimize SOURCE, or serve a file: "
-            "mlserve serve FILE.onnx"
+            f"--host {host} can be reached from other machines, and without keys everybody there may ask; "
+            "name a file of keys with --keys, or mean it: --allow-anonymous"
         )
-    taken: dict[tuple[str, str], str] = {}
-    for source in chosen:
-        other = taken.setdefault((source.name, source.version), source.path)
-        if other != source.path:
-            raise UsageError(f"{other} and {source.path} would both be served as {source.name}; rename one")
-    return list({(source.name, source.version): source for source in chosen}.values())
+    return True
 
 
-def default_versions(sources: list["ModelSource"], root: Path) -> dict[str, str]:
-    """The version a request without one is for: the production alias if it is served, else the newest served."""
-    from mlserve.model.store import PRODUCTION, Store
+def _route(text: str) -> "NamedRoute":
+    """`PATH=NAME[@VERSION|@ALIAS]`."""
+    from mlserve.serve.settings import NamedRoute
 
-    defaults: dict[str, str] = {}
-    for name in {source.name for source in sources}:
-        served = [source for source in sources if source.name == name]
-        production = None
-        if any(Path(source.path).is_dir() for source in served):
-            production = Store(root).aliases(name).get(PRODUCTION)
-        versions = [source.version for source in served]
-        defaults[name] = str(production) if str(production) in versions else max(versions, key=int)
-    return defaults
+    path, _, ref = text.rpartition("=")
+    name, _, version = ref.partition("@")
+    if not path.startswith("/") or not name:
+        raise UsageError(f"--route {text!r} is no PATH=NAME[@VERSION|@ALIAS], for example /spam/detect=spam@production")
+    return NamedRoute(path, name, version)
 
 
-def _source(ref: str, store: Any) -> "ModelSource":
-    from mlserve.serve.settings import ModelSource
-
-    path = Path(ref)
-    try:
-        is_file = path.is_file()
-    except OSError:  # no path can be so long
-        is_file = False
-    if path.suffix == ".onnx" or is_file:
-        if not is_file:
-            raise UsageError(f"there is no file {ref}; give an .onnx file or the name of a model in the store")
-        return ModelSource(re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip(".-") or "model", "1", str(path.resolve()))
-    artifact = store.resolve(ref)
-    return ModelSource(artifact.manifest.name, str(artifact.manifest.version), str(artifact.directory.resolve()))
-
-
-def _ready(endpoints: "Endpoints", sources: list["ModelSource"]) -> dict[str, Any]:
+def _ready(endpoints: "Endpoints") -> dict[str, Any]:
     return {
         "http": endpoints.http,
         "grpc": endpoints.grpc,
+        "management": endpoints.management,
+        "docs": f"{endpoints.http}/docs",
         "workers": endpoints.workers,
-        "models": [{"name": source.name, "version": source.version} for source in sources],
+        "models": [{"name": name, "version": version} for name, version in endpoints.served],
     }
 
 
-def _print_ready(endpoints: "Endpoints", sources: list["ModelSource"]) -> None:
-    out.print(f"[bold green]serving[/] {len(sources)} model version{'s' if len(sources) > 1 else ''}")
-    for source in sources:
-        out.print(f"  {source.name}@{source.version}", highlight=False)
-    out.print(f"  REST  {endpoints.http}/v2/models/{sources[0].name}/infer", highlight=False)
+def _print_ready(endpoints: "Endpoints") -> None:
+    count = len(endpoints.served)
+    out.print(f"[bold green]serving[/] {count} model version{'' if count == 1 else 's'}")
+    for name, version in endpoints.served:
+        out.print(f"  {name}@{version}", highlight=False)
+    example = f"/v2/models/{endpoints.served[0][0]}/infer" if endpoints.served else "/v2/repository/index"
+    out.print(f"  REST  {endpoints.http}{example}", highlight=False)
     out.print(f"  gRPC  {endpoints.grpc}", highlight=False)
+    out.print(f"  docs  {endpoints.http}/docs", highlight=False)
+    if endpoints.management:
+        out.print(f"  management  {endpoints.management}", highlight=False)
     out.print("  /health  /ready  /metrics; Ctrl-C or SIGTERM drains and stops", highlight=False)

@@ -1,20 +1,25 @@
 """The onnxruntime engine, on the CPU, a CUDA device, or TensorRT."""
 
+import ctypes
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mlserve.engines.engine import EngineSettings
 from mlserve.engines.onnx_providers import loadable_providers, operators_by_provider
 from mlserve.engines.onnx_session import open_session, reason
 from mlserve.errors import EngineError, InvalidRequest
-from mlserve.model.tensors import Array, Tensors, TensorSpec
+from mlserve.model.tensors import Array, Tensors, TensorSpec, numpy_dtype
 
 if TYPE_CHECKING:
-    from onnxruntime import NodeArg
+    from onnxruntime import NodeArg, OrtValue
 
 __all__ = ["OnnxEngine", "loadable_providers"]
 
 _DTYPE_OF_ONNX = {
+    "tensor(bfloat16)": "bfloat16",
     "tensor(bool)": "bool",
     "tensor(double)": "float64",
     "tensor(float)": "float32",
@@ -22,6 +27,7 @@ _DTYPE_OF_ONNX = {
     "tensor(string)": "object",
     **{f"tensor({kind}{bits})": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
+_ONNX_BFLOAT16 = 16
 # What a run with bound inputs tells by no exception of its own.
 _OUT_OF_BOUNDS = "indices element out of data bounds"
 
@@ -43,10 +49,14 @@ class OnnxEngine:
         self.outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
         self._bound = settings.io_binding
+        self._halves = any(spec.dtype == "bfloat16" for spec in (*self.inputs, *self.outputs))
 
     def run(self, inputs: Tensors) -> Tensors:
         try:
-            arrays = self._run_bound(inputs) if self._bound else self._session.run(self._output_names, inputs)
+            if self._halves:
+                arrays = self._run_halves(inputs)
+            else:
+                arrays = self._run_bound(inputs) if self._bound else self._session.run(self._output_names, inputs)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             if type(error).__name__ == "InvalidArgument" or _OUT_OF_BOUNDS in str(error):
                 raise InvalidRequest(f"the model refused these values: {reason(error)}") from error
@@ -74,6 +84,11 @@ class OnnxEngine:
         arrays: list[Array] = binding.copy_outputs_to_cpu()
         return arrays
 
+    def _run_halves(self, inputs: Tensors) -> list[Array]:
+        """A run with bfloat16, which numpy lacks and onnxruntime therefore neither takes nor gives as an array."""
+        given = {name: _to_value(array) for name, array in inputs.items()}
+        return [_from_value(value) for value in self._session.run_with_ort_values(self._output_names, given)]
+
     def _check_device_used(self, settings: EngineSettings) -> None:
         """A provider that loaded may still have got nothing to do."""
         if settings.device == "cpu":
@@ -85,6 +100,24 @@ class OnnxEngine:
                 f"--device {settings.device}: {wanted} runs none of this model's operators, all are left to "
                 f"{' and '.join(placed)}; use --device cpu, or a variant that the device can run (fp32, fp16)"
             )
+
+
+def _to_value(array: Array) -> "OrtValue":
+    from onnxruntime import OrtValue
+
+    if array.dtype.kind != "V":
+        return OrtValue.ortvalue_from_numpy(array)
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(np.uint16), _ONNX_BFLOAT16)
+
+
+def _from_value(value: "OrtValue") -> Array:
+    if value.element_type() != _ONNX_BFLOAT16:
+        array: Array = value.numpy()
+        return array
+    dtype = numpy_dtype("bfloat16")
+    shape = value.shape()
+    raw = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def _spec(node: "NodeArg", path: Path) -> TensorSpec:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from mlserve.errors import StoreError
+from mlserve.model.processing import Processing
 from mlserve.model.tensors import TensorSpec
 
 __all__ = [
@@ -106,8 +107,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `engine` is what the variant was made and measured for (`onnxruntime`, `openvino`, `torch`, `torch-compiled`),
     `compute_type` the type that engine computes in where it is not that of the weights (`bf16`), and `split_batches`
-    whether large batches run as pieces side by side, one thread each. `labels` are the
-    names of the classes, by class number.
+    whether large batches run as pieces side by side, one thread each. `labels` are the names of the classes, by class
+    number, and `processing` is what leads from a text or an image to an answer; None where nothing says.
     """
 
     format_version: int = FORMAT_VERSION
@@ -120,6 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     split_batches: bool = False
     task: str = "unknown"
     labels: tuple[str, ...] = ()
+    processing: Processing | None = None
     created_at: str = ""
     parent: str = ""
     files: dict[str, FileRecord] = {}

@@ -7,69 +7,104 @@ root/1.png, root/2.jpg              images without labels
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-import msgspec
 import numpy as np
 
 from mlserve.errors import DataFileError
+from mlserve.model.pixels import BadImage, open_image, pixels
+from mlserve.model.processing import ImageInput
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageRows", "read_images"]
+__all__ = ["ImageRows", "image_input", "read_images"]
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-_CHANNELS = (1, 3)
-_WHITE = 255
-
-
-class _Form(msgspec.Struct, frozen=True):
-    """How one input takes an image: `channels_axis` is 1, -1, or 0 for none, which is gray too."""
-
-    name: str
-    dtype: str
-    channels: int
-    channels_axis: int
-    height: int
-    width: int
 
 
 class ImageRows:
-    """Images as one input: gray or in three colours, resized to the input's height and width, read a batch at a time.
+    """Images as one input: gray or in three colours, of the size and form that the model takes, a batch at a time.
 
-    Floats lie between 0 and 1, bytes between 0 and 255. Where the input leaves the size open, it is that of the first
-    image.
+    Where nothing says otherwise, floats lie between 0 and 1, bytes between 0 and 255, and an open size is that of the
+    first image. `classes` are the names of the labels.
     """
 
-    def __init__(self, paths: Sequence[Path], form: _Form, source: str, labels: Array | None = None) -> None:
-        self.paths, self.source, self.labels = paths, source, labels
-        self._form = form
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        form: ImageInput,
+        spec: TensorSpec,
+        source: str,
+        classes: Sequence[str] = (),
+    ) -> None:
+        self.paths, self.form, self.source, self.classes = paths, form, source, tuple(classes)
+        self.labels: Array | None = None
+        if classes:
+            self.labels = np.array([self.classes.index(path.parent.name) for path in paths])
+        self._spec = spec
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def batch(self, start: int, stop: int) -> Tensors:
-        return {self._form.name: np.stack([_pixels(path, self._form) for path in self.paths[start:stop]])}
+        return {self._spec.name: np.stack([self._read(path) for path in self.paths[start:stop]])}
 
     def take(self, indices: Sequence[int]) -> "ImageRows":
-        labels = None if self.labels is None else self.labels[list(indices)]
-        return ImageRows([self.paths[index] for index in indices], self._form, self.source, labels)
+        return ImageRows([self.paths[index] for index in indices], self.form, self._spec, self.source, self.classes)
+
+    def _read(self, path: Path) -> Array:
+        with _open(path) as image:
+            try:
+                return pixels(image, self.form, self._spec.dtype)
+            except BadImage as error:
+                raise _unreadable(path, error) from error
 
 
-def read_images(folder: Path, specs: Sequence[TensorSpec]) -> ImageRows:
-    """The images in `folder` as the one input in `specs`.
+def read_images(folder: Path, specs: Sequence[TensorSpec], form: ImageInput | None = None) -> ImageRows:
+    """The images in `folder` as the one input in `specs`, as `form` says where there is one.
 
     Raises DataFileError when it holds no image, one that cannot be read, or when the model takes no image.
     """
     paths, classes = _listed(folder)
     sizes = [_size(path) for path in paths]
-    form = _form(folder, specs, sizes[0])
-    labels = np.array([classes.index(path.parent.name) for path in paths]) if classes else None
+    form = form or image_input(specs, sizes[0])
+    if form is None:
+        taken = ", ".join(map(str, specs))
+        if len(specs) != 1:
+            raise DataFileError(f"{folder} holds images, the model takes {taken}; give its inputs in an .npz file")
+        raise DataFileError(
+            f"{folder} holds images, the model takes {taken}, which is none: an image is float or uint8 of "
+            "rows,channels,height,width or rows,height,width,channels, with 1 or 3 channels"
+        )
     told = "".join(f"{path.relative_to(folder)}\0{path.stat().st_size}\n" for path in paths)
     names = hashlib.sha256(told.encode()).hexdigest()[:12]
-    return ImageRows(paths, form, f"{folder.name} ({len(paths)} images, sha256 of names and sizes {names})", labels)
+    source = f"{folder.name} ({len(paths)} images, sha256 of names and sizes {names})"
+    return ImageRows(paths, form, specs[0], source, classes)
+
+
+def image_input(specs: Sequence[TensorSpec], size: tuple[int, int]) -> ImageInput | None:
+    """How the one input in `specs` takes an image, by its shape; None when it takes none.
+
+    `size`, height and width, is for sides that the shape leaves open.
+    """
+    if len(specs) != 1 or not (specs[0].dtype.startswith("float") or specs[0].dtype == "uint8"):
+        return None
+    inner = sides = specs[0].shape[1:]
+    channels: Literal[1, 3] = 3
+    layout: Literal["NCHW", "NHWC", "NHW"] = "NCHW"
+    if len(inner) == 2:
+        channels, layout = 1, "NHW"
+    elif len(inner) == 3 and (inner[0] in (1, 3) or (isinstance(inner[0], str) and inner[2] not in (1, 3))):
+        channels, sides = (1 if inner[0] == 1 else 3), inner[1:]
+    elif len(inner) == 3 and inner[2] in (1, 3):
+        channels, layout, sides = (1 if inner[2] == 1 else 3), "NHWC", inner[:2]
+    else:
+        return None
+    height, width = (side if isinstance(side, int) else own for side, own in zip(sides, size, strict=True))
+    scale = 1.0 if specs[0].dtype == "uint8" else 1 / 255
+    return ImageInput(height=height, width=width, channels=channels, layout=layout, scale=scale)
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[str]]:
@@ -102,54 +137,11 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _open(path: Path) -> "Image":
-    from PIL import Image
-
     try:
-        return Image.open(path)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataFileError(f"{path} cannot be read as an image ({error}); save it again, or remove it") from error
+        return open_image(path)
+    except (BadImage, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _form(folder: Path, specs: Sequence[TensorSpec], size: tuple[int, int]) -> _Form:
-    taken = ", ".join(map(str, specs))
-    if len(specs) != 1:
-        raise DataFileError(f"{folder} holds images, the model takes {taken}; give its inputs in an .npz file")
-    (spec,) = specs
-    inner = sides = spec.shape[1:]
-    if len(inner) == 2:
-        channels, axis = 1, 0
-    elif len(inner) == 3 and inner[0] in _CHANNELS:
-        channels, axis, sides = int(inner[0]), 1, inner[1:]
-    elif len(inner) == 3 and inner[2] in _CHANNELS:
-        channels, axis, sides = int(inner[2]), -1, inner[:2]
-    elif len(inner) == 3 and isinstance(inner[0], str):
-        channels, axis, sides = 3, 1, inner[1:]
-    else:
-        channels = 0
-    if not channels or len(sides) != 2 or not (spec.dtype.startswith("float") or spec.dtype == "uint8"):
-        raise DataFileError(
-            f"{folder} holds images, the model takes {taken}, which is none: an image is float or uint8 of "
-            "rows,channels,height,width or rows,height,width,channels, with 1 or 3 channels"
-        )
-    height, width = (side if isinstance(side, int) else own for side, own in zip(sides, size, strict=True))
-    return _Form(spec.name, spec.dtype, channels, axis, height, width)
-
-
-def _pixels(path: Path, form: _Form) -> Array:
-    from PIL import Image, ImageOps
-
-    with _open(path) as image:
-        try:
-            upright = ImageOps.exif_transpose(image).convert("L" if form.channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataFileError(f"{path} cannot be read as an image ({error}); save it again, or remove it") from error
-    if upright.size != (form.width, form.height):
-        upright = upright.resize((form.width, form.height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(upright)
-    if form.dtype != "uint8":
-        pixels = (pixels.astype(np.float64) / _WHITE).astype(form.dtype)
-    if form.channels_axis == 0:
-        return pixels
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    return np.moveaxis(pixels, -1, 0) if form.channels_axis == 1 else pixels
+def _unreadable(path: Path, error: Exception) -> DataFileError:
+    return DataFileError(f"{path} cannot be read as an image ({error}); save it again, or remove it")

@@ -19,12 +19,13 @@ import numpy as np
 from mlserve.errors import DataFileError
 from mlserve.model.artifact import sha256_of
 from mlserve.model.images import read_images
+from mlserve.model.processing import ImageInput
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import Array, Tensors, TensorSpec, as_dtype, shape_matches
+from mlserve.model.tokens import TOKENIZED, TOKENIZER_FILE, open_tokenizer
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from tokenizers import Tokenizer
 
 __all__ = [
     "LABEL_NAMES",
@@ -43,11 +44,6 @@ __all__ = [
 
 LABEL_NAMES = ("label", "labels", "target", "y")
 TEXT_NAMES = ("text", "sentence")
-TOKENIZER_FILE = "tokenizer.json"
-
-# A transformer's input -> where a tokenizer's encoding has it.
-_TOKENIZED = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-_LONGEST_TEXT_TOKENS = 512
 
 Columns = dict[str, Array]
 
@@ -99,7 +95,7 @@ class TextRows:
         labels: Array | None = None,
     ) -> None:
         self.texts, self.source, self.labels = texts, source, labels
-        self._specs, self._path, self._tokenizer = specs, tokenizer, _open_tokenizer(tokenizer)
+        self._specs, self._path, self._tokenizer = specs, tokenizer, open_tokenizer(tokenizer)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -107,7 +103,7 @@ class TextRows:
     def batch(self, start: int, stop: int) -> Tensors:
         encodings = self._tokenizer.encode_batch(list(self.texts[start:stop]))
         return {
-            spec.name: np.array([getattr(encoding, _TOKENIZED[spec.name]) for encoding in encodings], spec.dtype)
+            spec.name: np.array([getattr(encoding, TOKENIZED[spec.name]) for encoding in encodings], spec.dtype)
             for spec in self._specs
         }
 
@@ -142,13 +138,18 @@ class SyntheticRows:
         return SyntheticRows(*self._made, chosen=[int(self._chosen[index]) for index in indices])
 
 
-def read_rows(path: Path, specs: Sequence[TensorSpec], tokenizer: Path | None = None) -> Rows:
-    """The rows of `path` as inputs for `specs`; texts are tokenized with the model's own `tokenizer` file.
+def read_rows(
+    path: Path, specs: Sequence[TensorSpec], tokenizer: Path | None = None, images: ImageInput | None = None
+) -> Rows:
+    """The rows of `path` as inputs for `specs`.
+
+    Texts are tokenized with the model's own `tokenizer` file, and images brought into the form `images` where the model
+    has one.
 
     Raises DataFileError when the file cannot be read, or its columns do not fit the inputs.
     """
     if path.is_dir():
-        return read_images(path, specs)
+        return read_images(path, specs, images)
     return fit_rows(read_columns(path), specs, source=_label_source(path), tokenizer=tokenizer)
 
 
@@ -189,7 +190,7 @@ def fit_rows(columns: Columns, specs: Sequence[TensorSpec], source: str, tokeniz
     if text is not None and not all(name in features for name in names):
         if tokenizer is None or not tokenizer.is_file():
             raise DataFileError(f"{source} holds text, but the model came without a tokenizer; give its inputs {names}")
-        untold = [name for name in names if name not in _TOKENIZED]
+        untold = [name for name in names if name not in TOKENIZED]
         if untold:
             raise DataFileError(f"{source} holds text, but a tokenizer gives no {', '.join(untold)}; give them too")
         return TextRows([str(value) for value in text], tokenizer, specs, source, labels)
@@ -240,21 +241,6 @@ def _convert(array: Array, spec: TensorSpec, source: str) -> Array:
 
 def _label_source(path: Path) -> str:
     return f"{path.name} (sha256 {sha256_of(path)[:12]})"
-
-
-def _open_tokenizer(path: Path) -> "Tokenizer":
-    """The model's tokenizer, padding to the longest text of a batch rather than to the length it was trained with."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    padding = tokenizer.padding or {}
-    names = [padding.get("pad_token"), "[PAD]", "<pad>", "<|endoftext|>"]
-    pad = next((name for name in names if name and tokenizer.token_to_id(name) is not None), None)
-    if pad is not None:
-        tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
-    if tokenizer.truncation is None:
-        tokenizer.enable_truncation(_LONGEST_TEXT_TOKENS)
-    return tokenizer
 
 
 def _read_npz(path: Path) -> Columns:

@@ -252,7 +252,7 @@ def _content(manifest: Manifest) -> tuple[object, ...]:
     accuracy = manifest.metrics.accuracy
     made_for = manifest.variant, manifest.engine, manifest.compute_type, manifest.split_batches, manifest.task
     judged = accuracy and (accuracy.metric, accuracy.data, accuracy.split)
-    return manifest.files, made_for, judged, manifest.metrics.machine
+    return manifest.files, made_for, manifest.labels, manifest.processing, judged, manifest.metrics.machine
 
 
 def _read_alias(path: Path) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlserve.model.tensors import Array, Tensors, TensorSpec
+from mlserve.model.tensors import Array, Tensors, TensorSpec, numpy_dtype
 
 __all__ = ["SEQUENCE_LENGTH", "concrete_shape", "synthesize"]
 
@@ -44,8 +44,8 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) 
         return np.array([f"text {number}" for number in rng.integers(1000, size=shape).ravel()], object).reshape(shape)
     if spec.dtype == "bool":
         return rng.integers(2, size=shape).astype(bool)
-    if spec.dtype.startswith("float"):
-        return rng.standard_normal(shape).astype(spec.dtype)
+    if spec.dtype.startswith(("float", "bfloat")):
+        return rng.standard_normal(shape).astype(numpy_dtype(spec.dtype))
     if "mask" in spec.name:
         return np.ones(shape, spec.dtype)
     if "token_type" in spec.name or "segment" in spec.name:

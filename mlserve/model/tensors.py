@@ -22,6 +22,7 @@ __all__ = [
     "Tensors",
     "as_dtype",
     "batchable",
+    "numpy_dtype",
     "parse_input_flag",
     "shape_matches",
 ]
@@ -49,6 +50,9 @@ DATATYPE_OF = {
 
 DTYPE_OF = {datatype: dtype for dtype, datatype in DATATYPE_OF.items()}
 
+# What the protocol and onnxruntime carry and numpy itself lacks; no importer makes a model of it.
+_BFLOAT16 = "bfloat16"
+_WIRE_DATATYPE_OF = {**DATATYPE_OF, _BFLOAT16: "BF16"}
 
 # Of a dimension: what fits the 64 bits that ONNX and the protocols give it.
 _MOST_DIGITS = 18
@@ -71,7 +75,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
     @property
     def datatype(self) -> str:
         """The type as the Open Inference Protocol names it: `FP32`, `INT64`, `BYTES`."""
-        return DATATYPE_OF[self.dtype]
+        return _WIRE_DATATYPE_OF[self.dtype]
 
     @property
     def wire_shape(self) -> list[int]:
@@ -80,6 +84,13 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.name}:{self.dtype}:{','.join(map(str, self.shape))}"
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy type of that name; `bfloat16` is ml_dtypes', whose kind is V."""
+    if name == _BFLOAT16:
+        import ml_dtypes  # noqa: F401  # from then on numpy knows the name
+    return np.dtype(name)
 
 
 def batchable(specs: Iterable[TensorSpec]) -> bool:

@@ -18,6 +18,7 @@ from mlserve.optimize.importers.limits import Limits, Watch, end
 from mlserve.optimize.importers.onnx_model import import_onnx
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest
 from mlserve.optimize.importers.source import NAMES, STATES_INPUTS, TRAINABLE, SourceKind, identify
+from mlserve.optimize.stated import Stated
 from mlserve.optimize.training import TrainingPass
 
 __all__ = ["UNTRAINED", "Source", "Training", "import_model"]
@@ -37,6 +38,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """A trained model and what the user said of it; empty texts mean not given.
 
     `limits` are those of the importing process. Training is done within its memory, but takes the time it takes.
+    `stated` is what people said of texts, images and answers; None for what the file beside the model says.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     model_class: str = ""
     trust_pickle: bool = False
     limits: Limits = Limits()
+    stated: Stated | None = None
 
 
 class Training(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from mlserve.optimize.passes import Pass
 from mlserve.optimize.passes.step import Resources, copy_companions, copy_model
 from mlserve.optimize.precision import weight_precision
 from mlserve.optimize.recipe import Variant, tag_of
+from mlserve.optimize.stated import read_stated, settled
 from mlserve.optimize.training import Distill, TrainingPass
 from mlserve.optimize.unfinished import Unfinished, content_key
 from mlserve.optimize.users_code import code_file
@@ -105,10 +106,13 @@ class Maker:
             Step("import", {"source": self._source.path.name, "kind": kind}, imported.notes),
             *(_training_step(one, notes) for one, notes in zip(training.passes, imported.trained, strict=True)),
         )
+        stated = self._source.stated or read_stated(self._source.path)
+        processing, labels = settled(imported, stated, self._source.path, out, self._source.data)
         manifest = Manifest(
             variant=weight_precision(onnx.load(out / MODEL_FILE, load_external_data=False)),
             task=imported.task,
-            labels=imported.labels,
+            labels=labels,
+            processing=processing,
             inputs=imported.inputs,
             outputs=imported.outputs,
             rows_independent=_rows_independent(out, imported),

@@ -22,6 +22,7 @@ from mlserve.optimize.judging import Judge
 from mlserve.optimize.making import Maker, OnStep
 from mlserve.optimize.recipe import Recipe, Variant
 from mlserve.optimize.restoring import Restorer, can_restore
+from mlserve.optimize.stated import files_stated
 from mlserve.optimize.unfinished import content_key, unfinished_work
 from mlserve.optimize.users_code import code_file
 from mlserve.runs.machine import read_machine
@@ -148,7 +149,7 @@ def _key(source: Source, wish: Wish) -> str:
     if source.path.suffix == ".onnx" and source.path.is_file():
         names = (*inspect_onnx(source.path).external_files, TOKENIZER_FILE)
         beside = [path for path in map(source.path.parent.joinpath, names) if path.is_file()]
-    return content_key(source.path, source.data, asked, wish.split, *codes, *beside)
+    return content_key(source.path, source.data, asked, wish.split, *codes, *beside, *files_stated(source.path))
 
 
 def _without_namesakes(recipe: Recipe, origin: Artifact, *, chosen: bool) -> Recipe:
@@ -167,7 +168,9 @@ def _divided(data: Path | None, origin: Artifact, recipe: Recipe, wish: Wish) ->
         first = specs[0].shape
         fixed = first[0] if first and isinstance(first[0], int) else None
         return None, SyntheticRows(specs, fixed or _MADE_UP_ROWS), ""
-    rows = read_rows(data, specs, origin.directory / TOKENIZER_FILE)
+    processing = origin.manifest.processing
+    images = processing.image if processing else None
+    rows = read_rows(data, specs, origin.directory / TOKENIZER_FILE, images)
     chooses_layers = wish.max_drop is not None and any(map(can_restore, recipe.variants))
     if not recipe.needs_rows and not chooses_layers:
         return None, rows, ""

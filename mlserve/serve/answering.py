@@ -2,18 +2,33 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from mlserve.errors import InvalidRequest, NotServing, RequestError
-from mlserve.serve.batching.future import Answered, run
+from mlserve.serve.batching.batcher import NO_HEADERS, Batch
+from mlserve.serve.batching.future import Answered, noting_runs, run
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.tasks.task import Asked, TaskAnswer
 from mlserve.wire.signature import InferRequest
 
-__all__ = ["Answering"]
+__all__ = ["Answering", "noting_batches"]
+
+_batches: ContextVar[list[Batch] | None] = ContextVar("batches", default=None)
+
+
+@contextmanager
+def noting_batches() -> Iterator[list[Batch]]:
+    """The batches in which what is answered within it runs, for the request that asks where its time went."""
+    batches: list[Batch] = []
+    before = _batches.set(batches)
+    try:
+        yield batches
+    finally:
+        _batches.reset(before)
 
 
 class Answering:
@@ -24,11 +39,13 @@ class Answering:
         self._waiting: set[asyncio.Task[Any] | None] = set()
         self._stopped = False
 
-    async def infer(self, model: ServedModel, request: InferRequest, protocol: str) -> Answered:
-        """The outputs for `request`. Raises RequestError."""
+    async def infer(
+        self, model: ServedModel, request: InferRequest, protocol: str, headers: Mapping[bytes, bytes] = NO_HEADERS
+    ) -> Answered:
+        """The outputs for `request`. Raises RequestError. Logs and traces look at `headers`."""
         self._service.check_serving()
-        with self._wait():
-            return await run(model.batcher, request, model.signature, self.turn, protocol)
+        with self._wait(), noting_runs(model.batcher, _batches.get()):
+            return await run(model.batcher, request, model.signature, self.turn, protocol, headers)
 
     async def ask(self, model: ServedModel, asked: Asked, protocol: str) -> list[TaskAnswer]:
         """One answer for each value of `asked`. Raises RequestError, InvalidRequest for a model without a task."""
@@ -40,12 +57,12 @@ class Answering:
                 raise InvalidRequest(
                     f"model '{model.signature.name}' carries no tokenizer and reads no images; it takes {takes}"
                 )
-            with self._wait():
+            with self._wait(), noting_runs(model.batcher, _batches.get()):
                 answers = await model.task.answer(asked.values)
         except RequestError as error:
             model.meter.failed(protocol, error)
             raise
-        model.meter.asked(protocol, time.perf_counter() - arrived_s)
+        model.meter.asked(protocol, time.perf_counter() - arrived_s, asked.id)
         return answers
 
     def abandon(self) -> None:

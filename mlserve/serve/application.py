@@ -4,6 +4,7 @@ Inference that comes here (a path the fast lane has not seen yet, a model named 
 lane does it; where the path alone says which model is meant, the fast lane is told, and answers the next one itself.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,24 +14,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Message
 
 from mlserve.errors import RequestError, UnknownModelError
-from mlserve.serve.answering import Answering
+from mlserve.serve.answering import Answering, noting_batches
 from mlserve.serve.catalog import Catalog
+from mlserve.serve.compression import is_packed, pack, unpack
 from mlserve.serve.protocols.dialect import (
     ENCODING,
-    Content,
     Dialect,
-    Inference,
     InferPage,
     InferRoute,
     Page,
-    check_encoding,
     error_body,
     find_by_path,
 )
 from mlserve.serve.service import ServedModel, Service
-from mlserve.serve.tasks.task import Asked
+from mlserve.serve.settings import Limits
+from mlserve.serve.transports.http_reply import ACCEPT_ENCODING, asked_fields
+from mlserve.serve.transports.http_slow import answer, read
 
 __all__ = ["application"]
 
@@ -39,10 +41,15 @@ _MOST_ROUTES = 4096
 
 
 def application(
-    service: Service, answering: Answering, dialects: Sequence[Dialect], *, management: bool = False
+    service: Service,
+    answering: Answering,
+    dialects: Sequence[Dialect],
+    limits: Limits = Limits(),  # noqa: B008  # a frozen value
+    *,
+    management: bool = False,
 ) -> Starlette:
     """The pages of `dialects`: those of the management port, or all others."""
-    pages = _Pages(service, answering)
+    pages = _Pages(service, answering, limits)
     routes = [
         Route(page.path, pages.handler(page, dialect), methods=methods)
         for dialect in dialects
@@ -72,58 +79,79 @@ def _plain_routes(service: Service, dialects: Sequence[Dialect], catalog: Catalo
 
 
 class _Pages:
-    def __init__(self, service: Service, answering: Answering) -> None:
-        self._service, self._answering = service, answering
+    def __init__(self, service: Service, answering: Answering, limits: Limits) -> None:
+        self._service, self._answering, self._limits = service, answering, limits
 
     def handler(self, page: Page | InferPage, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
         """What answers `page`: allowed first, errors in the dialect's own words."""
         scope = page.scope if isinstance(page, Page) else "infer"
         error_of = dialect.error if isinstance(page, Page) else page.inference.error
-        answer = page.answer if isinstance(page, Page) else partial(self._infer, page)
+        answer = partial(self._show, page) if isinstance(page, Page) else partial(self._infer, page)
 
         async def handle(request: Request) -> Response:
             try:
                 self._service.access.check(scope, _credential(request))
-                return await answer(request)
+                return await answer(await self._complete(request))
             except RequestError as error:
-                return _refusal(error, error_of)
+                refusal = _refusal(error, error_of)
+                _add_fields(refusal, asked_fields(dict(request.scope["headers"]), 0.0, ()))
+                return refusal
 
         return handle
 
-    async def _infer(self, page: InferPage, request: Request) -> Response:
-        inference = page.inference
+    async def _complete(self, request: Request) -> Request:
+        """The request with its whole body, unpacked."""
         body = await request.body()
-        headers = dict(request.scope["headers"])
+        encoding = dict(request.scope["headers"]).get(ENCODING)
+        if encoding is None or not is_packed(encoding):
+            return request
+        body = await unpack(body, encoding, self._limits.max_request_bytes)
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body}
+
+        headers = [field for field in request.scope["headers"] if field[0] not in (ENCODING, b"content-length")]
+        headers.append((b"content-length", b"%d" % len(body)))
+        return Request({**request.scope, "headers": headers}, receive)
+
+    async def _show(self, page: Page, request: Request) -> Response:
+        headers, arrived_s = dict(request.scope["headers"]), time.perf_counter()
+        with noting_batches() as batches:
+            response = await page.answer(request)
+        if type(response) is Response and not response.background:
+            body, fields = await pack(bytes(response.body), headers.get(ACCEPT_ENCODING))
+            response.body = body
+            response.headers["content-length"] = str(len(body))
+            _add_fields(response, fields)
+        _add_fields(response, asked_fields(headers, arrived_s, batches))
+        return response
+
+    async def _infer(self, page: InferPage, request: Request) -> Response:
+        inference, arrived_s = page.inference, time.perf_counter()
+        body, headers = await request.body(), dict(request.scope["headers"])
         self._service.check_serving()
         model = page.find(self._service, request)
         if page.by_path:
             self._tell_fast_lane(page, model, request)
-        body, fields = await self._answer(model, inference, body, headers)
-        lines = [line.split(b": ", 1) for line in fields.split(b"\r\n") if line]
-        reply = Response(body)
-        reply.raw_headers += [(name, value) for name, value in lines]
+        wanted = await read(model, inference, body, headers, self._limits.max_request_bytes)
+        content = await answer(self._answering, model, inference, wanted, headers, arrived_s)
+        reply = Response(content.body)
+        _add_fields(reply, content.fields)
         return reply
-
-    async def _answer(
-        self, model: ServedModel, inference: Inference, body: bytes, headers: dict[bytes, bytes]
-    ) -> Content:
-        try:
-            check_encoding(headers.get(ENCODING))
-            wanted = inference.decode(body, model, headers)
-        except RequestError as error:
-            model.meter.failed(inference.protocol, error)
-            raise
-        if isinstance(wanted, Asked):
-            answers = await self._answering.ask(model, wanted, inference.protocol)
-            return inference.encode_answers(model, wanted, answers)
-        answered = await self._answering.infer(model, wanted, inference.protocol)
-        return inference.encode(model, wanted, answered.outputs)
 
     def _tell_fast_lane(self, page: InferPage, model: ServedModel, request: Request) -> None:
         routes = self._service.catalog.routes
         if not request.scope["query_string"] and len(routes) < _MOST_ROUTES:
             find_again = partial(page.find, self._service, request)
             routes[request.scope["raw_path"]] = InferRoute(model, page.inference, find_again)
+
+
+def _add_fields(reply: Response, fields: bytes) -> None:
+    """Adds header lines, each ended by CRLF."""
+    for line in fields.split(b"\r\n"):
+        if line:
+            name, _, value = line.partition(b": ")
+            reply.raw_headers.append((name, value))
 
 
 def _methods(page: Page | InferPage) -> list[str]:

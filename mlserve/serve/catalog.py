@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from mlserve.engines.engine import Engine
 from mlserve.errors import UnknownModelError
 from mlserve.serve.batching.batcher import Batcher
 from mlserve.serve.metrics import ModelMeter
@@ -33,18 +34,19 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 
 class ServedModel(msgspec.Struct, frozen=True, eq=False):
-    """One loaded version and what runs it."""
+    """One loaded version and what runs it. It owns `engine`, which `batcher` runs."""
 
     signature: Signature
     batcher: Batcher
     meter: ModelMeter
     facts: ModelFacts = ModelFacts()
     task: Task | None = None
+    engine: Engine | None = None
 
     @property
     def idle(self) -> bool:
         """Whether every request it accepted has been run."""
-        return self.batcher.idle
+        return self.batcher.idle and (self.task is None or self.task.idle)
 
     def close(self) -> None:
         """Runs what still waits, then stops its threads and frees the model."""
@@ -52,6 +54,8 @@ class ServedModel(msgspec.Struct, frozen=True, eq=False):
             self.task.close()
         self.batcher.close()
         self.meter.close()
+        if self.engine is not None:
+            self.engine.close()
 
 
 class IndexEntry(msgspec.Struct, frozen=True):
@@ -98,10 +102,15 @@ class Catalog(msgspec.Struct, frozen=True, eq=False):
         if model is None:
             model = self.models.get((name, self.aliases.get(name, {}).get(chosen, "")))
         if model is None:
-            # The words Triton's clients look for.
-            which = f" version {version[:64]} is not found" if chosen and name in self.defaults else " is not found"
-            raise UnknownModelError(f"Request for unknown model: '{name[:128]}'{which}")
+            raise UnknownModelError(f"Request for unknown model: '{name[:128]}'{self._missing(name, version)}")
         return model
+
+    def _missing(self, name: str, version: str) -> str:
+        """What of it there is not, in the words that Triton's clients look for."""
+        if version and any(served == name for served, _ in self.models):
+            return f" version {version[:64]} is not found"
+        known = any(entry.name == name for entry in self.others)
+        return " has no available versions" if known else " is not found"
 
     @property
     def index(self) -> list[IndexEntry]:

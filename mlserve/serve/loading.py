@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,14 +17,20 @@ from mlserve.model.artifact import MANIFEST, Artifact, Format, read_manifest
 from mlserve.model.store import verify
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import TensorSpec
-from mlserve.serve.batching.batcher import Batcher, Ticket
+from mlserve.serve.batching.lengths import batcher_for
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.serve.catalog import ModelFacts, ServedModel
-from mlserve.serve.metrics import ModelMeter
 from mlserve.serve.settings import ModelSource, ServeSettings
+from mlserve.serve.tasks.carried import Carried
 from mlserve.serve.tasks.opening import open_task
+from mlserve.serve.tasks.signing import open_signature
+from mlserve.serve.watching.resources import measured_load
+from mlserve.serve.watching.watched import open_meter
 from mlserve.wire.signature import Signature
+
+if TYPE_CHECKING:
+    from mlserve.serve.batching.batcher import Ticket
 
 __all__ = ["load_model"]
 
@@ -37,6 +44,13 @@ def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn) -> 
     A version folder is checked against its manifest, a bare ONNX file by `inspect_onnx`, before an engine sees it.
     Raises StoreError, ModelFileError or EngineError.
     """
+    with measured_load() as cost:
+        served = _load(source, settings, turn)
+    served.meter.loaded(served.facts.size_bytes, cost)
+    return served
+
+
+def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn) -> ServedModel:
     path = Path(source.path)
     if (path / MANIFEST).is_file():
         return _load_version(source, Artifact(path, read_manifest(path)), settings, turn)
@@ -51,9 +65,8 @@ def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettin
     verify(artifact)
     manifest = artifact.manifest
     engine = open_engine(artifact, settings.engine)
-    signature = Signature(
-        source.name, source.version, manifest.inputs, manifest.outputs, together=manifest.rows_independent
-    )
+    carried = Carried(artifact)
+    signature = open_signature(source.name, source.version, carried, engine, by_length=settings.batch.by_length)
     facts = ModelFacts(
         platform=_PLATFORM[manifest.format],
         engine=settings.engine.engine or manifest.engine,
@@ -62,12 +75,12 @@ def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettin
         labels=manifest.labels,
     )
     served = _behind_batcher(engine, signature, settings, facts)
-    task = open_task(artifact, signature, served.batcher, turn)
+    task = open_task(carried, signature, served.batcher, turn, settings.batch)
     return msgspec.structs.replace(served, task=task)
 
 
 def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSettings, facts: ModelFacts) -> ServedModel:
-    meter = ModelMeter(signature.name, signature.version)
+    meter = open_meter(signature.name, signature.version, settings.watch)
     max_rows = settings.batch.max_rows if signature.together else 1
     window: BatchWindow[Ticket] = BatchWindow(max_rows, settings.batch.max_delay_s, settings.batch.max_waiting_rows)
     typical_s = _warm_up(engine, [field.spec for field in signature.inputs.values()], max_rows)
@@ -77,7 +90,8 @@ def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSetting
         max_rows=max_rows,
         loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return ServedModel(signature, Batcher(signature.name, engine, window, meter, typical_s=typical_s), meter, facts)
+    batcher = batcher_for(signature, engine, window, meter, typical_s=typical_s)
+    return ServedModel(signature, batcher, meter, facts, engine=engine)
 
 
 def _warm_up(engine: Engine, inputs: Sequence[TensorSpec], max_rows: int) -> float:

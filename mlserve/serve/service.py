@@ -11,7 +11,15 @@ from mlserve.serve.control import Control
 __all__ = ["EXTENSIONS", "SERVER_NAME", "ServedModel", "Service"]
 
 SERVER_NAME = "mlserve"
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+]
+"""V2's extensions that the server speaks, as Triton names them."""
 
 
 class Service:
@@ -25,6 +33,8 @@ class Service:
         self.access = access or Access()
         self.name = name
         self.draining = False
+        self.retiring: list[ServedModel] = []
+        """Served no more, but with requests that are still to be answered."""
         self._control: Control | None = None
         self._routes_of: Callable[[Catalog], dict[bytes, Any]] | None = None
 
@@ -77,9 +87,9 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether every accepted request has been run."""
-        return all(model.idle for model in self.catalog.models.values())
+        return all(model.idle for model in [*self.catalog.models.values(), *self.retiring])
 
     def close(self) -> None:
         """Runs what still waits, then stops every model."""
-        for model in self.catalog.models.values():
+        for model in [*self.catalog.models.values(), *self.retiring]:
             model.close()

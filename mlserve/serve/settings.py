@@ -7,6 +7,7 @@ import msgspec
 from mlserve.engines.engine import EngineSettings
 
 __all__ = [
+    "EVERY_NAME",
     "BatchSettings",
     "Follow",
     "Limits",
@@ -18,13 +19,20 @@ __all__ = [
     "WorkerReport",
 ]
 
+EVERY_NAME = "*"
+"""Stands for every name of a store that is not named itself."""
+
 
 class BatchSettings(msgspec.Struct, frozen=True):
-    """At most `max_rows` rows run together; a batch waits up to `max_delay_s` for more, counted from its oldest."""
+    """At most `max_rows` rows run together; a batch waits up to `max_delay_s` for more, counted from its oldest.
+
+    `by_length`: rows of tokens share a batch with those of about their own length; else with any, in order of arrival.
+    """
 
     max_rows: int = 32
     max_delay_s: float = 0.0
     max_waiting_rows: int = 4096
+    by_length: bool = True
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -46,10 +54,11 @@ class ModelSource(msgspec.Struct, frozen=True):
 
 
 class Follow(msgspec.Struct, frozen=True):
-    """Which versions of one name are served, as the store changes; the name `*` means every name of the store.
+    """Which versions of one name are served, as the store changes; `EVERY_NAME` means all of the store.
 
-    `versions` is `default` (what a bare name means: the alias `production`, else the newest), `all`, `latest:N`, or a
-    list of versions and aliases (`3,production`). Versions that an alias means are served with `all` and `latest:N`.
+    `versions` is `default` (what a bare name means: the alias `production`, else the newest), `all`, `latest:N`, a
+    version or an alias, or several of these (`3,production`). With `all` and `latest:N`, versions that an alias means
+    are served, too.
     """
 
     name: str
@@ -91,8 +100,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     `models` are served as they are; `store` says what of a store is served beside them, and is followed as it changes.
     `defaults` says which of `models` a request that names no version is for. `model_control` is `explicit` where
     clients may load and unload. `management_port` is on the loopback address, None for none. `keys_file` names the
-    API keys; without one everybody may do everything. `run_directory` is the workers' common folder, made by the
-    supervisor.
+    API keys; without one everybody may do everything. `health_paths` are further paths that tell whether the server is
+    ready, of a platform's own choice. `run_directory` is the workers' common folder, made by the
+    supervisor. `resumes`: the worker takes the place of one that died.
     """
 
     models: tuple[ModelSource, ...] = ()
@@ -100,10 +110,12 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     store: StoreChoice | None = None
     model_control: Literal["store", "explicit"] = "store"
     routes: tuple[NamedRoute, ...] = ()
+    health_paths: tuple[str, ...] = ()
     server_name: str = "mlserve"
     keys_file: str = ""
     watch: WatchSettings = WatchSettings()
     run_directory: str = ""
+    resumes: bool = False
     management_port: int | None = None
     host: str = "127.0.0.1"
     http_port: int = 8000
@@ -120,6 +132,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
-    """The one line a worker tells its supervisor. `fault` is empty when it serves."""
+    """The one line a worker tells its supervisor: what it serves, by name and version, or why it does not."""
 
     fault: str = ""
+    served: tuple[tuple[str, str], ...] = ()

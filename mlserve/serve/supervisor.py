@@ -21,8 +21,9 @@ from prometheus_client import multiprocess
 
 from mlserve.errors import EngineError, UsageError
 from mlserve.serve.settings import ServeSettings, WorkerReport
+from mlserve.serve.versions.agreement import bury
 
-__all__ = ["Endpoints", "run_server"]
+__all__ = ["Endpoints", "resolve_host", "run_server"]
 
 # A worker that dies at once, again and again, is started again ever more slowly.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
@@ -34,11 +35,13 @@ _log = logging.getLogger("mlserve.serve")
 
 
 class Endpoints(msgspec.Struct, frozen=True):
-    """Where a server listens."""
+    """Where a server listens, and what it serves at first, by name and version. `management` is empty for none."""
 
     http: str
     grpc: str
     workers: tuple[int, ...]
+    management: str = ""
+    served: tuple[tuple[str, str], ...] = ()
 
 
 def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -> None:
@@ -47,10 +50,11 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
     `on_ready` is called once every worker answers. Raises UsageError for a port in use or an address that is not this
     machine's, and EngineError, naming the cause, when the models cannot be loaded.
     """
-    address = _resolve(settings.host)
+    address = resolve_host(settings.host)
     with (
         _reserve(address, settings.http_port, "--http-port") as http,
         _reserve(address, settings.grpc_port, "--grpc-port") as grpc,
+        _reserve_management(settings.management_port) as management_port,
     ):
         supervisor = _Supervisor(
             msgspec.structs.replace(
@@ -58,6 +62,7 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
                 host=address,
                 http_port=http.getsockname()[1],
                 grpc_port=grpc.getsockname()[1],
+                management_port=management_port,
                 grpc_transport=settings.grpc_transport if find_spec("pygrpc_native") else "grpcio",
             )
         )
@@ -78,8 +83,12 @@ class _Worker:
 
 class _Supervisor:
     def __init__(self, settings: ServeSettings) -> None:
-        self._settings = settings
-        self._metrics = Path(tempfile.mkdtemp(prefix="mlserve-metrics-"))
+        self._run_directory = Path(tempfile.mkdtemp(prefix="mlserve-run-"))  # for this user alone
+        self._metrics = self._run_directory / "metrics"
+        for folder in (self._metrics, self._run_directory / "control"):
+            folder.mkdir(mode=0o700)
+        self._settings = msgspec.structs.replace(settings, run_directory=str(self._run_directory))
+        self._served: tuple[tuple[str, str], ...] = ()
         self._workers: list[_Worker] = []
         self._stopping = False
         self._pause_s = _FIRST_PAUSE_S
@@ -93,11 +102,12 @@ class _Supervisor:
         """
         for _ in range(self._settings.workers):
             if not self._stopping:
-                self._workers.append(_Worker(self._spawn()))
+                self._workers.append(_Worker(self._spawn(self._settings)))
         for worker in self._workers:
-            fault = _first_report(worker.process)
-            if fault and not self._stopping:
-                raise EngineError(fault)
+            report = _first_report(worker.process)
+            if report.fault and not self._stopping:
+                raise EngineError(report.fault)
+            self._served = report.served
         return not self._stopping
 
     def endpoints(self) -> Endpoints:
@@ -107,6 +117,8 @@ class _Supervisor:
             http=f"http://{settings.authority(settings.http_port)}",
             grpc=settings.authority(settings.grpc_port),
             workers=tuple(worker.process.pid for worker in self._workers),
+            management="" if settings.management_port is None else f"http://127.0.0.1:{settings.management_port}",
+            served=self._served,
         )
 
     def watch(self) -> None:
@@ -129,9 +141,9 @@ class _Supervisor:
                 worker.process.kill()
                 worker.process.wait()
             _close_pipes(worker.process)
-        shutil.rmtree(self._metrics, ignore_errors=True)
+        shutil.rmtree(self._run_directory, ignore_errors=True)
 
-    def _spawn(self) -> "subprocess.Popen[bytes]":
+    def _spawn(self, settings: ServeSettings) -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(
             [sys.executable, "-m", "mlserve.serve.worker"],
             stdin=subprocess.PIPE,
@@ -140,7 +152,7 @@ class _Supervisor:
             process_group=0,  # so that Ctrl-C in a terminal reaches the supervisor alone, which then drains
         )
         assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(self._settings) + b"\n")
+        process.stdin.write(msgspec.json.encode(settings) + b"\n")
         process.stdin.flush()
         return process
 
@@ -148,16 +160,18 @@ class _Supervisor:
         process = worker.process
         _log.warning("worker %d ended with status %s; another takes its place", process.pid, process.returncode)
         _close_pipes(process)
+        bury(self._run_directory, process.pid)
         multiprocess.mark_process_dead(process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
         lived_s = time.monotonic() - worker.started_s
         self._pause_s = _FIRST_PAUSE_S if lived_s > _HEALTHY_AFTER_S else min(2 * self._pause_s, _LONGEST_PAUSE_S)
         time.sleep(self._pause_s)
         if self._stopping:
             return
-        worker.process, worker.started_s = self._spawn(), time.monotonic()
-        fault = _first_report(worker.process)
-        if fault and not self._stopping:
-            _log.error("the new worker does not serve: %s", fault)
+        settings = msgspec.structs.replace(self._settings, resumes=True)
+        worker.process, worker.started_s = self._spawn(settings), time.monotonic()
+        report = _first_report(worker.process)
+        if report.fault and not self._stopping:
+            _log.error("the new worker does not serve: %s", report.fault)
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:
         if self._stopping:  # asked twice: no more patience
@@ -172,13 +186,13 @@ class _Supervisor:
                 worker.process.terminate()
 
 
-def _first_report(process: "subprocess.Popen[bytes]") -> str:
-    """Waits for the worker's line; what went wrong, or "" when it serves."""
+def _first_report(process: "subprocess.Popen[bytes]") -> WorkerReport:
+    """Waits for the worker's line."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        return f"a worker ended with status {process.wait()} before it served; its messages are above"
-    return msgspec.json.decode(line, type=WorkerReport).fault
+        return WorkerReport(f"a worker ended with status {process.wait()} before it served; its messages are above")
+    return msgspec.json.decode(line, type=WorkerReport)
 
 
 def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
@@ -188,13 +202,23 @@ def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
                 pipe.close()
 
 
-def _resolve(host: str) -> str:
-    """The address `host` means, IPv4 before IPv6."""
+def resolve_host(host: str) -> str:
+    """The address `host` means, IPv4 before IPv6. Raises UsageError for none."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--host {host!r} is no address of this machine; use 127.0.0.1, 0.0.0.0 or a name") from error
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+
+
+@contextmanager
+def _reserve_management(port: int | None) -> Iterator[int | None]:
+    """Holds the management port, which is this machine's alone; None for none."""
+    if port is None:
+        yield None
+        return
+    with _reserve("127.0.0.1", port, "--management-port") as held:
+        yield held.getsockname()[1]
 
 
 @contextmanager

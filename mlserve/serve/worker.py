@@ -13,21 +13,27 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 import uvicorn
 
 from mlserve.errors import MlserveError
+from mlserve.serve.access import Access
 from mlserve.serve.answering import Answering
 from mlserve.serve.application import application
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.catalog import Catalog
-from mlserve.serve.dialects import CALLS, http_dialects
-from mlserve.serve.loading import load_model
+from mlserve.serve.dialects import CALLS, SLOW_CALLS, http_dialects
+from mlserve.serve.keys import KeyFile
 from mlserve.serve.service import Service
 from mlserve.serve.settings import ServeSettings, WorkerReport
 from mlserve.serve.transports.http import HttpLane, lane_class, sweep_connections
+from mlserve.serve.versions.agreement import Agreement
+from mlserve.serve.versions.controlling import StoreControl
+from mlserve.serve.versions.following import Follower, initially_asked
+from mlserve.serve.watching.watched import headers_wanted
 
 if TYPE_CHECKING:
     from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
@@ -39,6 +45,8 @@ _log = logging.getLogger("mlserve.serve")
 
 # What is told that it is given up answers within this, or is cut.
 _GIVE_UP_S = 2
+# A change of the keys is noticed within this.
+_LOOK_EVERY_S = 0.2
 # The last answers are on their way to the socket.
 _LAST_WRITES_S = 0.05
 
@@ -48,34 +56,71 @@ async def _serve_until_told(settings: ServeSettings) -> None:
     loop = asyncio.get_running_loop()
     stop = _stop_event(loop)
     turn = LoopTurn(loop)
-    models = [load_model(source, settings, turn) for source in settings.models]
-    found = {(model.signature.name, model.signature.version): model for model in models}
-    service = Service(Catalog(found, settings.defaults), name=settings.server_name)
+    keys = KeyFile(Path(settings.keys_file)) if settings.keys_file else None
+    service = Service(Catalog(), Access(keys.read() if keys else None), name=settings.server_name)
+    follower = _follower(service, settings, turn)
+    await _start_unless_told(follower, settings, stop)
     answering = Answering(service, turn)
-    grpc_server = _grpc_server(service, settings, turn)
-    http_server = _http_server(service, settings, answering)
-    serving = asyncio.create_task(http_server.serve([_listen(settings.host, settings.http_port)]))
-    sweeping = asyncio.create_task(sweep_connections(http_server.server_state.connections))
+    grpc_server = _grpc_server(service, settings, answering)
+    http_servers = _http_servers(service, settings, answering)
+    serving = [asyncio.create_task(server.serve([listener])) for server, listener in http_servers.items()]
+    sweeping = [asyncio.create_task(sweep_connections(each.server_state.connections)) for each in http_servers]
     await grpc_server.start()
-    while not http_server.started and not serving.done():
+    while not all(server.started for server in http_servers) and not any(task.done() for task in serving):
         await asyncio.sleep(0.005)
-    _report(WorkerReport())
-    await asyncio.wait([asyncio.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
+    following = [asyncio.create_task(follower.follow()), asyncio.create_task(_follow_keys(keys, service))]
+    _report(WorkerReport(served=tuple((model.signature.name, model.signature.version) for model in service.models)))
+    await asyncio.wait([asyncio.create_task(stop.wait()), *serving], return_when=asyncio.FIRST_COMPLETED)
     service.draining = True
-    http_server.should_exit = True
+    for task in following:
+        task.cancel()
+    for server in http_servers:
+        server.should_exit = True
     await _until_idle(service, settings.limits.drain_s)
     if not service.idle:
         answering.abandon()
-        for connection in list(http_server.server_state.connections):
+        for connection in [each for server in http_servers for each in server.server_state.connections]:
             cast("HttpLane", connection).abandon()
-    await serving
+    await asyncio.gather(*serving)
     await asyncio.sleep(_LAST_WRITES_S)
     await grpc_server.stop()
-    sweeping.cancel()
+    for task in sweeping:
+        task.cancel()
     if not service.idle:
         _log.warning("gave up what still ran after the drain limit of %g s", settings.limits.drain_s)
         os._exit(1)  # the interpreter cannot end while an engine's thread computes
     service.close()
+    if follower.busy:
+        os._exit(0)  # nor while a version loads
+
+
+def _follower(service: Service, settings: ServeSettings, turn: LoopTurn) -> Follower:
+    """Keeps what is served in step; where clients may load and unload, they do it through the same files."""
+    agreement = Agreement(Path(settings.run_directory), initially_asked(settings))
+    follower = Follower(service, settings, turn, agreement)
+    if settings.model_control == "explicit" and settings.store is not None:
+        service.control = StoreControl(service, settings.store.root, agreement, follower)
+    return follower
+
+
+async def _start_unless_told(follower: Follower, settings: ServeSettings, stop: asyncio.Event) -> None:
+    """Loads what is to be served; when told to stop meanwhile, the process ends at once."""
+    told = asyncio.create_task(stop.wait())
+    starting = asyncio.create_task(follower.start(resumes=settings.resumes))
+    await asyncio.wait([told, starting], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        os._exit(0)  # a load cannot be told to stop
+    told.cancel()
+    await starting
+
+
+async def _follow_keys(keys: KeyFile | None, service: Service) -> None:
+    """Takes the keys of the file as it changes."""
+    while keys is not None:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        found = keys.changed()
+        if found is not None:
+            service.access.replace(found)
 
 
 def main() -> None:
@@ -123,10 +168,25 @@ class _Server(uvicorn.Server):
         await self._serve(sockets)
 
 
-def _http_server(service: Service, settings: ServeSettings, answering: Answering) -> uvicorn.Server:
+def _http_servers(
+    service: Service, settings: ServeSettings, answering: Answering
+) -> dict[uvicorn.Server, socket.socket]:
+    """The server of all pages and, where there is one, that of the management pages; and where each listens."""
+    servers = {_http_server(service, settings, answering): _listen(settings.host, settings.http_port)}
+    if settings.management_port is not None:
+        management = _http_server(service, settings, answering, management=True)
+        servers[management] = _listen("127.0.0.1", settings.management_port)
+    return servers
+
+
+def _http_server(
+    service: Service, settings: ServeSettings, answering: Answering, *, management: bool = False
+) -> uvicorn.Server:
     config = uvicorn.Config(
-        application(service, answering, http_dialects(service, answering, settings)),
-        http=lane_class(service, answering, settings.limits),
+        application(
+            service, answering, http_dialects(service, answering, settings), settings.limits, management=management
+        ),
+        http=lane_class(service, answering, settings.limits, headers_wanted(settings.watch)),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -140,14 +200,17 @@ def _http_server(service: Service, settings: ServeSettings, answering: Answering
     return _Server(config)
 
 
-def _grpc_server(service: Service, settings: ServeSettings, turn: LoopTurn) -> "NativeGrpcServer | FallbackGrpcServer":
+def _grpc_server(
+    service: Service, settings: ServeSettings, answering: Answering
+) -> "NativeGrpcServer | FallbackGrpcServer":
+    calls, target = (*CALLS, *SLOW_CALLS), settings.authority(settings.grpc_port)
     if settings.grpc_transport == "native":
         from mlserve.serve.transports.grpc_native import NativeGrpcServer
 
-        return NativeGrpcServer(service, CALLS, settings.authority(settings.grpc_port), settings.limits)
+        return NativeGrpcServer(service, answering, calls, target, settings.limits)
     from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
 
-    return FallbackGrpcServer(service, CALLS, settings.authority(settings.grpc_port), settings.limits, turn)
+    return FallbackGrpcServer(service, answering, calls, target, settings.limits)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from mlserve.errors import InvalidRequest
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 from mlserve.wire.messages import ModelInferRequest, ModelInferResponse
+from mlserve.wire.parameters import check_tensor_parameters, read_classes, read_parameters
 from mlserve.wire.raw import from_raw, to_raw
 from mlserve.wire.signature import Field, InferRequest, Signature, answered_field
 
@@ -43,7 +44,7 @@ def decode_request(message: Any, signature: Signature) -> InferRequest:
     """Checks a parsed ModelInferRequest against a model. Raises InvalidRequest for what either does not allow."""
     tensors, raw = message.inputs, message.raw_input_contents
     if raw and len(raw) != len(tensors):
-        raise InvalidRequest(f"the request has {len(tensors)} inputs but {len(raw)} raw_input_contents")
+        raise _unequal(tensors, raw)
     inputs: Tensors = {}
     for position, tensor in enumerate(tensors):
         name, shape = tensor.name, list(tensor.shape)
@@ -52,14 +53,55 @@ def decode_request(message: Any, signature: Signature) -> InferRequest:
             raise InvalidRequest(f"input '{name}' already exists in request for model '{signature.name}'")
         if raw:
             if tensor.HasField("contents"):
-                raise InvalidRequest(f"input '{name}' has both contents and raw_input_contents; send one")
+                raise _both_contents(name)
             inputs[name] = from_raw(raw[position], field, shape, signature.name)
         else:
+            if not tensor.HasField("contents"):
+                check_tensor_parameters(name, tensor.parameters)
             inputs[name] = _from_contents(tensor.contents, field, shape)
     request = InferRequest(inputs, signature.rows(inputs), message.id)
+    if message.parameters:
+        read_parameters(_values(message.parameters), request)
     if message.outputs:
-        request.outputs = signature.wanted([output.name for output in message.outputs])
+        _read_outputs(message.outputs, signature, request)
     return request
+
+
+def _read_outputs(outputs: Any, signature: Signature, request: InferRequest) -> None:
+    asked = list(outputs)  # protobuf makes an object of each every time it is looked at
+    request.outputs = signature.wanted([output.name for output in asked])
+    for output in asked:
+        if output.parameters:
+            _read_wishes(output, signature.outputs[output.name], request)
+
+
+def _read_wishes(output: Any, field: Field, request: InferRequest) -> None:
+    parameters = _values(output.parameters)
+    check_tensor_parameters(field.name, parameters)
+    if best := read_classes(field, parameters):
+        request.classes = {**(request.classes or {}), field.name: best}
+
+
+def _values(parameters: Any) -> dict[str, Any]:
+    """A map of InferParameter as plain values; one without a value is None."""
+    chosen = {name: (value, value.WhichOneof("parameter_choice")) for name, value in parameters.items()}
+    return {name: getattr(value, field) if field else None for name, (value, field) in chosen.items()}
+
+
+def _unequal(tensors: Any, raw: Any) -> InvalidRequest:
+    """What is wrong with a request whose raw tensors are not as many as its inputs."""
+    for tensor in tensors:
+        check_tensor_parameters(tensor.name, tensor.parameters)
+        if tensor.HasField("contents"):
+            return _both_contents(tensor.name)
+    return InvalidRequest(f"the request has {len(tensors)} inputs but {len(raw)} raw_input_contents")
+
+
+def _both_contents(name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"input '{name[:64]}' has both contents and raw_input_contents; send one"
+        ": contents field must not be specified when using raw_input_contents"
+    )
 
 
 def encode_response(signature: Signature, request: InferRequest, outputs: Tensors) -> bytes:

@@ -14,7 +14,8 @@ import orjson
 
 from mlserve.errors import InvalidRequest
 from mlserve.model.tensors import Array, Tensors, TensorSpec
-from mlserve.wire.raw import from_raw, to_raw
+from mlserve.wire.parameters import check_tensor_parameters, read_classes, read_flag, read_parameters
+from mlserve.wire.raw import from_raw, from_whole_body, to_raw
 from mlserve.wire.signature import Field, InferRequest, Signature, answered_field
 
 __all__ = ["decode_request", "decode_response", "encode_request", "encode_response"]
@@ -62,14 +63,20 @@ def decode_request(body: bytes, signature: Signature, json_bytes: int | None = N
     """Parses and checks one request body against a model.
 
     `json_bytes` is the header Inference-Header-Content-Length: where the JSON ends and raw tensors begin; None means
-    the body is all JSON. Raises InvalidRequest for anything the protocol or the model does not allow.
+    the body is all JSON, 0 that it is the bytes of the model's only input. Raises InvalidRequest for anything the
+    protocol or the model does not allow.
     """
+    if json_bytes == 0:
+        return _from_whole_body(body, signature)
     head, tail = (body, b"") if json_bytes is None else _split(body, json_bytes)
     try:
         document = _request_decoder.decode(head)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the request is no V2 inference request: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError as error:
+        too_deep = "JSON nesting depth exceeds maximum allowed limit"
+        raise InvalidRequest(f"the request body is not JSON: {too_deep}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the request body is not JSON: {error}") from error
     inputs: Tensors = {}
     raw_from = 0
@@ -78,7 +85,7 @@ def decode_request(body: bytes, signature: Signature, json_bytes: int | None = N
         field = signature.field(name, tensor.datatype, shape)
         if name in inputs:
             raise InvalidRequest(f"input '{name}' already exists in request for model '{signature.name}'")
-        size = tensor.parameters.get("binary_data_size") if tensor.parameters else None
+        size = _raw_bytes(tensor) if tensor.parameters else None
         if size is None:
             inputs[name] = _from_json(bytes(tensor.data), field, shape)
         else:
@@ -89,8 +96,7 @@ def decode_request(body: bytes, signature: Signature, json_bytes: int | None = N
         raise InvalidRequest(f"the body holds {len(tail) - raw_from} bytes that belong to no input")
     request = InferRequest(inputs, signature.rows(inputs), document.id)
     if document.outputs or document.parameters:
-        request.outputs = signature.wanted([output.name for output in document.outputs])
-        request.binary = _binary_outputs(document, signature)
+        _read_wishes(document, signature, request)
     return request
 
 
@@ -176,10 +182,26 @@ def _to_json(array: Array) -> Array | list[Any]:
     return flat.astype(np.float32)
 
 
+def _from_whole_body(body: bytes, signature: Signature) -> InferRequest:
+    """A raw binary request: no JSON at all, one row, every output wanted as raw bytes."""
+    inputs = from_whole_body(body, signature)
+    return InferRequest(inputs, signature.rows(inputs), binary=signature.output_names)
+
+
 def _split(body: bytes, json_bytes: int) -> tuple[bytes, bytes]:
     if not 0 < json_bytes <= len(body):
         raise InvalidRequest(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
     return body[:json_bytes], body[json_bytes:]
+
+
+def _raw_bytes(tensor: _Input) -> Any:
+    """How many raw bytes its parameters say that the tensor has, None for a tensor in JSON."""
+    parameters = tensor.parameters or {}
+    check_tensor_parameters(tensor.name, parameters)
+    size = parameters.get("binary_data_size")
+    if size is not None and bytes(tensor.data):
+        raise InvalidRequest(f"input '{tensor.name}' has both 'data' and 'binary_data_size'; send one")
+    return size
 
 
 def _end_of_raw(size: Any, start: int, tail: bytes, name: str) -> int:
@@ -192,7 +214,8 @@ def _end_of_raw(size: Any, start: int, tail: bytes, name: str) -> int:
 def _answered(tensor: _ResponseTensor, field: Field) -> Array:
     """The elements of an answered tensor; null is a float that JSON cannot say."""
     try:
-        return np.array(tensor.data, field.dtype).reshape(tensor.shape)
+        dtype = np.float32 if field.dtype.kind == "V" else field.dtype  # bfloat16 knows no null
+        return np.array(tensor.data, dtype).astype(field.dtype, copy=False).reshape(tensor.shape)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidRequest(f"output '{field.name}' cannot be read as {field.datatype}: {error}") from error
 
@@ -219,9 +242,26 @@ def _from_json(data: bytes, field: Field, shape: list[int]) -> Array:
     )
 
 
-def _binary_outputs(document: _Request, signature: Signature) -> frozenset[str]:
-    everything = bool(document.parameters and document.parameters.get("binary_data_output"))
-    names = {output.name: output.parameters or {} for output in document.outputs}
-    if not names:
-        return frozenset(signature.outputs) if everything else frozenset()
-    return frozenset(name for name, chosen in names.items() if chosen.get("binary_data", everything))
+def _read_wishes(document: _Request, signature: Signature, request: InferRequest) -> None:
+    """Which outputs are wanted, in which form, and what the parameters of the whole request ask for."""
+    everything = False
+    if document.parameters:
+        everything = read_flag("binary_data_output", document.parameters.get("binary_data_output", False))
+        read_parameters(document.parameters, request)
+    if not document.outputs:
+        if everything:
+            request.binary = signature.output_names
+        return
+    request.outputs = signature.wanted([output.name for output in document.outputs])
+    binary, classes = [], {}
+    for output in document.outputs:
+        name, parameters = output.name, output.parameters
+        if parameters:
+            check_tensor_parameters(name, parameters)
+            if read_flag("binary_data", parameters.get("binary_data", everything)):
+                binary.append(name)
+            if best := read_classes(signature.outputs[name], parameters):
+                classes[name] = best
+        elif everything:
+            binary.append(name)
+    request.binary, request.classes = frozenset(binary), classes or None

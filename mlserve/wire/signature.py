@@ -1,5 +1,6 @@
 """A model's inputs and outputs as the protocol sees them, and the one check that every encoding's decoder applies."""
 
+import copy
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ import msgspec
 import numpy as np
 
 from mlserve.errors import InvalidRequest
-from mlserve.model.tensors import Tensors, TensorSpec, batchable, shape_matches
+from mlserve.model.tensors import Tensors, TensorSpec, batchable, numpy_dtype, shape_matches
 
 __all__ = ["Field", "InferRequest", "Signature", "answered_field"]
 
@@ -17,9 +18,10 @@ class InferRequest(msgspec.Struct):
     """One request, whichever bytes it came in.
 
     `outputs` names the tensors wanted, in the order wanted; empty means all. `binary` names those that shall be
-    answered as raw bytes (REST only). `timeout_s` is how long the request may wait for its run, 0.0 for as long as it
-    takes; `priority` 1 is the highest, larger numbers come later, 0 is the model's default. `timing`: the answer shall
-    tell where the time went.
+    answered as raw bytes (REST only). `classes` says of which outputs only the best elements are wanted, as text, and
+    how many. `timeout_s` is how long the request may wait for its run, 0.0 for as long as it takes; `priority` 1 is
+    the highest, larger numbers come later, 0 is the model's default. `timing`: the answer shall tell where the time
+    went.
     """
 
     inputs: Tensors
@@ -27,6 +29,7 @@ class InferRequest(msgspec.Struct):
     id: str = ""
     outputs: Sequence[str] = ()
     binary: frozenset[str] = frozenset()
+    classes: Mapping[str, int] | None = None
     timeout_s: float = 0.0
     priority: int = 0
     timing: bool = False
@@ -35,9 +38,9 @@ class InferRequest(msgspec.Struct):
 def _elements_decoder(dtype: np.dtype[Any], depth: int) -> msgspec.json.Decoder[Any]:
     """Decodes a JSON list, nested `depth` deep, whose elements fit `dtype` and nothing else."""
     element: Any = {"b": bool, "O": str}.get(dtype.kind, int)
-    if dtype.kind == "f":
+    if dtype.kind in "fV":
         # What is half a step or more beyond the largest value would become infinite.
-        largest = np.finfo(dtype).max
+        largest = _largest(dtype)
         limit = float(largest) + float(largest - np.nextafter(largest, dtype.type(0))) / 2
         element = Annotated[float, msgspec.Meta(gt=-limit, lt=limit)] if dtype.itemsize < 8 else float
     elif element is int:
@@ -50,6 +53,15 @@ def _elements_decoder(dtype: np.dtype[Any], depth: int) -> msgspec.json.Decoder[
     return msgspec.json.Decoder(element)
 
 
+def _largest(dtype: np.dtype[Any]) -> Any:
+    if dtype.kind == "f":
+        return np.finfo(dtype).max
+    import ml_dtypes
+
+    limits: Any = ml_dtypes.finfo
+    return limits(dtype).max
+
+
 class Field:
     """One input or output, with what every request needs of it worked out once."""
 
@@ -57,7 +69,7 @@ class Field:
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec, self.name, self.dims = spec, spec.name, spec.shape
-        self.dtype, self.datatype = np.dtype(spec.dtype), spec.datatype
+        self.dtype, self.datatype = numpy_dtype(spec.dtype), spec.datatype
         self.flat_json = _elements_decoder(self.dtype, depth=1)
         self.nested_json = _elements_decoder(self.dtype, depth=len(spec.shape))
         self.json_head = b'{"name":%b,"datatype":"%b","shape":' % (
@@ -89,6 +101,7 @@ class Signature:
             msgspec.json.encode(name),
             msgspec.json.encode(version),
         )
+        self.output_names = frozenset(self.outputs)
         self._only_input = inputs[0].name if len(inputs) == 1 else None
         self._one_shape = self.together and all(isinstance(dim, int) for spec in inputs for dim in spec.shape[1:])
 
@@ -145,6 +158,12 @@ class Signature:
             if name in names[:position]:
                 raise InvalidRequest(f"output '{name}' already exists in request for model '{self.name}'")
         return names
+
+    def with_outputs(self, specs: Sequence[TensorSpec]) -> "Signature":
+        """The same, but for the outputs that `specs` describe: answers made of the model's own."""
+        changed = copy.copy(self)
+        changed.outputs = {**self.outputs, **{spec.name: _field(spec) for spec in specs}}
+        return changed
 
 
 def answered_field(specs: Mapping[str, TensorSpec], name: str, datatype: str, shape: Sequence[int]) -> Field:

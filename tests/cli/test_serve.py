@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import numpy as np
 import onnx
@@ -87,6 +89,7 @@ def test_it_prints_its_urls_when_ready_and_that_it_has_drained_when_it_ends(star
     assert lines[:2] == ["serving 1 model version", "  tiny@1"]
     assert re.fullmatch(r"  REST  http://127\.0\.0\.1:\d+/v2/models/tiny/infer", lines[2])
     assert re.fullmatch(r"  gRPC  127\.0\.0\.1:\d+", lines[3])
+    assert re.fullmatch(r"  docs  http://127\.0\.0\.1:\d+/docs", lines[4])
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output, errors) == (0, "", "drained and stopped\n")
@@ -109,14 +112,20 @@ def _document(process):
     raise AssertionError(process.stderr.read())
 
 
-def test_a_host_that_others_can_reach_is_warned_about(started, tiny_onnx):
-    process = started(tiny_onnx, "--http-port", 0, "--grpc-port", 0, "--host", "0.0.0.0")
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_a_host_that_others_can_reach_is_refused_without_keys(refused, tiny_onnx, host):
+    assert refused(tiny_onnx, "--host", host) == (
+        f"error: --host {host} can be reached from other machines, and without keys everybody there may ask; "
+        "name a file of keys with --keys, or mean it: --allow-anonymous"
+    )
+
+
+def test_a_host_that_others_can_reach_may_be_meant_and_is_warned_about(started, tiny_onnx):
+    process = started(tiny_onnx, "--http-port", 0, "--grpc-port", 0, "--host", "0.0.0.0", "--allow-anonymous")
     lines_until(process, "/metrics")
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
-    assert errors.splitlines()[0] == (
-        "warning: 0.0.0.0 can be reached from other machines, and requests are not authorized"
-    )
+    assert errors.splitlines()[0] == ("warning: 0.0.0.0 can be reached from other machines, and everybody may ask")
 
 
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
@@ -159,7 +168,7 @@ def test_one_port_cannot_be_both(refused, tiny_onnx):
     ],
 )
 def test_a_host_that_is_not_this_machine_is_refused(refused, tiny_onnx, host, message):
-    assert message in refused(tiny_onnx, "--host", host)
+    assert message in refused(tiny_onnx, "--host", host, "--allow-anonymous")
 
 
 @pytest.mark.parametrize(
@@ -297,3 +306,94 @@ def test_a_flag_out_of_range_is_refused_without_a_traceback(mlserve, tiny_onnx, 
     assert "Usage:" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert arguments[0] in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--versions", "latest:0"], "'latest:0' does not say which versions; use default, all, latest:N, or versions"),
+        (["--versions", "all", "tiny@1"], "--versions all is for names without a version, or for the whole store"),
+        (["--route", "/spam"], "--route '/spam' is no PATH=NAME[@VERSION|@ALIAS]"),
+        (["--route", "spam=tiny"], "--route 'spam=tiny' is no PATH=NAME[@VERSION|@ALIAS]"),
+        (["--route", "/v2/models/{name}=tiny"], "/v2/models/{name}"),
+    ],
+)
+def test_what_cannot_be_followed_or_routed_is_told_in_one_line(refused, store, arguments, message):
+    assert message in refused("--store", store.root, *arguments)
+
+
+def add_version(store, tiny_onnx, variant):
+    with store.staging() as folder:
+        (folder / "made").mkdir()
+        (folder / "made" / MODEL_FILE).write_bytes(tiny_onnx.read_bytes())
+        x, scores = TensorSpec("x", "float32", ("batch", 30)), TensorSpec("scores", "float32", ("batch", 2))
+        store.add(Artifact(folder / "made", Manifest(variant=variant, inputs=(x,), outputs=(scores,))), "tiny")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "versions"),
+    [
+        ([], ["1", "2", "3"]),
+        (["--versions", "latest:2"], ["2", "3"]),
+        (["--versions", "latest:1"], ["2", "3"]),  # with what production means
+        (["tiny"], ["2"]),
+        (["tiny", "--versions", "all"], ["1", "2", "3"]),
+        (["tiny@1", "tiny"], ["1", "2"]),
+        (["tiny", "--versions", "3,production"], ["2", "3"]),
+        (["--model-control", "explicit"], []),
+        (["--model-control", "explicit", "tiny@3"], ["3"]),
+    ],
+)
+def test_the_versions_asked_for_are_served(started, store, tiny_onnx, arguments, versions):
+    for variant in ("second", "third"):
+        add_version(store, tiny_onnx, variant)
+    store.promote("tiny", 2)
+    process = started("--store", store.root, "--http-port", 0, "--grpc-port", 0, "--json", *arguments)
+    document = json.loads(_document(process))
+    assert document["models"] == [{"name": "tiny", "version": version} for version in versions]
+
+
+def test_names_routes_and_the_management_port_are_as_asked_for(started, store, tiny_onnx):
+    flags = ["--http-port", 0, "--grpc-port", 0, "--management-port", 0, "--server-name", "triton"]
+    process = started("--store", store.root, *flags, "--route", "/my/tiny=tiny@1", "--json")
+    document = json.loads(_document(process))
+    assert _get(f"{document['http']}/v2")["name"] == "triton"
+    assert document["management"].startswith("http://127.0.0.1:")
+    assert _get(f"{document['management']}/models")["models"][0]["modelName"] == "tiny"
+    for url, status in ((document["management"], "403"), (document["http"], "404")):
+        with pytest.raises(urllib.error.HTTPError, match=status):
+            _get(f"{url}/models/tiny/1/set-default", method="PUT")
+    body = json.dumps({"inputs": {"x": [[0.0] * 30]}}).encode()
+    assert "outputs" in _get(f"{document['http']}/my/tiny", body)
+
+
+def _get(url, body=None, method=None):
+    request = urllib.request.Request(url, body, {"content-type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.loads(reply.read())
+
+
+def test_a_taken_management_port_is_named_with_its_flag(refused, tiny_onnx, taken_port):
+    assert f"--management-port {taken_port}: port {taken_port} on 127.0.0.1 is in use" in refused(
+        tiny_onnx, "--management-port", taken_port
+    )
+
+
+@pytest.mark.parametrize("name", ["SAGEMAKER_BIND_TO_PORT", "AIP_HTTP_PORT"])
+def test_a_platform_that_chooses_the_port_gets_it(started, tiny_onnx, monkeypatch, name):
+    port = _free_port()
+    monkeypatch.setenv(name, str(port))
+    lines = lines_until(started(tiny_onnx, "--grpc-port", 0), "/metrics")
+    assert lines[2] == f"  REST  http://127.0.0.1:{port}/v2/models/tiny/infer"
+
+
+def test_vertex_ai_finds_its_paths_and_reaches_the_container(started, refused, store, monkeypatch):
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/7:predict")
+    monkeypatch.setenv("AIP_HEALTH_ROUTE", "/healthz")
+    arguments = ["--store", store.root, "tiny", "--http-port", 0, "--grpc-port", 0]
+    assert "--allow-anonymous" in refused(*arguments)
+    assert "Vertex AI asks one model" in refused("--store", store.root)
+    document = json.loads(_document(started(*arguments, "--allow-anonymous", "--json")))
+    http = document["http"].replace("0.0.0.0", "127.0.0.1")
+    assert _get(f"{http}/healthz") == {"ready": True}
+    assert "predictions" in _get(f"{http}/v1/endpoints/7:predict", json.dumps({"instances": [[0.0] * 30]}).encode())

@@ -61,7 +61,9 @@ def test_everything_in_the_store_is_served_when_no_name_is_given(serving, store)
         assert factor_of(server, "double") == 4  # production
         assert factor_of(server, "triple") == 3
         assert factor_of(server, "double/versions/4") == 404
-        assert factor_of(server, "double/versions/production") == 404
+        assert factor_of(server, "double/versions/production") == 4
+        assert factor_of(server, "double/versions/candidate") == 6
+        assert factor_of(server, "double/versions/nobody") == 404
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,40 @@ def changed(change):
     return message.SerializeToString()
 
 
+def share(tensor, *_):
+    tensor.parameters["shared_memory_region"].string_param = "region"
+
+
+def ask(message, name, **value):
+    for kind, found in value.items():
+        setattr(message.parameters[name], kind, found)
+
+
+def classify(message, **value):
+    for kind, found in value.items():
+        setattr(message.outputs.add(name="y").parameters["classification"], kind, found)
+
+
 def test_the_good_request_is_read():
     assert decode(GOOD).rows == 1
+
+
+def test_what_a_request_s_parameters_ask_for_is_told():
+    def change(message):
+        ask(message, "timeout", int64_param=2_500_000)
+        ask(message, "priority", uint64_param=3)
+        ask(message, "timing", bool_param=True)
+        ask(message, "my_own", string_param="thing")
+        ask(message, "sequence_start", bool_param=False)
+        ask(message, "triton_enable_empty_final_response", bool_param=True)
+        ask(message, "empty")
+        message.parameters["unset"].ClearField("bool_param")
+        classify(message, int64_param=2)
+
+    request = decode(changed(change))
+    assert (request.timeout_s, request.priority, request.timing, request.classes) == (2.5, 3, True, {"y": 2})
+    plain = decode(changed(lambda message: message.outputs.add(name="y")))
+    assert (plain.timeout_s, plain.priority, plain.timing, plain.classes) == (0.0, 0, False, None)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +99,21 @@ def test_the_good_request_is_read():
         (lambda m: m.raw_input_contents.__setitem__(2, b"\xff\0\0\0a"), "ends within a string element"),
         (lambda m: m.inputs[0].contents.fp32_contents.append(1), "both contents and raw_input_contents"),
         (lambda m: m.ClearField("raw_input_contents"), "has shape .* but 0 elements in fp32_contents"),
+        (
+            lambda m: (m.inputs[0].contents.fp32_contents.append(1), m.raw_input_contents.pop()),
+            "contents field must not be specified when using raw_input_contents",
+        ),
+        (lambda m: share(m.inputs[0], m.raw_input_contents.pop()), "'x': shared memory is not supported"),
+        (lambda m: share(m.inputs[0], m.ClearField("raw_input_contents")), "'x': shared memory is not supported"),
+        (lambda m: share(m.outputs.add(name="y")), "'y': shared memory is not supported"),
+        (lambda m: classify(m, string_param="2"), "parameter 'classification' must be a whole number"),
+        (lambda m: classify(m, int64_param=-1), "parameter 'classification' must be a whole number"),
+        (lambda m: classify(m, bool_param=True), "parameter 'classification' must be a whole number"),
+        (lambda m: ask(m, "timeout", double_param=1.0), "parameter 'timeout' must be a whole number"),
+        (lambda m: ask(m, "priority", uint64_param=2**64 - 1), "parameter 'priority' must be a whole number"),
+        (lambda m: ask(m, "timing", int64_param=1), "parameter 'timing' must be true or false"),
+        (lambda m: ask(m, "sequence_id", int64_param=7), "'sequence_id' is refused: this server keeps no state"),
+        (lambda m: ask(m, "triton_x", bool_param=True), "'triton_x' is a reserved parameter"),
         (lambda m: m.outputs.add(name="w"), "unexpected output 'w'"),
         (lambda m: (m.outputs.add(name="y"), m.outputs.add(name="y")), "already exists"),
         (
@@ -94,6 +141,7 @@ def test_a_request_that_is_not_right_is_refused_with_what_is_wrong(change, messa
         ("int64", {"int64_contents": [1, 2, 3]}, "but 3 elements in int64_contents"),
         ("object", {"bytes_contents": [b"a", b"\xff"]}, "no UTF-8"),
         ("float16", {"fp32_contents": [1, 2]}, "FP16 has no typed contents; send raw_input_contents"),
+        ("bfloat16", {"fp32_contents": [1, 2]}, "BF16 has no typed contents; send raw_input_contents"),
         ("float32", {}, "but 0 elements in fp32_contents"),
     ],
 )

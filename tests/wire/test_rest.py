@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -13,8 +14,14 @@ from mlserve.wire import rest
 from mlserve.wire.signature import Signature
 
 SPECS = [TensorSpec("x", "float32", ("batch", 2)), TensorSpec("n", "int8", ("batch",))]
+EVERY_DTYPE = (*DATATYPE_OF, "bfloat16")
 SIGNATURE = Signature("m", "1", SPECS, [TensorSpec("y", "float32", ("batch",)), TensorSpec("z", "bool", ("batch",))])
-EVERY_TYPE = Signature("m", "1", [TensorSpec(f"in_{dtype}", dtype, ("batch",)) for dtype in DATATYPE_OF], [])
+EVERY_TYPE = Signature(
+    "m",
+    "1",
+    [TensorSpec(f"in_{dtype}", dtype, ("batch",)) for dtype in EVERY_DTYPE],
+    [TensorSpec(f"out_{dtype}", dtype, ("batch",)) for dtype in EVERY_DTYPE],
+)
 GOOD = {
     "inputs": [
         {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2.5, -3e2, 4]},
@@ -28,6 +35,16 @@ BINARY_BODY, BINARY_HEADERS = rest.encode_request(
 BINARY_SPLIT = int(BINARY_HEADERS["inference-header-content-length"])
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+PARAMETER_NAMES = st.text(max_size=5) | st.sampled_from(
+    ["timeout", "priority", "timing", "binary_data", "binary_data_output", "classification", "headers", "sequence_id"]
+)
+
+
 def decode(document, json_bytes=None):
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return rest.decode_request(body, SIGNATURE, json_bytes)
@@ -37,6 +54,11 @@ def changed(**fields):
     """The good request with its first input changed; None removes a field."""
     first = {name: value for name, value in (GOOD["inputs"][0] | fields).items() if value is not None}
     return {"inputs": [first, GOOD["inputs"][1]]}
+
+
+def asking(output, **parameters):
+    """The good request, asking for one output in a special way."""
+    return {**GOOD, "outputs": [{"name": output, "parameters": parameters}]}
 
 
 def test_the_good_request_is_read():
@@ -96,9 +118,20 @@ def test_the_good_request_is_read():
         (GOOD_BODY.replace(b"2.5", b"[" * 100_000), "not JSON"),
         (GOOD_BODY.replace(b"2.5", b"[" * 100_000 + b"]" * 100_000), "not JSON"),
         (changed(parameters={"binary_data_size": 16}, data=None), "the body holds 0 more"),
+        (changed(parameters={"binary_data_size": 16}), "both 'data' and 'binary_data_size'"),
+        (changed(parameters={"shared_memory_region": "r"}, data=None), "'x': shared memory is not supported"),
+        (changed(parameters=[]), "no V2 inference request"),
         ({**GOOD, "outputs": [{"name": "w"}]}, "unexpected output 'w' for model 'm'; it gives 'y', 'z'"),
         ({**GOOD, "outputs": [{"name": "y"}, {"name": "y"}]}, "output 'y' already exists"),
         ({**GOOD, "outputs": ["y"]}, "no V2 inference request"),
+        (asking("y", binary_data="yes"), "parameter 'binary_data' must be true or false"),
+        (asking("y", shared_memory_region="r"), "'y': shared memory is not supported"),
+        (asking("y", classification=-1), "parameter 'classification' must be a whole number"),
+        (asking("y", classification=1.0), "parameter 'classification' must be a whole number"),
+        (asking("z", classification=1), "class result not available for output 'z' due to unsupported type 'BOOL'"),
+        ({**GOOD, "parameters": {"binary_data_output": 1}}, "parameter 'binary_data_output' must be true or false"),
+        ({**GOOD, "parameters": {"timeout": "soon"}}, "parameter 'timeout' must be a whole number"),
+        ({**GOOD, "parameters": "timeout"}, "no V2 inference request"),
     ],
 )
 def test_a_request_that_is_not_right_is_refused_with_what_is_wrong(document, message):
@@ -109,7 +142,7 @@ def test_a_request_that_is_not_right_is_refused_with_what_is_wrong(document, mes
 @pytest.mark.parametrize(
     ("split", "extra", "message"),
     [
-        (0, b"", "Inference-Header-Content-Length is 0"),
+        (0, b"", "Raw request must only have 1 input .* to be deduced but got 2 inputs in 'm' model configuration"),
         (BINARY_SPLIT - 1, b"", "not JSON"),
         (BINARY_SPLIT + 1, b"", "not JSON"),
         (len(BINARY_BODY) + 1, b"", "the body has"),
@@ -171,27 +204,72 @@ def test_every_integer_type_takes_its_whole_range_and_nothing_beyond(dtype, leas
             read(beyond)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("document", "binary"),
+    [
+        ({}, set()),
+        ({"parameters": {"binary_data_output": True}}, {"y", "z"}),
+        ({"parameters": {"binary_data_output": False}}, set()),
+        ({"outputs": [{"name": "z"}, {"name": "y", "parameters": {"binary_data": True}}]}, {"y"}),
+        ({"outputs": [{"name": "z"}], "parameters": {"binary_data_output": True}}, {"z"}),
+        (
+            {
+                "outputs": [{"name": "y", "parameters": {"binary_data": False}}, {"name": "z", "parameters": {}}],
+                "parameters": {"binary_data_output": True},
+            },
+            {"z"},
+        ),
+    ],
+)
+def test_outputs_are_answered_in_the_form_asked_for(document, binary):
+    assert decode({**GOOD, **document}).binary == binary
+
+
+def test_what_a_request_s_parameters_ask_for_is_told():
+    parameters = {"timeout": 2_500_000, "priority": 3, "timing": True, "my_own": [1], "sequence_id": 0}
+    request = decode({"parameters": parameters, **asking("y", classification=2)})
+    assert (request.timeout_s, request.priority, request.timing, request.classes) == (2.5, 3, True, {"y": 2})
+    request = decode(asking("y", classification=0))
+    assert (request.timeout_s, request.priority, request.timing, request.classes) == (0.0, 0, False, None)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(EVERY_TYPE.outputs)), st.dictionaries(PARAMETER_NAMES, JSON, max_size=3)),
+        max_size=3,
+    ),
+    st.dictionaries(PARAMETER_NAMES, JSON, max_size=3),
+)
+def test_any_json_as_parameters_is_read_or_raises_nothing_but_invalid_request(outputs, parameters):
+    inputs = {spec.name: np.zeros(2, field.dtype) for spec, field in ((f.spec, f) for f in EVERY_TYPE.inputs.values())}
+    inputs["in_object"] = np.array(["", "a"], object)
+    head = json.loads(rest.encode_request(inputs, [field.spec for field in EVERY_TYPE.inputs.values()])[0])
+    head["outputs"] = [{"name": name, "parameters": chosen} for name, chosen in outputs]
+    head["parameters"] = parameters
+    try:
+        request = rest.decode_request(json.dumps(head).encode(), EVERY_TYPE)
+    except InvalidRequest:
+        return
+    assert request.rows == 2
+    assert request.timeout_s >= 0
+    assert request.priority >= 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
 def test_a_number_that_a_float_type_would_make_infinite_is_refused_and_its_largest_is_not(dtype):
-    signature = Signature("m", "1", [TensorSpec("t", dtype, ("batch",))], [])
+    spec = TensorSpec("t", dtype, ("batch",))
+    signature = Signature("m", "1", [spec], [])
 
     def read(text):
-        tensor = {"name": "t", "datatype": DATATYPE_OF[dtype], "shape": [1], "data": ["number"]}
+        tensor = {"name": "t", "datatype": spec.datatype, "shape": [1], "data": ["number"]}
         body = json.dumps({"inputs": [tensor]}).replace('"number"', text)
         return rest.decode_request(body.encode(), signature).inputs["t"]
 
-    largest = np.finfo(dtype).max
-    assert read(str(largest))[0] == largest
-    assert read(f"-{largest}")[0] == -largest
+    largest = ml_dtypes.finfo(dtype).max
+    assert read(repr(float(largest)))[0] == largest
+    assert read(repr(-float(largest)))[0] == -largest
     with pytest.raises(InvalidRequest):
-        read(repr(float(largest) * 1.001))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=8,
-)
+        read(repr(float(largest) * 1.005))
 
 
 @given(st.binary(max_size=200), st.none() | st.integers(-1, 250))
@@ -216,9 +294,10 @@ def test_a_damaged_request_is_read_or_raises_invalid_request(body, data):
     assert {name: array.shape for name, array in request.inputs.items()} == {"x": (2, 2), "n": (2,)}
 
 
-@given(st.sampled_from(sorted(DATATYPE_OF)), JSON, JSON, JSON)
+@given(st.sampled_from(sorted(EVERY_DTYPE)), JSON, JSON, JSON)
 def test_any_json_in_place_of_a_tensor_s_fields_raises_nothing_but_invalid_request(dtype, shape, data, parameters):
-    tensor = {"name": f"in_{dtype}", "datatype": DATATYPE_OF[dtype], "shape": shape, "data": data}
+    datatype = EVERY_TYPE.inputs[f"in_{dtype}"].datatype
+    tensor = {"name": f"in_{dtype}", "datatype": datatype, "shape": shape, "data": data, "parameters": parameters}
     document = {"inputs": [tensor], "parameters": parameters}
     with pytest.raises(InvalidRequest):  # the other inputs are missing
         rest.decode_request(json.dumps(document).encode(), EVERY_TYPE)

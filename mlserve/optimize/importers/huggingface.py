@@ -19,6 +19,7 @@ from mlserve.model.rows import TOKENIZER_FILE, Rows, SyntheticRows, read_rows
 from mlserve.model.tensors import Tensors
 from mlserve.optimize.importers.export import check_parity
 from mlserve.optimize.importers.onnx_model import keep_outputs, known_specs, write_model
+from mlserve.optimize.importers.pretrained_inputs import processing_of
 from mlserve.optimize.importers.request import Imported, ImportRequest
 from mlserve.optimize.importers.shapes import Run, Sizes, default_sizes, fix_rigid_dims, output_specs
 
@@ -69,16 +70,20 @@ def import_folder(request: ImportRequest, out: Path, on_step: Callable[[str], No
     inputs = fix_rigid_dims(original, inputs, sizes)
     outputs = output_specs(engine.run, inputs, sizes)
     engine.close()
+    labels = _labels(source, task)
+    processing, untold = processing_of(source, _config(source), task, labels, inputs, outputs)
     rows: Rows = SyntheticRows(inputs, 8)
     if request.data:
-        rows = read_rows(Path(request.data), inputs, source / TOKENIZER_FILE)
+        images = processing.image if processing else None
+        rows = read_rows(Path(request.data), inputs, source / TOKENIZER_FILE, images)
     agreement = check_parity(original, out / MODEL_FILE, inputs, sizes, rows)
     return Imported(
         inputs=inputs,
         outputs=outputs,
         task=task,
-        labels=_labels(source, task),
-        notes=(f"optimum ({library}), opset {_OPSET}", agreement),
+        labels=labels,
+        processing=processing,
+        notes=(f"optimum ({library}), opset {_OPSET}", agreement, *untold),
         trained=trained,
     )
 
@@ -127,28 +132,30 @@ def _task_of(source: Path) -> str:
     import transformers
     from optimum.exporters.tasks import TasksManager
 
-    named = transformers.AutoConfig.from_pretrained(source, local_files_only=True).architectures or []
+    named = _config(source).architectures or []
     model_class = getattr(transformers, named[0], None) if named else None
     return str(TasksManager.infer_task_from_model(model_class)) if model_class else "feature-extraction"
 
 
 def _image_size(source: Path) -> Sizes:
     """Height and width of the images that the configuration was made for, by optimum's words; empty for no images."""
-    import transformers
-
-    size = getattr(transformers.AutoConfig.from_pretrained(source, local_files_only=True), "image_size", None)
+    size = getattr(_config(source), "image_size", None)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return {"height": height, "width": width} if height else {}
 
 
 def _labels(source: Path, task: str) -> tuple[str, ...]:
     """The names of the classes by number; empty when the configuration names none of its own."""
-    import transformers
-
-    names = getattr(transformers.AutoConfig.from_pretrained(source, local_files_only=True), "id2label", None) or {}
+    names = getattr(_config(source), "id2label", None) or {}
     ordered = tuple(str(names[number]) for number in sorted(names))
     made_up = tuple(f"LABEL_{number}" for number in range(len(ordered)))
     return ordered if "classification" in task and ordered != made_up else ()
+
+
+def _config(source: Path) -> Any:
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(source, local_files_only=True)
 
 
 def _load(source: Path, library: str, task: str) -> Any:

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from mlserve.model.processing import Processing
 from mlserve.model.tensors import TensorSpec
 from mlserve.optimize.evaluation.split import Split
 from mlserve.optimize.importers.source import SourceKind
@@ -43,6 +44,7 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
     outputs: tuple[TensorSpec, ...]
     task: str = "unknown"
     labels: tuple[str, ...] = ()
+    processing: Processing | None = None
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     trained: tuple[tuple[str, ...], ...] = ()

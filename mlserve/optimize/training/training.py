@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mlserve.errors import UsageError
+from mlserve.model.processing import ImageInput
 from mlserve.model.rows import Rows, read_rows
 from mlserve.model.tensors import TensorSpec
 from mlserve.optimize.evaluation.split import split_rows
@@ -63,11 +64,13 @@ def run_passes(trainee: Trainee, request: ImportRequest) -> Notes:
     return tuple(notes)
 
 
-def tuning_rows(request: ImportRequest, specs: Sequence[TensorSpec], tokenizer: Path | None = None) -> Rows | None:
+def tuning_rows(
+    request: ImportRequest, specs: Sequence[TensorSpec], tokenizer: Path | None = None, images: ImageInput | None = None
+) -> Rows | None:
     """Those of the user's rows that may be learnt from; None when there are no data."""
     if not request.data:
         return None
-    return split_rows(read_rows(Path(request.data), specs, tokenizer), request.split)[0]
+    return split_rows(read_rows(Path(request.data), specs, tokenizer, images), request.split)[0]
 
 
 def _frozen_as(original: TorchOriginal) -> str:

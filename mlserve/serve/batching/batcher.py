@@ -5,21 +5,29 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from math import inf
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
 import numpy as np
 
 from mlserve.engines.engine import Engine
-from mlserve.errors import EngineError, ModelFailed, Overloaded, RequestError
+from mlserve.errors import DeadlineExceeded, EngineError, ModelFailed, NotServing, Overloaded, RequestError
 from mlserve.model.tensors import Tensors
 from mlserve.serve.batching.window import BatchWindow
+from mlserve.wire.signature import InferRequest
 
-__all__ = ["Batch", "BatchObserver", "Batcher", "Ticket"]
+__all__ = ["NO_HEADERS", "Batch", "BatchObserver", "Batcher", "Ticket"]
 
 # A run shorter than this costs less on the thread that received the request than the way to another thread and back.
 INLINE_LIMIT_S = 0.001
+
+NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
+
+# The operating system refuses to wait for ever so long as clients may ask.
+_LONGEST_WAIT_S = 3600.0
 
 _log = logging.getLogger("mlserve.serve")
 
@@ -36,17 +44,23 @@ class Ticket(ABC):
     """One request on its way through a batcher. A transport's subclass sets every field, and knows how to reply.
 
     Of `answer` and `fail` one is called, once: on `loop` where the ticket has one, else on whichever thread ran the
-    batch. `arrived_s` is `time.perf_counter` at the request's last byte.
+    batch. `arrived_s` is `time.perf_counter` at the request's last byte; past `deadline_s` on the same clock (`inf` for
+    none) it is not run any more. `priority` 1 is the highest, larger ones come later, 0 is the default. `headers` are
+    those that a transport noted, for logs and traces to look at.
     """
 
-    __slots__ = ("arrived_s", "inputs", "key", "loop", "protocol", "rows")
+    __slots__ = ("arrived_s", "deadline_s", "inputs", "key", "loop", "priority", "protocol", "request", "rows")
 
+    headers: Mapping[bytes, bytes] = NO_HEADERS
+    request: InferRequest
     inputs: Tensors
     rows: int
     key: Hashable
     loop: asyncio.AbstractEventLoop | None
     protocol: str
     arrived_s: float
+    deadline_s: float
+    priority: int
 
     @abstractmethod
     def answer(self, outputs: Tensors, batch: Batch) -> None:
@@ -58,13 +72,16 @@ class Ticket(ABC):
 
 
 class BatchObserver(Protocol):
-    """Told of every batch after it ran, and of the requests of it that were answered or failed."""
+    """Told of every batch after it ran, and of the requests of it that were answered or failed.
 
-    def ran(self, batch: Batch, queued_s: float) -> None: ...
+    `outcome` is "ok", or the name of the error when no ticket of the batch is answered; `waiting_rows` still wait.
+    """
 
-    def answered(self, tickets: Sequence[Ticket]) -> None: ...
+    def ran(self, batch: Batch, tickets: Sequence[Ticket], outcome: str, waiting_rows: int) -> None: ...
 
-    def failed(self, protocol: str, error: RequestError) -> None: ...
+    def answered(self, tickets: Sequence[Ticket], batch: Batch) -> None: ...
+
+    def failed(self, protocol: str, error: RequestError, ticket: Ticket) -> None: ...
 
 
 class Batcher:
@@ -86,9 +103,12 @@ class Batcher:
         self._typical_s = typical_s
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
+        self._deadlines = threading.Condition(self._lock)
+        self._ended = threading.Condition(self._lock)
         self._running = 0
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._watch: threading.Thread | None = None
         if window.max_delay_s > 0 or typical_s > INLINE_LIMIT_S:
             self._start_thread()
 
@@ -103,39 +123,100 @@ class Batcher:
         """Rows that wait for their run."""
         return self._window.waiting_rows
 
+    @property
+    def queues(self) -> bool:
+        """Whether tickets may wait here; otherwise `submit` has run them when it returns."""
+        return self._thread is not None
+
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Lets `tickets` run; each is answered or failed, here or later, whatever happens."""
-        now_s = time.perf_counter()
         refused: Results = []
-        batches: list[list[Ticket]] = []
         with self._lock:
-            for ticket in tickets:
-                try:
-                    self._window.push(ticket, ticket.rows, now_s, ticket.key)
-                except Overloaded as error:
-                    refused.append((ticket, error))
-                if self._thread is None and self._window.waiting_rows >= self._window.max_rows:
-                    batches += self._due(now_s)
-            if self._thread is None:
-                batches += self._due(now_s)
+            if self._closed:
+                batches: list[list[Ticket]] = []
+                error = NotServing(f"model '{self.name}' is no longer served here; send the request again")
+                refused = [(ticket, error) for ticket in tickets]
+            elif self._thread is None:
+                batches = self._in_order(tickets) or self._by_window(tickets, refused)
                 self._running += len(batches)
             else:
+                batches = []
+                self._push(tickets, refused)
                 self._arrived.notify()
         if refused:
             self._deliver(refused, _NO_BATCH)
         for batch in batches:
-            self._run(batch, here=True)
+            self._run_here(batch)
+
+    def drop(self, ticket: Ticket) -> bool:
+        """Takes `ticket` out of the queue, untold, because its client has gone; False when it runs or has run."""
+        with self._lock:
+            return self._window.drop(ticket, ticket.key, ticket.priority)
 
     def close(self) -> None:
-        """Lets what waits run to its end, then stops the thread."""
+        """Lets what waits run to its end, then stops the threads. What is submitted later is refused.
+
+        When it returns nothing runs on the engine, and nothing will. It waits for a run, so call it off the event loop
+        where a run may be long. To call it again does nothing.
+        """
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._arrived.notify()
         if self._thread is not None:
             self._thread.join()
+        with self._lock:
+            self._deadlines.notify()
+        if self._watch is not None:
+            self._watch.join()
+        with self._ended:
+            while self._running:
+                self._ended.wait()
 
-    def _due(self, now_s: float) -> list[list[Ticket]]:
-        return list(iter(lambda: self._window.pop(now_s), []))
+    def _in_order(self, tickets: Sequence[Ticket]) -> list[list[Ticket]]:
+        """The batches of requests that ask for nothing special, as an empty window would make them.
+
+        Empty when it is not as simple as that.
+        """
+        key, most_rows, rows = tickets[0].key, self._window.max_rows, 0
+        batches: list[list[Ticket]] = [[]]
+        for ticket in tickets:
+            if ticket.key != key or ticket.priority or ticket.deadline_s != inf:
+                return []
+            rows += ticket.rows
+            if rows > most_rows and batches[-1]:
+                rows = ticket.rows
+                batches.append([ticket])
+            else:
+                batches[-1].append(ticket)
+        return batches
+
+    def _by_window(self, tickets: Sequence[Ticket], refused: "Results") -> list[list[Ticket]]:
+        """The batches of all of `tickets`; nothing else waits."""
+        batches: list[list[Ticket]] = []
+        for ticket in tickets:
+            self._push([ticket], refused)
+            if self._window.waiting_rows >= self._window.max_rows:
+                batches += self._due(refused)
+        return batches + self._due(refused)
+
+    def _push(self, tickets: Sequence[Ticket], refused: "Results") -> None:
+        now_s = time.perf_counter()
+        for ticket in tickets:
+            try:
+                self._window.push(ticket, ticket.rows, now_s, ticket.key, ticket.priority, ticket.deadline_s)
+            except Overloaded as error:
+                refused.append((ticket, error))
+            else:
+                if ticket.deadline_s != inf and self._thread is not None:
+                    self._watch_deadlines()
+
+    def _due(self, refused: "Results") -> list[list[Ticket]]:
+        now_s = time.perf_counter()
+        batches = list(iter(lambda: self._window.pop(now_s), []))
+        refused += [(ticket, self._too_late(ticket)) for ticket in self._window.expire(now_s)]
+        return batches
 
     def _start_thread(self) -> None:
         self._thread = threading.Thread(target=self._work, name=f"engine {self.name}", daemon=True)
@@ -148,26 +229,70 @@ class Batcher:
                     if self._closed and not self._window.waiting_rows:
                         return
                     due_in_s = self._window.due_at_s - time.perf_counter()
-                    self._arrived.wait(None if due_in_s == float("inf") else max(due_in_s, 0.0))
+                    self._arrived.wait(None if due_in_s == inf else max(due_in_s, 0.0))
                 self._running += 1
             self._run(batch, here=False)
+
+    def _watch_deadlines(self) -> None:
+        """Wakes the thread that fails requests at their deadlines, whatever the engine does; the first starts it."""
+        if self._watch is None:
+            self._watch = threading.Thread(target=self._fail_late, name=f"deadlines {self.name}", daemon=True)
+            self._watch.start()
+        else:
+            self._deadlines.notify()
+
+    def _fail_late(self) -> None:
+        while True:
+            with self._deadlines:
+                while not (late := self._window.expire(time.perf_counter())):
+                    if self._closed and not self._window.waiting_rows:
+                        return
+                    due_in_s = self._window.deadline_s - time.perf_counter()
+                    self._deadlines.wait(min(max(due_in_s, 0.0), _LONGEST_WAIT_S))
+                self._running += 1
+                self._arrived.notify()  # the engine's thread may wait for what has just left
+            self._deliver([(ticket, self._too_late(ticket)) for ticket in late], _NO_BATCH)
+            self._end_run()
+
+    def _too_late(self, ticket: Ticket) -> DeadlineExceeded:
+        waited_s = ticket.deadline_s - ticket.arrived_s
+        return DeadlineExceeded(f"Request timeout expired: it waited {waited_s:.3g} s for model '{self.name}'")
+
+    def _run_here(self, batch: list[Ticket]) -> None:
+        """Runs a batch on this thread, without those whose deadline passed while the batches before it ran."""
+        now_s = time.perf_counter()
+        late = [ticket for ticket in batch if ticket.deadline_s <= now_s]
+        if late:
+            self._deliver([(ticket, self._too_late(ticket)) for ticket in late], _NO_BATCH)
+            batch = [ticket for ticket in batch if ticket.deadline_s > now_s]
+        if batch:
+            self._run(batch, here=True)
+        else:
+            self._end_run()
+
+    def _end_run(self) -> None:
+        with self._lock:
+            self._running -= 1
+            if self._closed:
+                self._ended.notify_all()
 
     def _run(self, tickets: list[Ticket], *, here: bool) -> None:
         started_s = time.perf_counter()
         results = self._results(tickets)
         compute_s = time.perf_counter() - started_s
         batch = Batch(sum([ticket.rows for ticket in tickets]), started_s, compute_s)
-        queued_s = started_s - tickets[0].arrived_s
         if here:  # the answers first: at this length of a run they wait for every microsecond
             self._answer(results, batch)
-            self._observer.ran(batch, queued_s)
+            self._observer.ran(batch, tickets, _outcome(results), self._window.waiting_rows)
         else:
-            self._observer.ran(batch, queued_s)
+            self._observer.ran(batch, tickets, _outcome(results), self._window.waiting_rows)
             self._deliver(results, batch)
         with self._lock:
             self._running -= 1
             self._typical_s += 0.1 * (compute_s - self._typical_s)
-            if here and self._typical_s > INLINE_LIMIT_S and self._thread is None:
+            if self._closed:
+                self._ended.notify_all()
+            elif here and self._typical_s > INLINE_LIMIT_S and self._thread is None:
                 self._start_thread()
 
     def _results(self, tickets: list[Ticket]) -> "Results":
@@ -220,16 +345,24 @@ class Batcher:
                 _log.exception("an answer of model %s could not be written", self.name)
                 self._fail(ticket, ModelFailed(f"model '{self.name}': its answer could not be written"))
         if answered:
-            self._observer.answered(answered)
+            self._observer.answered(answered, batch)
 
     def _fail(self, ticket: Ticket, error: RequestError) -> None:
-        self._observer.failed(ticket.protocol, error)
+        self._observer.failed(ticket.protocol, error, ticket)
         ticket.fail(error)
 
 
 Results = list[tuple[Ticket, Tensors | RequestError]]
 
 _NO_BATCH = Batch(0, 0.0, 0.0)
+
+
+def _outcome(results: Results) -> str:
+    """What is counted of a run: only one that answers nobody failed."""
+    first = results[0][1]
+    if not isinstance(first, RequestError) or any(not isinstance(result, RequestError) for _, result in results):
+        return "ok"
+    return type(first).__name__
 
 
 def _split(tickets: list[Ticket], outputs: Tensors) -> Results:

@@ -2,15 +2,19 @@
 
 import asyncio
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from math import inf
 from typing import NamedTuple
 
 from mlserve.errors import RequestError
 from mlserve.model.tensors import Tensors
-from mlserve.serve.batching.batcher import Batch, Batcher, Ticket
+from mlserve.serve.batching.batcher import NO_HEADERS, Batch, Batcher, Ticket
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.wire.signature import InferRequest, Signature
 
-__all__ = ["Answered", "run"]
+__all__ = ["Answered", "noting_runs", "run"]
 
 
 class Answered(NamedTuple):
@@ -21,15 +25,22 @@ class Answered(NamedTuple):
 
 
 class _FutureTicket(Ticket):
-    __slots__ = ("answered",)
+    __slots__ = ("answered", "headers")
 
     def __init__(
-        self, request: InferRequest, signature: Signature, protocol: str, loop: asyncio.AbstractEventLoop
+        self,
+        request: InferRequest,
+        signature: Signature,
+        protocol: str,
+        loop: asyncio.AbstractEventLoop,
+        headers: Mapping[bytes, bytes],
     ) -> None:
-        self.inputs, self.rows = request.inputs, request.rows
+        self.request, self.inputs, self.rows = request, request.inputs, request.rows
         self.key, self.loop = signature.batch_key(request.inputs), loop
-        self.protocol = protocol
+        self.protocol, self.headers = protocol, headers
         self.arrived_s = time.perf_counter()
+        self.priority = request.priority
+        self.deadline_s = self.arrived_s + request.timeout_s if request.timeout_s else inf
         self.answered: asyncio.Future[Answered] = loop.create_future()
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
@@ -42,12 +53,42 @@ class _FutureTicket(Ticket):
 
 
 async def run(
-    batcher: Batcher, request: InferRequest, signature: Signature, turn: LoopTurn, protocol: str = ""
+    batcher: Batcher,
+    request: InferRequest,
+    signature: Signature,
+    turn: LoopTurn,
+    protocol: str = "",
+    headers: Mapping[bytes, bytes] = NO_HEADERS,
 ) -> Answered:
     """Runs `request` in a batch with others. Raises what the batcher fails it with.
 
     An empty `protocol` is for a step on the way to an answer, which is not counted as a request.
     """
-    ticket = _FutureTicket(request, signature, protocol, turn.loop)
+    ticket = _FutureTicket(request, signature, protocol, turn.loop, headers)
     turn.add(batcher, ticket)
-    return await ticket.answered
+    try:
+        answered = await ticket.answered
+    except asyncio.CancelledError:  # nobody waits any more
+        batcher.drop(ticket)
+        raise
+    noted = _noted.get()
+    if noted is not None and noted[0] is batcher:
+        noted[1].append(answered.batch)
+    return answered
+
+
+# The batcher whose runs are noted, and where; tasks that the present one starts note theirs in the same place.
+_noted: ContextVar[tuple[Batcher, list[Batch]] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting_runs(batcher: Batcher, batches: list[Batch] | None) -> Iterator[None]:
+    """Within it, what `run` runs on `batcher` is added to `batches`, if that is a list."""
+    if batches is None:
+        yield
+        return
+    before = _noted.set((batcher, batches))
+    try:
+        yield
+    finally:
+        _noted.reset(before)

@@ -1,26 +1,42 @@
 """Which waiting requests run together, and when. Pure: the caller brings the time."""
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Hashable
+from heapq import heapify, heappop, heappush
 from math import inf
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from mlserve.errors import Overloaded
 
-__all__ = ["BatchWindow"]
+__all__ = ["DEFAULT_PRIORITY", "LOWEST_PRIORITY", "BatchWindow"]
 
-T = TypeVar("T")
+DEFAULT_PRIORITY = 2
+"""The level of a request that names none: one level is above it, for what is urgent; all others are below."""
+
+LOWEST_PRIORITY = 100
+"""The last level; larger numbers are the same. Each level costs time."""
+
+# So many entries of the heap may be of requests that left before their deadline, until it is made anew.
+_MOST_STALE = 64
+
+T = TypeVar("T", bound=Hashable)
 
 
 class BatchWindow(Generic[T]):
     """Requests that wait to run, grouped by `key`: only requests with equal keys (shapes) can share a batch.
 
-    A batch is due when its group is full (`max_rows`) or when its oldest request has waited `max_delay_s`.
+    A batch is due when its group is full (`max_rows`) or when its oldest request has waited `max_delay_s`. Within a
+    group priority 1 comes first, larger numbers later up to `LOWEST_PRIORITY`, 0 means `DEFAULT_PRIORITY`. A ticket is
+    pushed once.
     **Laws**, for any sequence of calls with time that does not run backwards:
 
-    * every ticket pushed leaves exactly once, and within its group in the order of arrival;
+    * every ticket pushed leaves exactly once: by `pop`, by `expire` or by `drop`;
+    * within its group and its priority tickets leave by `pop` in the order of arrival;
+    * no ticket leaves by `pop` while one of a higher priority waits in its group, unless as a batch-mate of it;
+    * a ticket leaves by `pop` before its deadline, and by `expire` at or after it;
     * a batch has at most `max_rows` rows, unless it is one request that alone has more;
-    * no batch leaves before it is due, and of several due ones the one due first leaves first;
+    * no batch leaves before it is due; of several due ones the one with the most urgent request leaves first, of
+      equally urgent ones the one due first;
     * at most `max_waiting_rows` rows wait; a request alone is never refused.
     """
 
@@ -28,9 +44,15 @@ class BatchWindow(Generic[T]):
         self.max_rows, self.max_delay_s, self.max_waiting_rows = max_rows, max_delay_s, max_waiting_rows
         self.waiting_rows = 0
         self._groups: dict[Hashable, _Group[T]] = {}
+        # Of requests with a deadline, the earliest first; some may have left.
+        self._timed: list[_Timed[T]] = []
+        self._pushed = 0
+        self._late: list[T] = []
 
-    def push(self, ticket: T, rows: int, now_s: float, key: Hashable = None) -> None:
-        """Lets `ticket` wait. Raises Overloaded when too many rows wait already."""
+    def push(
+        self, ticket: T, rows: int, now_s: float, key: Hashable = None, priority: int = 0, deadline_s: float = inf
+    ) -> None:
+        """Lets `ticket` wait until `deadline_s`. Raises Overloaded when too many rows wait already."""
         if self.waiting_rows and self.waiting_rows + rows > self.max_waiting_rows:
             raise Overloaded(
                 f"Exceeds maximum queue size: {self.waiting_rows} rows wait, the limit is {self.max_waiting_rows}; "
@@ -39,50 +61,122 @@ class BatchWindow(Generic[T]):
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group()
-        group.waiting.append((now_s, rows, ticket))
+        level = _level(priority)
+        waiting = group.levels.get(level)
+        if waiting is None:
+            waiting = group.levels[level] = OrderedDict()
+        waiting[ticket] = (now_s, rows)
         group.rows += rows
         self.waiting_rows += rows
+        if deadline_s != inf:
+            self._keep_deadline(_Timed(deadline_s, self._pushed, ticket, key, priority))
 
     @property
     def due_at_s(self) -> float:
         """When the next batch may leave; `inf` when nothing waits."""
         return min((self._due_at_s(group) for group in self._groups.values()), default=inf)
 
+    @property
+    def deadline_s(self) -> float:
+        """No request waits whose deadline is before this; `inf` when none has one."""
+        return -inf if self._late else self._timed[0].deadline_s if self._timed else inf
+
     def pop(self, now_s: float) -> list[T]:
-        """The batch due first, oldest request first; empty when none is due."""
-        key, due_at_s = None, inf
+        """The batch that is due and comes first, its most urgent and oldest request first; empty when none is due."""
+        if self._timed:
+            self._bury(now_s)
+        first, key = (inf, inf), None
         for candidate, group in self._groups.items():
-            candidate_at_s = self._due_at_s(group)
-            if candidate_at_s < due_at_s:
-                key, due_at_s = candidate, candidate_at_s
-        if now_s < due_at_s:
-            return []
-        return self._take(key)
+            due_at_s = self._due_at_s(group)
+            if due_at_s <= now_s and (rank := (min(group.levels), due_at_s)) < first:
+                first, key = rank, candidate
+        return [] if first[1] == inf else self._take(key)
+
+    def expire(self, now_s: float) -> list[T]:
+        """The tickets whose deadline has passed, the earliest first; they wait no more."""
+        if self._timed:
+            self._bury(now_s)
+        late, self._late = self._late, []
+        return late
+
+    def drop(self, ticket: T, key: Hashable = None, priority: int = 0) -> bool:
+        """Takes `ticket` out, because nobody wants its answer any more; False when it does not wait."""
+        group = self._groups.get(key)
+        level = _level(priority)
+        waiting = None if group is None else group.levels.get(level)
+        if group is None or waiting is None or ticket not in waiting:
+            return False
+        rows = waiting.pop(ticket)[1]
+        self._forget(key, group, level, rows)
+        return True
 
     def _due_at_s(self, group: "_Group[T]") -> float:
-        arrived_s = group.waiting[0][0]
+        arrived_s = min([next(iter(waiting.values()))[0] for waiting in group.levels.values()])
         return arrived_s if group.rows >= self.max_rows else arrived_s + self.max_delay_s
 
     def _take(self, key: Hashable) -> list[T]:
-        group = self._groups[key]
-        waiting, taken = group.waiting, 0
-        batch: list[T] = []
-        while waiting and (not batch or taken + waiting[0][1] <= self.max_rows):
-            _, rows, ticket = waiting.popleft()
-            batch.append(ticket)
-            taken += rows
-        group.rows -= taken
-        self.waiting_rows -= taken
-        if not waiting:
-            del self._groups[key]
+        group, batch, taken = self._groups[key], list[T](), 0
+        for level in sorted(group.levels):
+            waiting = group.levels[level]
+            while waiting:
+                ticket, (_, rows) = next(iter(waiting.items()))
+                if batch and taken + rows > self.max_rows:
+                    return batch
+                del waiting[ticket]
+                batch.append(ticket)
+                taken += rows
+                self._forget(key, group, level, rows)
         return batch
+
+    def _forget(self, key: Hashable, group: "_Group[T]", level: int, rows: int) -> None:
+        group.rows -= rows
+        self.waiting_rows -= rows
+        if not group.levels[level]:
+            del group.levels[level]
+            if not group.levels:
+                del self._groups[key]
+
+    def _keep_deadline(self, timed: "_Timed[T]") -> None:
+        self._pushed += 1
+        heappush(self._timed, timed)
+        if len(self._timed) > _MOST_STALE + 2 * self.waiting_rows:
+            self._timed = [each for each in self._timed if self._waits(each)]
+            heapify(self._timed)
+
+    def _waits(self, timed: "_Timed[T]") -> bool:
+        group = self._groups.get(timed.key)
+        return group is not None and timed.ticket in group.levels.get(_level(timed.priority), ())
+
+    def _bury(self, now_s: float) -> None:
+        """Takes out what is past its deadline, for `expire` to give."""
+        while self._timed and self._timed[0].deadline_s <= now_s:
+            _, _, ticket, key, priority = heappop(self._timed)
+            if self.drop(ticket, key, priority):
+                self._late.append(ticket)
+
+
+def _level(priority: int) -> int:
+    return min(priority, LOWEST_PRIORITY) if priority else DEFAULT_PRIORITY
 
 
 class _Group(Generic[T]):
-    """The requests of one key, oldest first, and how many rows they hold together."""
+    """The requests of one key by priority, oldest first, and how many rows they hold together.
 
-    __slots__ = ("rows", "waiting")
+    `levels` holds no empty ones: priority -> ticket -> (arrived_s, rows).
+    """
+
+    __slots__ = ("levels", "rows")
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[float, int, T]] = deque()
+        self.levels: dict[int, OrderedDict[T, tuple[float, int]]] = {}
         self.rows = 0
+
+
+class _Timed(NamedTuple, Generic[T]):
+    """A request with a deadline; `number` keeps tickets from being compared."""
+
+    deadline_s: float
+    number: int
+    ticket: T
+    key: Hashable
+    priority: int

@@ -1,21 +1,18 @@
-"""V2 (Open Inference Protocol) over gRPC, and grpc.health.v1."""
+"""V2 (Open Inference Protocol) over gRPC, with Triton's extensions to it."""
 
 from typing import Any
 
-from google.protobuf.message import DecodeError
-from grpc_health.v1 import health_pb2
-
 from mlserve import __version__
-from mlserve.errors import InvalidRequest, UnknownModelError
+from mlserve.errors import UnknownModelError
 from mlserve.model.tensors import Tensors
-from mlserve.serve.protocols.dialect import Call, InferCall
+from mlserve.serve.protocols import v2_configuration, v2_refusals, v2_repository, v2_statistics, v2_stream
+from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
 from mlserve.serve.service import EXTENSIONS, ServedModel, Service
 from mlserve.wire import grpc, messages
+from mlserve.wire.classification import classify
 from mlserve.wire.signature import Field, InferRequest
 
-__all__ = ["CALLS"]
-
-_HEALTH = "/grpc.health.v1.Health/Check"
+__all__ = ["CALLS", "SLOW_CALLS"]
 
 
 def _server_live(_: Service, __: bytes) -> Any:
@@ -27,8 +24,12 @@ def _server_ready(service: Service, _: bytes) -> Any:
 
 
 def _model_ready(service: Service, payload: bytes) -> Any:
-    request = _parse(messages.ModelReadyRequest, payload)
-    service.find(request.name, request.version)
+    """Not ready is also what is not there: tritonclient expects no error."""
+    request = messages.parse_message(messages.ModelReadyRequest, payload)
+    try:
+        service.find(request.name, request.version)
+    except UnknownModelError:
+        return messages.ModelReadyResponse(ready=False)
     return messages.ModelReadyResponse(ready=service.ready)
 
 
@@ -37,7 +38,7 @@ def _server_metadata(service: Service, __: bytes) -> Any:
 
 
 def _model_metadata(service: Service, payload: bytes) -> Any:
-    request = _parse(messages.ModelMetadataRequest, payload)
+    request = messages.parse_message(messages.ModelMetadataRequest, payload)
     model = service.find(request.name, request.version)
     signature = model.signature
     return messages.ModelMetadataResponse(
@@ -47,21 +48,6 @@ def _model_metadata(service: Service, payload: bytes) -> Any:
         inputs=[_tensor(field) for field in signature.inputs.values()],
         outputs=[_tensor(field) for field in signature.outputs.values()],
     )
-
-
-def _health(service: Service, payload: bytes) -> Any:
-    name = _parse(health_pb2.HealthCheckRequest, payload).service
-    if name not in ("", messages.SERVICE):
-        raise UnknownModelError(f"no service {name[:64]!r}; there are '' and '{messages.SERVICE}'")
-    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-    return health_pb2.HealthCheckResponse(status=serving if service.ready else not_serving)
-
-
-def _parse(message: Any, payload: bytes) -> Any:
-    try:
-        return message.FromString(payload)
-    except DecodeError as error:
-        raise InvalidRequest(f"the message is no {message.DESCRIPTOR.name}") from error
 
 
 def _tensor(field: Field) -> dict[str, Any]:
@@ -77,15 +63,26 @@ def _decode(message: Any, model: ServedModel) -> InferRequest:
 
 
 def _encode(model: ServedModel, request: InferRequest, outputs: Tensors) -> bytes:
-    return grpc.encode_response(model.signature, request, outputs)
+    signature = model.signature
+    if request.classes is not None:
+        signature, outputs = classify(signature, request.classes, outputs, model.facts.labels)
+    return grpc.encode_response(signature, request, outputs)
 
 
-CALLS = (
-    InferCall(f"/{messages.SERVICE}/ModelInfer", "v2-grpc", grpc.parse_request, _find, _decode, _encode),
+INFER = InferCall(f"/{messages.SERVICE}/ModelInfer", "v2-grpc", grpc.parse_request, _find, _decode, _encode)
+CALLS: tuple[Call | InferCall, ...] = (
+    INFER,
     Call(f"/{messages.SERVICE}/ServerLive", None, _server_live),
     Call(f"/{messages.SERVICE}/ServerReady", None, _server_ready),
     Call(f"/{messages.SERVICE}/ModelReady", "metadata", _model_ready),
     Call(f"/{messages.SERVICE}/ServerMetadata", "metadata", _server_metadata),
     Call(f"/{messages.SERVICE}/ModelMetadata", "metadata", _model_metadata),
-    Call(_HEALTH, None, _health),
+    *v2_configuration.CALLS,
+    *v2_repository.CALLS,
+    *v2_refusals.CALLS,
+)
+SLOW_CALLS: tuple[AsyncCall | StreamCall, ...] = (
+    v2_stream.stream_of(INFER),
+    *v2_repository.SLOW_CALLS,
+    *v2_statistics.SLOW_CALLS,
 )

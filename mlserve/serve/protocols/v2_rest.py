@@ -11,19 +11,26 @@ from mlserve import __version__
 from mlserve.errors import NotServing
 from mlserve.model.tensors import Tensors
 from mlserve.serve.metrics import render_metrics
+from mlserve.serve.pages.example import example_v2
 from mlserve.serve.protocols.dialect import (
     JSON_BYTES,
     JSON_FIELDS,
     Content,
     Dialect,
+    Documentation,
     Headers,
     Inference,
     InferPage,
     Page,
     json_part,
 )
+from mlserve.serve.protocols.v2_configuration import configuration_pages
+from mlserve.serve.protocols.v2_refusals import refusal_pages
+from mlserve.serve.protocols.v2_repository import repository_pages
+from mlserve.serve.protocols.v2_statistics import statistics_pages
 from mlserve.serve.service import EXTENSIONS, ServedModel, Service
 from mlserve.wire import rest
+from mlserve.wire.classification import classify
 from mlserve.wire.signature import Field, InferRequest
 
 __all__ = ["dialect"]
@@ -33,23 +40,30 @@ def dialect(service: Service) -> Dialect:
     """Its pages."""
     pages = _Pages(service)
     model, version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
-    get = ("GET",)
+    get, server = ("GET",), "The server and its extensions"
     return Dialect(
         "v2",
         (
-            Page("/health", get, None, pages.live, "Is the server alive?"),
-            Page("/ready", get, None, pages.ready, "Does the server take requests?"),
+            Page("/health", get, None, pages.live, "Is the server alive?", _STATE),
+            Page("/ready", get, None, pages.ready, "Does the server take requests?", _STATE),
             Page("/metrics", get, "metrics", pages.metrics, "Prometheus metrics of all workers"),
-            Page("/v2/health/live", get, None, pages.live, "Is the server alive?"),
-            Page("/v2/health/ready", get, None, pages.ready, "Does the server take requests?"),
-            Page("/v2", get, "metadata", pages.server, "The server and its extensions"),
-            Page("/v2/repository/index", ("POST",), "metadata", pages.index, "Every version and its state"),
-            *(Page(path, get, "metadata", pages.model, "A model's inputs and outputs") for path in (model, version)),
+            Page("/v2/health/live", get, None, pages.live, "Is the server alive?", _STATE),
+            Page("/v2/health/ready", get, None, pages.ready, "Does the server take requests?", _STATE),
+            Page("/v2", get, "metadata", pages.server, server, _SERVER),
+            Page("/v2/", get, "metadata", pages.server, server, _SERVER),
+            *repository_pages(service),
+            *statistics_pages(service),
+            *configuration_pages(service),
             *(
-                Page(f"{path}/ready", get, "metadata", pages.model_ready, "Does this model take requests?")
+                Page(path, get, "metadata", pages.model, "A model's inputs and outputs", _MODEL)
                 for path in (model, version)
             ),
-            *(InferPage(f"{path}/infer", INFERENCE, "Inference with tensors") for path in (model, version)),
+            *(
+                Page(f"{path}/ready", get, "metadata", pages.model_ready, "Does this model take requests?", _STATE)
+                for path in (model, version)
+            ),
+            *(InferPage(f"{path}/infer", INFERENCE, "Inference with tensors", _INFER) for path in (model, version)),
+            *refusal_pages(),
         ),
     )
 
@@ -74,9 +88,6 @@ class _Pages:
 
     async def server(self, _: Request) -> Response:
         return _json({"name": self._service.name, "version": __version__, "extensions": EXTENSIONS})
-
-    async def index(self, _: Request) -> Response:
-        return _json(self._service.catalog.index)
 
     async def model(self, request: Request) -> Response:
         model = self._find(request)
@@ -106,7 +117,10 @@ def _decode(body: bytes, model: ServedModel, headers: Headers) -> InferRequest:
 
 
 def _encode(model: ServedModel, request: InferRequest, outputs: Tensors) -> Content:
-    body, json_bytes = rest.encode_response(model.signature, request, outputs)
+    signature = model.signature
+    if request.classes is not None:
+        signature, outputs = classify(signature, request.classes, outputs, model.facts.labels)
+    body, json_bytes = rest.encode_response(signature, request, outputs)
     if json_bytes is None:
         return Content(body, JSON_FIELDS)
     return Content(body, b"content-type: application/octet-stream\r\n%b: %d\r\n" % (JSON_BYTES, json_bytes))
@@ -121,3 +135,60 @@ def _tensor(field: Field) -> dict[str, Any]:
 
 def _json(value: Any) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+_STRING, _PARAMETERS = {"type": "string"}, {"type": "object"}
+_TENSOR = {"name": _STRING, "datatype": _STRING, "shape": {"type": "array", "items": {"type": "integer"}}}
+_VALUES = {**_TENSOR, "data": {"type": "array"}, "parameters": _PARAMETERS}
+_NAMED = {"name": _STRING, "parameters": _PARAMETERS}
+
+
+def _listed(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "object", "required": required, "properties": properties}}
+
+
+_STATE = Documentation(response={"type": "object"}, statuses=(503,))
+_SERVER = Documentation(
+    response={
+        "type": "object",
+        "required": ["name", "version", "extensions"],
+        "properties": {"name": _STRING, "version": _STRING, "extensions": {"type": "array", "items": _STRING}},
+    }
+)
+_MODEL = Documentation(
+    response={
+        "type": "object",
+        "required": ["name", "versions", "platform", "inputs", "outputs"],
+        "properties": {
+            "name": _STRING,
+            "versions": {"type": "array", "items": _STRING},
+            "platform": _STRING,
+            "inputs": _listed(_TENSOR, *_TENSOR),
+            "outputs": _listed(_TENSOR, *_TENSOR),
+        },
+    }
+)
+_INFER = Documentation(
+    request={
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": _STRING,
+            "inputs": _listed(_VALUES, *_TENSOR),
+            "outputs": _listed(_NAMED, "name"),
+            "parameters": _PARAMETERS,
+        },
+    },
+    response={
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": _STRING,
+            "model_version": _STRING,
+            "id": _STRING,
+            "outputs": _listed(_VALUES, *_TENSOR),
+        },
+    },
+    media=("application/json", "application/octet-stream"),
+    example=example_v2,
+)

@@ -29,11 +29,14 @@ class Task(Protocol):
 
     `answer` gives one answer a value, in order; reading (tokenizing, decoding) is batched over requests and happens off
     the event loop. It raises InvalidRequest for a value that cannot be read, and what the batcher raises.
-    `example` is a value that it takes.
+    `example` is a value that it takes. `idle`: nothing of it waits or runs, though the model itself may run for others.
     """
 
     kind: TaskKind
     example: str | bytes
+
+    @property
+    def idle(self) -> bool: ...
 
     async def answer(self, values: Sequence[str] | Sequence[bytes]) -> list[TaskAnswer]: ...
 

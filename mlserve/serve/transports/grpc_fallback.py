@@ -1,30 +1,41 @@
-"""gRPC by grpcio, where pygrpc-native has no wheel. Slower by far, and otherwise the same."""
+"""gRPC by grpcio, on the event loop: calls that stream or take their time, or all where pygrpc-native cannot be.
+
+Behind the native front it listens on a Unix socket of the worker's own, and serves what the front passes on.
+"""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, cast
 
 import grpc
 
-from mlserve.errors import RequestError
-from mlserve.serve.batching.turn import LoopTurn
-from mlserve.serve.protocols.dialect import Call, InferCall
+from mlserve.errors import NotServing, RequestError
+from mlserve.serve.access import Scope
+from mlserve.serve.answering import Answering
+from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
-from mlserve.serve.transports.grpc_ticket import infer
+from mlserve.serve.transports.grpc_ticket import Trailers, check_size, infer, scope_of
 
 __all__ = ["FallbackGrpcServer"]
 
+AnyCall = Call | InferCall | AsyncCall | StreamCall
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+# So long streams have to end by themselves once the server stops: time to read that it does, and to say goodbye.
+_LAST_WORDS_S = 0.3
 
 
 class FallbackGrpcServer:
-    """Serves on `target` (host:port) from the event loop. Raises OSError when it cannot be bound."""
+    """Serves on `target` (host:port, or unix:path) from the event loop. Raises OSError when it cannot be bound."""
 
     def __init__(
-        self, service: Service, calls: Sequence[Call | InferCall], target: str, limits: Limits, turn: LoopTurn
+        self, service: Service, answering: Answering, calls: Sequence[AnyCall], target: str, limits: Limits
     ) -> None:
-        self._service, self._turn = service, turn
+        self._service, self._answering, self._limits = service, answering, limits
+        self._running: set[asyncio.Task[Any]] = set()
+        self._stopping = False
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
@@ -32,7 +43,7 @@ class FallbackGrpcServer:
                 ("grpc.max_send_message_length", -1),
             ]
         )
-        self._server.add_generic_rpc_handlers([_Handlers(self, calls)])
+        self._server.add_generic_rpc_handlers([_Handlers({call.path: self._handler(call) for call in calls})])
         try:
             self._server.add_insecure_port(target)
         except RuntimeError as error:
@@ -43,50 +54,130 @@ class FallbackGrpcServer:
         await self._server.start()
 
     async def stop(self) -> None:
-        """Closes every connection; a call still unanswered gets UNAVAILABLE."""
+        """Closes every connection; a call still unanswered gets UNAVAILABLE, and so does a stream that does not end."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=_LAST_WORDS_S)
+        self._stopping = True
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=_LAST_WORDS_S)
         await self._server.stop(0)
 
-    def handler(self, call: Call | InferCall) -> Callable[[bytes, Any], Any]:
-        """What answers `call`."""
+    def _handler(self, call: AnyCall) -> Any:
+        """What answers `call`, as grpcio wants it."""
+        if isinstance(call, InferCall):
+            return grpc.unary_unary_rpc_method_handler(self._guarded("infer", self._infers(call)))
+        if isinstance(call, StreamCall):
+            answer = self._guarded(call.scope, self._streams(call))
+            if call.client_streams:
+                return grpc.stream_stream_rpc_method_handler(answer)
+            return grpc.unary_stream_rpc_method_handler(answer)
+        return grpc.unary_unary_rpc_method_handler(self._guarded(scope_of(call), self._answers(call)))
 
-        async def answer(payload: bytes, context: Any) -> bytes:
+    def _guarded(
+        self, scope: Scope | None, answer: Callable[[Any, Any], Awaitable[bytes | None]]
+    ) -> Callable[[Any, Any], Awaitable[bytes | None]]:
+        """`answer` for those who may ask; its errors become statuses."""
+
+        async def guarded(request: Any, context: Any) -> bytes | None:
             try:
-                scope = "infer" if isinstance(call, InferCall) else call.scope
-                self._service.access.check(scope, _credential(context))
-                if isinstance(call, InferCall):
-                    caller = _Caller(self._turn.loop)
-                    infer(self._service, call, payload, caller, self._turn, self._turn.loop)
-                    return await caller.reply
-                found: bytes = call.answer(self._service, payload).SerializeToString()
-                return found
+                with self._run():
+                    self._service.access.check(scope, _credential(context))
+                    return await answer(request, context)
             except RequestError as error:
                 await context.abort(_CODES[error.grpc_code], str(error)[:900])
                 raise
 
+        return guarded
+
+    def _answers(self, call: Call | AsyncCall) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def answer(payload: bytes, _: Any) -> bytes:
+            check_size(payload, self._limits.max_request_bytes)
+            if isinstance(call, AsyncCall):
+                message = await call.answer(self._service, payload)
+            else:
+                message = call.answer(self._service, payload)
+            serialized: bytes = message.SerializeToString()
+            return serialized
+
         return answer
+
+    def _infers(self, call: InferCall) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def answer(payload: bytes, context: Any) -> bytes:
+            check_size(payload, self._limits.max_request_bytes)
+            turn = self._answering.turn
+            caller = _Caller(turn.loop, context)
+            ticket = infer(self._service, call, payload, caller, turn, turn.loop)
+            try:
+                return await caller.reply
+            except asyncio.CancelledError:  # nobody waits any more
+                if ticket is not None:
+                    ticket.model.batcher.drop(ticket)
+                raise
+
+        return answer
+
+    def _streams(self, call: StreamCall) -> Callable[[Any, Any], Awaitable[None]]:
+        async def answer(request: Any, context: Any) -> None:
+            requests = self._checked(request if call.client_streams else _once(request))
+            responses = cast("AsyncGenerator[bytes]", call.answer(self._service, self._answering, requests))
+            async with aclosing(responses):
+                async for payload in responses:
+                    await context.write(payload)
+
+        return answer
+
+    async def _checked(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for payload in requests:
+            check_size(payload, self._limits.max_request_bytes)
+            yield payload
+
+    @contextmanager
+    def _run(self) -> Iterator[None]:
+        """A call that `stop` ends with UNAVAILABLE when it takes too long."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise NotServing("the server stopped before this call was answered; send it again") from None
+            raise
+        finally:
+            self._running.discard(task)
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
     """Finds a handler by path; requests and responses stay bytes."""
 
-    def __init__(self, server: FallbackGrpcServer, calls: Sequence[Call | InferCall]) -> None:
-        self._methods = {call.path: grpc.unary_unary_rpc_method_handler(server.handler(call)) for call in calls}
+    def __init__(self, methods: dict[str, Any]) -> None:
+        self._methods = methods
 
     def service(self, handler_call_details: Any) -> Any:
         return self._methods.get(handler_call_details.method)
 
 
+async def _once(payload: bytes) -> AsyncIterator[bytes]:
+    yield payload
+
+
 def _credential(context: Any) -> bytes | None:
-    found = dict(context.invocation_metadata() or ()).get("authorization")
+    fields = dict(context.invocation_metadata() or ())
+    found = fields.get("authorization") or fields.get("x-api-key")
     return found.encode() if isinstance(found, str) else found
 
 
 class _Caller:
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Any) -> None:
         self.reply: asyncio.Future[bytes] = loop.create_future()
+        self._context = context
 
-    def respond(self, payload: bytes) -> None:
+    def respond(self, payload: bytes, trailers: Trailers = ()) -> None:
         if not self.reply.done():
+            if trailers:
+                self._context.set_trailing_metadata(trailers)
             self.reply.set_result(payload)
 
     def fail(self, error: RequestError) -> None:

@@ -1,21 +1,26 @@
 """gRPC by pygrpc-native: HTTP/2 and gRPC framing in Rust outside the interpreter lock, calls handed over in batches.
 
-The calls of one hand-over are one turn: they run as one batch. What takes its time or streams in both directions goes
-on to grpcio, which listens on a Unix socket of this worker's own.
+The calls of one hand-over are one turn: they run as one batch. What takes its time or streams goes on to grpcio, which
+listens on a Unix socket of this worker's own.
 """
 
 import logging
+import shutil
+import tempfile
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
-from mlserve.errors import PayloadTooLarge, RequestError
+from mlserve.errors import RequestError
+from mlserve.serve.answering import Answering
 from mlserve.serve.batching.turn import Turn
-from mlserve.serve.protocols.dialect import Call, InferCall
+from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
-from mlserve.serve.transports.grpc_ticket import infer
+from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
+from mlserve.serve.transports.grpc_ticket import GrpcTicket, Trailers, check_size, infer, scope_of
 
 __all__ = ["NativeGrpcServer"]
 
@@ -27,49 +32,71 @@ _log = logging.getLogger("mlserve.serve")
 class NativeGrpcServer:
     """Serves on `target` (host:port), sharing the port with the other workers. OSError when it cannot be bound."""
 
-    def __init__(self, service: Service, calls: Sequence[Call | InferCall], target: str, limits: Limits) -> None:
-        self._service, self._limits, self._calls = service, limits, list(calls)
+    def __init__(
+        self,
+        service: Service,
+        answering: Answering,
+        calls: Sequence[Call | InferCall | AsyncCall | StreamCall],
+        target: str,
+        limits: Limits,
+    ) -> None:
+        self._service, self._limits = service, limits
+        self._calls = [call for call in calls if isinstance(call, Call | InferCall)]
         self._turn = Turn()
         self._front = NativeGrpcFront(
             target,
-            [(call.path, False) for call in calls],
+            [(call.path, False) for call in self._calls],
             io_threads=1,
             reuse_port=True,
-            client_key_metadata="authorization",
+            call_details=True,
         )
+        self._folder = tempfile.mkdtemp(prefix="mlserve-grpc-")  # which only this user may enter
+        slow = [call for call in calls if isinstance(call, AsyncCall | StreamCall)]
+        self._slow = FallbackGrpcServer(service, answering, slow, f"unix:{self._folder}/slow", limits)
+        self._front.set_fallback(f"{self._folder}/slow")
+        # Calls that wait in a queue, for their clients to take back.
+        self._queued: dict[int, GrpcTicket] = {}
         self._thread = threading.Thread(target=self._receive, name="grpc", daemon=True)
 
     async def start(self) -> None:
         """Begins to accept calls."""
+        await self._slow.start()
         self._front.start()
         self._thread.start()
 
     async def stop(self) -> None:
         """Closes every connection; a call still unanswered gets UNAVAILABLE."""
+        await self._slow.stop()
         self._front.close()
         self._thread.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
-        while (events := self._front.recv_batch(_MOST_CALLS_A_TURN)) is not None:
-            for kind, call_id, method, payload, key in events:
+        while (events := self._next_calls()) is not None:
+            for event in events:
+                kind, call_id, method, payload, *_ = event
                 if kind == EVENT_CALL and payload is not None:
-                    self._take(call_id, self._calls[method], payload, key)
+                    self._take(call_id, self._calls[method], payload, event)
+                elif ticket := self._queued.pop(call_id, None):
+                    ticket.model.batcher.drop(ticket)
             self._turn.run()
 
-    def _take(self, call_id: int, call: Call | InferCall, payload: bytes, key: bytes | str | None) -> None:
-        caller = _Caller(self._front, call_id)
+    def _next_calls(self) -> Sequence[Sequence[Any]] | None:
+        """The calls that have come, with their metadata only where keys are asked for: it costs time."""
+        if self._service.access.open:
+            return self._front.recv_batch(_MOST_CALLS_A_TURN)
+        return self._front.recv_batch_details(_MOST_CALLS_A_TURN)
+
+    def _take(self, call_id: int, call: Call | InferCall, payload: bytes, event: Sequence[Any]) -> None:
+        caller = _Caller(self._front, call_id, self._queued)
         try:
             if not self._service.access.open:
-                scope = "infer" if isinstance(call, InferCall) else call.scope
-                # The front gives a string, the peer's address, where there is no such metadata.
-                self._service.access.check(scope, key if isinstance(key, bytes) else None)
-            if len(payload) > self._limits.max_request_bytes:
-                raise PayloadTooLarge(
-                    f"the message has {len(payload)} bytes, which exceeds the maximum allowed input size of "
-                    f"{self._limits.max_request_bytes}"
-                )
+                self._service.access.check(scope_of(call), _credential(event))
+            check_size(payload, self._limits.max_request_bytes)
             if isinstance(call, InferCall):
-                infer(self._service, call, payload, caller, self._turn)
+                ticket = infer(self._service, call, payload, caller, self._turn)
+                if ticket is not None and ticket.model.batcher.queues:
+                    self._queued[call_id] = ticket
             else:
                 caller.respond(call.answer(self._service, payload).SerializeToString())
         except RequestError as error:
@@ -79,14 +106,25 @@ class NativeGrpcServer:
             self._front.fail(call_id, 13, "the server made a mistake; its log says which")
 
 
+def _credential(event: Sequence[Any]) -> bytes | None:
+    details = event[5] if len(event) > 5 else None  # what `recv_batch_details` adds
+    fields = dict(details[0]) if details else {}
+    found = fields.get("authorization") or fields.get("x-api-key")
+    return found.encode() if isinstance(found, str) else found
+
+
 class _Caller:
-    __slots__ = ("_call_id", "_front")
+    __slots__ = ("_call_id", "_front", "_queued")
 
-    def __init__(self, front: NativeGrpcFront, call_id: int) -> None:
-        self._front, self._call_id = front, call_id
+    def __init__(self, front: NativeGrpcFront, call_id: int, queued: dict[int, GrpcTicket]) -> None:
+        self._front, self._call_id, self._queued = front, call_id, queued
 
-    def respond(self, payload: bytes) -> None:
-        self._front.respond(self._call_id, payload)
+    def respond(self, payload: bytes, trailers: Trailers = ()) -> None:
+        if self._queued:
+            self._queued.pop(self._call_id, None)
+        self._front.respond(self._call_id, payload, None, trailers or None)
 
     def fail(self, error: RequestError) -> None:
+        if self._queued:
+            self._queued.pop(self._call_id, None)
         self._front.fail(self._call_id, error.grpc_code, str(error)[:900])

@@ -11,83 +11,51 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from mlserve.errors import NotServing, PayloadTooLarge, RequestError
-from mlserve.model.tensors import Tensors
+from mlserve.errors import NotServing, RequestError
 from mlserve.serve.answering import Answering
-from mlserve.serve.batching.batcher import Batch, Ticket
-from mlserve.serve.protocols.dialect import ENCODING, JSON_BYTES, Inference, InferRoute, check_encoding, error_body
+from mlserve.serve.compression import is_packed, unpack_at_once
+from mlserve.serve.protocols.dialect import ENCODING, JSON_BYTES, Headers, Inference, InferRoute, error_body
 from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.settings import Limits
 from mlserve.serve.tasks.task import Asked
-from mlserve.serve.transports.http_reply import failure, success
-from mlserve.wire.signature import InferRequest
+from mlserve.serve.transports.http_reply import (
+    ACCEPT_ENCODING,
+    CLOSE,
+    REQUEST_ID,
+    failure,
+    long_headers,
+    too_large,
+)
+from mlserve.serve.transports.http_slow import error_reply, reply
+from mlserve.serve.transports.http_ticket import BUSY, HttpTicket, Place, abandon, drop_queued
+from mlserve.serve.transports.server_timing import WANTS_TIMING
 
-__all__ = ["HttpLane", "HttpTicket", "lane_class", "sweep_connections"]
+__all__ = ["HttpLane", "lane_class", "sweep_connections"]
 
 _AUTHORIZATION, _API_KEY = b"authorization", b"x-api-key"
-_NOTED = frozenset((b"expect", b"content-length", b"upgrade", _AUTHORIZATION, _API_KEY, ENCODING, JSON_BYTES))
+_NOTED = frozenset(
+    (
+        b"expect", b"content-length", b"upgrade", _AUTHORIZATION, _API_KEY, ENCODING, JSON_BYTES, ACCEPT_ENCODING,
+        REQUEST_ID, WANTS_TIMING,
+    )
+)  # fmt: skip
 # How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
 # and take the answer with it.
 _LINGER_S = 2.0
 # What chunk headers and trailers may add to a body.
 _FRAMING_FACTOR = 8
 
+_HALF_CLOSED = NotServing(
+    "the connection was closed, in one direction at least, while the request waited for its run; keep it open"
+)
+
 _log = logging.getLogger("mlserve.serve")
-
-
-class HttpTicket(Ticket):
-    """One request of the fast lane. Its reply is kept until those before it on the connection have gone out."""
-
-    __slots__ = ("close", "connection", "inference", "model", "reply", "request")
-
-    last = False
-
-    def __init__(
-        self, connection: "HttpLane", model: ServedModel, inference: Inference, request: InferRequest, *, close: bool
-    ) -> None:
-        self.inputs, self.rows = request.inputs, request.rows
-        self.key, self.loop = model.signature.batch_key(request.inputs), connection.loop
-        self.connection, self.model, self.inference = connection, model, inference
-        self.request, self.close = request, close
-        self.protocol = inference.protocol
-        self.reply: bytes | None = None
-        self.arrived_s = time.perf_counter()
-
-    def answer(self, outputs: Tensors, batch: Batch) -> None:
-        content = self.inference.encode(self.model, self.request, outputs)
-        self.reply = success(self.connection.server_state.default_headers, content, close=self.close)
-        self.connection.flush()
-
-    def fail(self, error: RequestError) -> None:
-        status = error.http_status
-        self.reply = failure(status, self.inference.error(status, str(error)), close=self.close)
-        self.connection.flush()
-
-
-class _Reply:
-    """A reply that no ticket brings, in its place after those before it. After a `last` one nothing more is read."""
-
-    __slots__ = ("close", "last", "reply", "task")
-
-    task: "asyncio.Task[None]"  # what brings it, kept from being collected while it runs
-
-    def __init__(self, reply: bytes | None, *, close: bool, last: bool = False) -> None:
-        self.reply, self.close, self.last = reply, close, last
-
-
-class _Busy:
-    """Stands for a moment where uvicorn looks for the request before: the next one then waits in its pipeline."""
-
-    response_complete = False
-
-
-_BUSY = _Busy()
 
 
 class HttpLane(HttpToolsProtocol):
@@ -97,12 +65,13 @@ class HttpLane(HttpToolsProtocol):
     answering: Answering
     limits: Limits
     small_digits: int  # a content-length of so many cannot be too large
+    names_noted: frozenset[bytes]  # the headers that are looked at
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.quiet_since_s = time.monotonic()
         self.receiving_since_s: float | None = None
-        self._order: deque[HttpTicket | _Reply] = deque()
+        self._order: deque[HttpTicket | Place] = deque()
         self._refused = False
         self._leaving = False
         self._unsent_bytes = 0
@@ -110,8 +79,9 @@ class HttpLane(HttpToolsProtocol):
         self._route: InferRoute | None = None
         self._catalog = self.service.catalog
         self._handed_over, self._upgrading = False, False
-        self._noted: dict[bytes, bytes] = {}
-        self._in_headers, self._read_bytes, self._first_bytes, self._later_bytes = False, 0, 0, 0
+        self.noted: dict[bytes, bytes] = {}
+        self._in_headers, self._begins = False, True
+        self._read_bytes, self._first_bytes, self._later_bytes = 0, 0, 0
         self._body: bytes | bytearray = b""
         self._body_bytes = 0
 
@@ -121,7 +91,7 @@ class HttpLane(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
-        self._read_bytes = len(data)
+        self._read_bytes, self._begins = len(data), self.receiving_since_s is None
         self._later_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -139,13 +109,17 @@ class HttpLane(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self.receiving_since_s = time.monotonic()
-        self._in_headers, self._first_bytes, self._later_bytes = True, self._read_bytes, 0
+        self._in_headers = True
+        if self._begins:  # with the read's first byte: all that was read is this request's
+            self._begins, self._first_bytes, self._later_bytes = False, 0, self._read_bytes
+        else:
+            self._first_bytes, self._later_bytes = self._read_bytes, 0
         self._route, self._handed_over, self._upgrading = None, False, False
         self._body, self._body_bytes = b"", 0
         self.url = b""
         self.headers = []
-        if self._noted:
-            self._noted = {}
+        if self.noted:
+            self.noted = {}
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -153,8 +127,8 @@ class HttpLane(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         self.headers.append((name, value))
-        if name in _NOTED and (name != b"content-length" or len(value) > self.small_digits):
-            self._noted[name] = value
+        if name in self.names_noted and (name != b"content-length" or len(value) > self.small_digits):
+            self.noted[name] = value
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
@@ -164,17 +138,17 @@ class HttpLane(HttpToolsProtocol):
         if self._first_bytes + self._later_bytes > self.limits.max_header_bytes:
             header_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if header_bytes > self.limits.max_header_bytes:
-                self._refuse(431, self._long_headers())
+                self._refuse(431, long_headers(self.limits))
                 return
-        if self._noted:
-            if b"upgrade" in self._noted and self.parser.should_upgrade():
+        if self.noted:
+            if b"upgrade" in self.noted and self.parser.should_upgrade():
                 self._upgrading = True
                 return
-            length = self._noted.get(b"content-length", b"0")
+            length = self.noted.get(b"content-length", b"0")
             if length.isdigit() and int(length) > self.limits.max_request_bytes:
-                self._refuse(413, self._too_large(int(length)))
+                self._refuse(413, too_large(int(length), self.limits))
                 return
-            expects = self._noted.get(b"expect", b"").lower() == b"100-continue"
+            expects = self.noted.get(b"expect", b"").lower() == b"100-continue"
         self._catalog = self.service.catalog
         route = self._catalog.routes.get(self.url)
         if route is not None and self.parser.get_method() == b"POST" and self._application_idle():
@@ -191,7 +165,7 @@ class HttpLane(HttpToolsProtocol):
             return
         self._body_bytes += len(body)
         if self._body_bytes > self.limits.max_request_bytes:
-            self._refuse(413, self._too_large(self._body_bytes))
+            self._refuse(413, too_large(self._body_bytes, self.limits))
         elif self._route is None:
             super().on_body(body)
         elif not self._body:
@@ -212,25 +186,27 @@ class HttpLane(HttpToolsProtocol):
             return
         close = not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1" or self.service.draining
         model, inference = route.model, route.inference
+        noted, body = self.noted, bytes(self._body)
+        self._body = b""  # an idle connection shall not hold on to it
+        headers: Headers = dict(self.headers) if inference.all_headers else noted
         try:
             self.service.check_serving()
             if self._catalog is not self.service.catalog:  # it changed while the body came
                 model = route.find_again()
-            noted, body = self._noted, bytes(self._body)
-            self._body = b""  # an idle connection shall not hold on to it
-            if noted:
-                check_encoding(noted.get(ENCODING))
-            request = inference.decode(body, model, dict(self.headers) if inference.all_headers else noted)
+            if noted and is_packed(encoding := noted.get(ENCODING)) and encoding:
+                unpacked = unpack_at_once(body, encoding, self.limits.max_request_bytes)
+                if unpacked is None:
+                    self._answer_later(model, inference, body, headers, close=close)
+                    return
+                body = unpacked
+            request = inference.decode(body, model, headers)
         except RequestError as error:
             model.meter.failed(inference.protocol, error)
-            body = inference.error(error.http_status, str(error))
-            self._order.append(_Reply(failure(error.http_status, body, close=close), close=close))
+            self._order.append(Place(error_reply(error, inference, noted, CLOSE if close else b""), close=close))
             self.flush()
             return
         if isinstance(request, Asked):
-            reply = _Reply(None, close=close)
-            self._order.append(reply)
-            reply.task = self.loop.create_task(self._ask(model, inference, request, reply))
+            self._answer_later(model, inference, request, headers, close=close)
             return
         ticket = HttpTicket(self, model, inference, request, close=close)
         self._order.append(ticket)
@@ -240,10 +216,12 @@ class HttpLane(HttpToolsProtocol):
         """Keeps the way back open for a client that sends no more but waits for its answers."""
         waits = self.receiving_since_s is None and bool(self._order or not self._application_idle())
         if waits:
+            drop_queued(self._order, _HALF_CLOSED)
             self.shutdown()
         return waits
 
     def connection_lost(self, exc: Exception | None) -> None:
+        drop_queued(self._order)
         self._order.clear()
         super().connection_lost(exc)
 
@@ -259,6 +237,11 @@ class HttpLane(HttpToolsProtocol):
 
     # The server and the tickets call these.
 
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Those of every reply, which uvicorn renews once a second."""
+        return self.server_state.default_headers
+
     def shutdown(self) -> None:
         """Closes the connection once what it asked for, or is about to ask for, is answered."""
         self._leaving = True
@@ -269,11 +252,7 @@ class HttpLane(HttpToolsProtocol):
 
     def abandon(self) -> None:
         """Answers that the server stops to every request that is still being computed."""
-        error = NotServing("the server stopped before this request was answered; send it again")
-        for ticket in list(self._order):
-            if ticket.reply is None:
-                ticket.close = True
-                ticket.reply = failure(error.http_status, error_body(error.http_status, str(error)), close=True)
+        abandon(self._order)
         if self._order:
             self.flush()
 
@@ -317,26 +296,28 @@ class HttpLane(HttpToolsProtocol):
     def _allowed(self, route: InferRoute) -> bool:
         """Whether the request's key may ask; refuses it, before its body is read, if not."""
         try:
-            self.service.access.check("infer", self._noted.get(_AUTHORIZATION) or self._noted.get(_API_KEY))
+            self.service.access.check("infer", self.noted.get(_AUTHORIZATION) or self.noted.get(_API_KEY))
         except RequestError as error:
             self._refuse(error.http_status, str(error), route.inference.error)
             return False
         return True
 
-    async def _ask(self, model: ServedModel, inference: Inference, asked: Asked, reply: _Reply) -> None:
-        """Answers what a person asked, in its place among the replies."""
-        try:
-            answers = await self.answering.ask(model, asked, inference.protocol)
-            content = inference.encode_answers(model, asked, answers)
-            found = success(self.server_state.default_headers, content, close=reply.close)
-        except RequestError as error:
-            found = failure(error.http_status, inference.error(error.http_status, str(error)), close=reply.close)
-        except Exception:
-            _log.exception("an answer of model %s could not be written", model.signature.name)
-            body = inference.error(500, f"model '{model.signature.name}': its answer could not be written")
-            found = failure(500, body, close=reply.close)
-        if reply.reply is None:
-            reply.reply = found
+    def _answer_later(
+        self, model: ServedModel, inference: Inference, wanted: Asked | bytes, headers: Headers, *, close: bool
+    ) -> None:
+        """Answers what takes its time, a person's question or a packed body, in its place among the replies."""
+        place = Place(None, close=close)
+        self._order.append(place)
+        making = reply(
+            self.answering, model, inference, wanted, headers, self.limits.max_request_bytes, self.default_headers,
+            CLOSE if close else b"",
+        )  # fmt: skip
+        place.task = self.loop.create_task(self._fill(place, making))
+
+    async def _fill(self, place: Place, making: Awaitable[bytes]) -> None:
+        found = await making
+        if place.reply is None:
+            place.reply = found
             self.flush()
 
     def _application_idle(self) -> bool:
@@ -365,7 +346,7 @@ class HttpLane(HttpToolsProtocol):
         self.headers.extend(headers)
         before = self.cycle
         if self._order and self._application_idle():
-            self.cycle = cast("RequestResponseCycle", _BUSY)
+            self.cycle = cast("RequestResponseCycle", BUSY)
         try:
             super().on_headers_complete()
         except (httptools.HttpParserError, UnicodeDecodeError):
@@ -380,20 +361,9 @@ class HttpLane(HttpToolsProtocol):
         """Refuses a request whose headers, or chunks and trailers, go on for ever."""
         if self._in_headers:
             if self._later_bytes > self.limits.max_header_bytes:
-                self._refuse(431, self._long_headers())
+                self._refuse(431, long_headers(self.limits))
         elif self._later_bytes > _FRAMING_FACTOR * self.limits.max_request_bytes:
-            self._refuse(413, self._too_large(self._later_bytes))
-
-    def _long_headers(self) -> str:
-        return f"the headers have more than {self.limits.max_header_bytes} bytes"
-
-    def _too_large(self, size: int) -> str:
-        return str(
-            PayloadTooLarge(
-                f"the request has {size} bytes or more, which exceeds the maximum allowed input size of "
-                f"{self.limits.max_request_bytes}"
-            )
-        )
+            self._refuse(413, too_large(self._later_bytes, self.limits))
 
     def _refuse(self, status: int, message: str, body: Callable[[int, str], bytes] = error_body) -> None:
         """Answers a request that is not read to its end, after those before it, and reads no further."""
@@ -401,17 +371,17 @@ class HttpLane(HttpToolsProtocol):
             return
         self._refused = True
         self.receiving_since_s = None
-        reply = failure(status, body(status, message), close=True)
+        refusal = failure(status, body(status, message), CLOSE)
         if self._handed_over:
             answered = self.cycle.response_complete
             if not self._withdraw():
                 self.transport.close()
                 return
-            reply = b"" if answered else reply
+            refusal = b"" if answered else refusal
         elif not self._application_idle():  # its answer to the request before ends the connection
             self.cycle.keep_alive = False
             return
-        self._order.append(_Reply(reply, close=True, last=True))
+        self._order.append(Place(refusal, close=True, last=True))
         self.flush()
 
     def _withdraw(self) -> bool:
@@ -427,9 +397,11 @@ class HttpLane(HttpToolsProtocol):
         return not (too_late or self.pipeline or (waited and not self._order))
 
 
-def lane_class(service: Service, answering: Answering, limits: Limits) -> type[HttpLane]:
-    """The protocol class for uvicorn, bound to one service."""
-    bound = {"service": service, "answering": answering, "limits": limits}
+def lane_class(
+    service: Service, answering: Answering, limits: Limits, also_noted: frozenset[bytes] = frozenset()
+) -> type[HttpLane]:
+    """The protocol class for uvicorn, bound to one service. `also_noted` names headers for the tickets to carry."""
+    bound = {"service": service, "answering": answering, "limits": limits, "names_noted": _NOTED | also_noted}
     return type("BoundHttpLane", (HttpLane,), bound | {"small_digits": len(str(limits.max_request_bytes)) - 1})
 
 

@@ -1,16 +1,25 @@
 """The bytes of a whole HTTP reply, made at once: one write a request."""
 
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
+from mlserve.errors import PayloadTooLarge
+from mlserve.serve.batching.batcher import Batch
 from mlserve.serve.protocols.dialect import JSON_FIELDS, Content
+from mlserve.serve.settings import Limits
+from mlserve.serve.transports.server_timing import SERVER_TIMING, WANTS_TIMING, server_timing
 
-__all__ = ["failure", "success"]
+__all__ = ["ACCEPT_ENCODING", "CLOSE", "REQUEST_ID", "asked_fields", "failure", "long_headers", "success", "too_large"]
+
+ACCEPT_ENCODING, REQUEST_ID = b"accept-encoding", b"x-request-id"
+CLOSE = b"connection: close\r\n"
+
+# A longer identity is the client's own problem.
+_LONGEST_ID_BYTES = 128
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _STATUS[401] += b"www-authenticate: Bearer\r\n"
 _STATUS[503] += b"retry-after: 1\r\n"
-
-_CLOSE = b"connection: close\r\n"
 
 
 class _Head:
@@ -20,17 +29,41 @@ class _Head:
     content = b""
 
 
-def success(defaults: list[tuple[bytes, bytes]], content: Content, *, close: bool) -> bytes:
-    """A 200 reply."""
+def success(defaults: list[tuple[bytes, bytes]], content: Content, extra: bytes = b"") -> bytes:
+    """A 200 reply. `extra` are further header lines."""
     if defaults is not _Head.source:
         fields = b"".join(name + b": " + value + b"\r\n" for name, value in defaults)
         _Head.source, _Head.content = defaults, _STATUS[200] + fields
     body, fields = content
-    extra = _CLOSE if close else b""
     return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_Head.content, fields, extra, len(body), body)
 
 
-def failure(status: int, body: bytes, *, close: bool) -> bytes:
+def failure(status: int, body: bytes, extra: bytes = b"") -> bytes:
     """An error reply; `body` is JSON."""
-    extra = _CLOSE if close else b""
     return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS[status], JSON_FIELDS, extra, len(body), body)
+
+
+def asked_fields(
+    headers: Mapping[bytes, bytes], arrived_s: float, batches: Sequence[Batch], *, timing: bool = False
+) -> bytes:
+    """The header lines that a request asked for by its own: its id, and where its time went in `batches`."""
+    identity = headers.get(REQUEST_ID, b"")
+    fields = b"%b: %b\r\n" % (REQUEST_ID, identity) if 0 < len(identity) <= _LONGEST_ID_BYTES else b""
+    if batches and (timing or WANTS_TIMING in headers):
+        fields += f"{SERVER_TIMING}: {server_timing(arrived_s, *batches)}\r\n".encode()
+    return fields
+
+
+def long_headers(limits: Limits) -> str:
+    """Says that a request's headers are too long."""
+    return f"the headers have more than {limits.max_header_bytes} bytes"
+
+
+def too_large(size_bytes: int, limits: Limits) -> str:
+    """Says that a request is too large."""
+    return str(
+        PayloadTooLarge(
+            f"the request has {size_bytes} bytes or more, which exceeds the maximum allowed input size of "
+            f"{limits.max_request_bytes}"
+        )
+    )

@@ -3,12 +3,15 @@
 import asyncio
 import threading
 import time
+from math import inf
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlserve.engines.fake import FakeEngine
-from mlserve.errors import EngineError, InvalidRequest, ModelFailed, Overloaded
+from mlserve.errors import DeadlineExceeded, EngineError, InvalidRequest, ModelFailed, NotServing, Overloaded
 from mlserve.model.tensors import TensorSpec
 from mlserve.serve.batching.batcher import Batcher, Ticket
 from mlserve.serve.batching.turn import Turn
@@ -22,10 +25,11 @@ class Request(Ticket):
 
     __slots__ = ("outputs", "told", "told_by", "whole")
 
-    def __init__(self, *values, loop=None, key=None):
+    def __init__(self, *values, loop=None, key=None, timeout_s=inf, priority=0):
         self.inputs = {"x": np.array(values, np.float32).reshape(-1, 1)}
         self.rows, self.key, self.loop, self.protocol = len(values), key, loop, "test"
         self.arrived_s = time.perf_counter()
+        self.deadline_s, self.priority = self.arrived_s + timeout_s, priority
         self.outputs, self.whole, self.told, self.told_by = [], None, threading.Event(), None
 
     def answer(self, outputs, batch):
@@ -49,14 +53,14 @@ class Observer:
     def __init__(self):
         self.batches, self.answers, self.failures = [], 0, []
 
-    def ran(self, batch, queued_s):
+    def ran(self, batch, tickets, outcome, waiting_rows):
         self.batches.append(batch.rows)
-        assert queued_s >= 0
+        assert all(ticket.arrived_s <= batch.started_s for ticket in tickets)
 
-    def answered(self, tickets):
+    def answered(self, tickets, batch):
         self.answers += len(tickets)
 
-    def failed(self, protocol, error):
+    def failed(self, protocol, error, ticket):
         self.failures.append((protocol, type(error)))
 
 
@@ -279,3 +283,177 @@ def test_a_turn_submits_what_was_added_once_and_by_batcher(make):
     assert [request.outcome() for request in requests] == [[2], [4], [6]]
     assert first[1].batches == [2]
     assert second[1].batches == [1]
+
+
+class Held:
+    """An engine's answer that waits until it is released, and counts the runs that began."""
+
+    def __init__(self):
+        self.began, self.release = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, inputs):
+        self.began.release()
+        assert self.release.wait(10)
+        return doubled(inputs)
+
+
+def test_a_request_past_its_deadline_fails_while_the_engine_runs_and_never_starts(make):
+    held = Held()
+    batcher, engine, observer = make(held, max_rows=1, typical_s=1.0)
+    running, late, patient = Request(1), Request(2, timeout_s=0.03), Request(3, timeout_s=60.0)
+    batcher.submit([running])
+    held.began.acquire()
+    batcher.submit([late, patient])
+    assert isinstance(late.outcome(), DeadlineExceeded)
+    assert "Request timeout expired" in str(late.outcome())
+    assert not running.told.is_set()  # it failed while the engine was busy
+    assert batcher.waiting_rows == 1
+    held.release.set()
+    assert [running.outcome(), patient.outcome()] == [[2], [6]]
+    assert engine.batches == [1, 1]
+    assert observer.failures == [("test", DeadlineExceeded)]
+
+
+def test_a_deadline_that_passed_before_the_request_got_here_fails_it_where_runs_are_short_too(make):
+    batcher, engine, _ = make()
+    requests = [Request(1), Request(2, timeout_s=-1.0), Request(3, timeout_s=60.0)]
+    batcher.submit(requests)
+    assert isinstance(requests[1].outcome(), DeadlineExceeded)
+    assert [requests[0].outcome(), requests[2].outcome()] == [[2], [6]]
+    assert sum(engine.batches) == 2
+
+
+def test_a_deadline_that_passes_while_the_batch_before_runs_here_is_kept(make):
+    def slow(inputs):
+        time.sleep(0.05)
+        return doubled(inputs)
+
+    batcher, engine, _ = make(slow, max_rows=1)
+    requests = [Request(1), Request(2, timeout_s=0.02)]
+    batcher.submit(requests)
+    assert requests[0].outcome() == [2]
+    assert isinstance(requests[1].outcome(), DeadlineExceeded)
+    assert engine.batches == [1]
+
+
+def test_the_more_urgent_request_runs_first(make):
+    held = Held()
+    batcher, _, _ = make(held, max_rows=1, typical_s=1.0)
+    order = []
+
+    class Noting(Request):
+        def answer(self, outputs, batch):
+            order.append(int(self.inputs["x"][0, 0]))
+            super().answer(outputs, batch)
+
+    requests = [Noting(number, priority=priority) for number, priority in enumerate([0, 3, 0, 1])]
+    batcher.submit(requests[:1])
+    held.began.acquire()
+    batcher.submit(requests[1:])
+    held.release.set()
+    assert [request.outcome() for request in requests] == [[0], [2], [4], [6]]
+    assert order == [0, 3, 2, 1]
+
+
+def test_a_request_that_is_taken_back_before_its_run_never_runs_and_one_that_runs_cannot_be(make):
+    held = Held()
+    batcher, engine, observer = make(held, max_rows=1, typical_s=1.0)
+    running, gone, after = Request(1), Request(2), Request(3)
+    batcher.submit([running])
+    held.began.acquire()
+    batcher.submit([gone, after])
+    assert batcher.queues
+    assert batcher.drop(gone)
+    assert not batcher.drop(running)
+    held.release.set()
+    assert [running.outcome(), after.outcome()] == [[2], [6]]
+    assert not gone.told.is_set()
+    assert engine.batches == [1, 1]
+    assert (observer.answers, observer.failures) == (2, [])
+    assert batcher.idle
+
+
+def test_what_is_submitted_after_closing_is_told_so(make):
+    for settings in ({}, {"typical_s": 1.0}, {"delay_s": 0.01}):
+        batcher, engine, observer = make(**settings)
+        batcher.close()
+        batcher.close()
+        late = Request(1)
+        batcher.submit([late])
+        assert isinstance(late.outcome(), NotServing)
+        assert observer.failures == [("test", NotServing)]
+        assert engine.batches == []
+
+
+def test_closing_with_a_deadline_far_away_does_not_wait_for_it(make):
+    batcher, _, _ = make(typical_s=1.0)
+    request = Request(1, timeout_s=3600.0)
+    batcher.submit([request])
+    assert request.outcome() == [2]
+    batcher.close()
+    assert batcher.idle
+
+
+def test_closing_while_many_submit_loses_nobody_and_nothing_runs_after_it(make):
+    for settings in ({}, {"typical_s": 1.0}, {"delay_s": 0.001}):
+        for _ in range(10):
+            ended = threading.Event()
+
+            def answer(inputs, ended=ended):
+                assert not ended.is_set(), "a run after the close"
+                return doubled(inputs)
+
+            batcher, _, observer = make(answer, **settings)
+            requests = [[Request(number) for number in range(60)] for _ in range(4)]
+
+            def submit(mine, batcher=batcher):
+                for request in mine:
+                    batcher.submit([request])
+
+            threads = [threading.Thread(target=submit, args=(mine,)) for mine in requests]
+            for thread in threads:
+                thread.start()
+            requests[0][5].told.wait(10)
+            batcher.close()
+            ended.set()
+            for thread in threads:
+                thread.join()
+            outcomes = [request.outcome() for mine in requests for request in mine]
+            answered = [outcome for outcome in outcomes if not isinstance(outcome, NotServing)]
+            assert all(isinstance(outcome, list) for outcome in answered)
+            assert (observer.answers, len(observer.failures)) == (len(answered), 240 - len(answered))
+            assert batcher.idle
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.integers(1, 6))
+def test_plain_requests_are_batched_as_the_window_batches_them(sizes, max_rows):
+    engine = FakeEngine((X,), (Y,), doubled)
+    batcher = Batcher("m", engine, BatchWindow(max_rows), Observer(), typical_s=-1.0)
+    batcher.submit([Request(*range(rows)) for rows in sizes])
+    batcher.close()
+    window = BatchWindow(max_rows)
+    for number, rows in enumerate(sizes):
+        window.push(number, rows, 0.0)
+    batches = iter(lambda: window.pop(0.0), [])
+    assert engine.batches == [sum(sizes[number] for number in batch) for batch in batches]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 5), st.sampled_from("aab"), st.sampled_from([inf, inf, 60.0]), st.integers(0, 3)),
+        min_size=1,
+        max_size=20,
+    ),
+    st.integers(1, 6),
+)
+def test_requests_of_every_sort_get_their_own_rows(sorts, max_rows):
+    engine = FakeEngine((X,), (Y,), doubled)
+    batcher = Batcher("m", engine, BatchWindow(max_rows), Observer(), typical_s=-1.0)
+    requests = [
+        Request(*range(start, start + rows), key=key, timeout_s=limit_s, priority=priority)
+        for start, (rows, key, limit_s, priority) in enumerate(sorts)
+    ]
+    batcher.submit(requests)
+    batcher.close()
+    for start, (request, (rows, *_)) in enumerate(zip(requests, sorts, strict=True)):
+        assert request.outcome() == [2 * value for value in range(start, start + rows)]

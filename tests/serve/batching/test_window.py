@@ -3,19 +3,28 @@
 from collections import defaultdict
 from itertools import count
 from math import inf
+from typing import NamedTuple
+from weakref import WeakSet
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.errors import Overloaded
-from mlserve.serve.batching.window import BatchWindow
+from mlserve.serve.batching.window import DEFAULT_PRIORITY, LOWEST_PRIORITY, BatchWindow
 
-# What happens next: time passes (s), a request of (rows, key) comes, or the due batches leave.
+# What happens next: time passes (s), a request of (rows, key, priority, time limit) comes, the oldest goes away, or
+# what is due leaves.
 STEPS = st.lists(
     st.one_of(
         st.floats(0.0, 2.0),
-        st.tuples(st.integers(1, 9), st.sampled_from("ab")),
+        st.tuples(
+            st.integers(1, 9),
+            st.sampled_from("ab"),
+            st.sampled_from([0, 0, 1, 2, 3, 1 << 62]),
+            st.sampled_from([inf, inf, 0.0, 0.7, 3.0]),
+        ),
+        st.just("drop"),
         st.just("pop"),
     ),
     max_size=60,
@@ -27,14 +36,29 @@ def windows(draw):
     return BatchWindow(draw(st.integers(1, 8)), draw(st.sampled_from([0.0, 0.5, 1.0])), draw(st.integers(1, 30)))
 
 
+class Pushed(NamedTuple):
+    arrived_s: float
+    rows: int
+    key: str
+    level: int
+    deadline_s: float
+
+
 class Schedule:
     """Plays steps against a window and keeps what went in and what came out."""
 
     def __init__(self, window):
         self.window, self.now_s = window, 0.0
-        self.pushed = {}  # ticket -> (arrived_s, rows, key), oldest first
-        self.batches = []  # (left_s, due_at_s, tickets)
+        self.pushed = {}  # ticket -> Pushed, oldest first
+        self.batches = []  # (left_s, due_at_s, tickets, what had waited)
+        self.expired = {}  # ticket -> when
+        self.dropped = []
         self._tickets = count()
+
+    @property
+    def waiting(self):
+        gone = {ticket for _, _, batch, _ in self.batches for ticket in batch} | set(self.dropped) | set(self.expired)
+        return [ticket for ticket in self.pushed if ticket not in gone]
 
     def play(self, steps):
         for step in steps:
@@ -42,45 +66,106 @@ class Schedule:
                 self.now_s += step
             elif step == "pop":
                 self.pop_due()
+            elif step == "drop":
+                self.drop_oldest()
             else:
                 self.push(*step)
 
-    def push(self, rows, key):
+    def push(self, rows, key, priority, limit_s):
         waiting, ticket = self.window.waiting_rows, next(self._tickets)
         try:
-            self.window.push(ticket, rows, self.now_s, key)
+            self.window.push(ticket, rows, self.now_s, key, priority, self.now_s + limit_s)
         except Overloaded:
             assert waiting
             assert waiting + rows > self.window.max_waiting_rows
         else:
             assert not waiting or waiting + rows <= self.window.max_waiting_rows
-            self.pushed[ticket] = (self.now_s, rows, key)
+            level = min(priority, LOWEST_PRIORITY) or DEFAULT_PRIORITY
+            self.pushed[ticket] = Pushed(self.now_s, rows, key, level, self.now_s + limit_s)
 
     def pop_due(self):
-        due_at_s = self.window.due_at_s
+        self.expire()
+        due_at_s, before = self.window.due_at_s, self.waiting
         while batch := self.window.pop(self.now_s):
-            self.batches.append((self.now_s, due_at_s, batch))
-            due_at_s = self.window.due_at_s
+            self.batches.append((self.now_s, due_at_s, batch, before))
+            due_at_s, before = self.window.due_at_s, self.waiting
         assert self.window.due_at_s > self.now_s
+
+    def expire(self):
+        for ticket in self.window.expire(self.now_s):
+            assert ticket in self.waiting
+            self.expired[ticket] = self.now_s
+        assert self.window.deadline_s > self.now_s
+
+    def drop_oldest(self):
+        for ticket in self.waiting[:1]:
+            found = self.pushed[ticket]
+            assert self.window.drop(ticket, found.key, found.level)
+            self.dropped.append(ticket)
+            assert not self.window.drop(ticket, found.key, found.level)
 
     def drain(self):
         while self.window.due_at_s < inf:
             self.now_s = max(self.now_s, self.window.due_at_s)
             self.pop_due()
+        self.expire()
 
 
 @given(windows(), STEPS)
-def test_every_request_leaves_once_and_in_order_of_arrival_within_its_key(window, steps):
+def test_every_request_leaves_once_and_in_order_of_arrival_within_its_key_and_priority(window, steps):
     schedule = Schedule(window)
     schedule.play(steps)
     schedule.drain()
-    left = [ticket for _, _, batch in schedule.batches for ticket in batch]
-    assert sorted(left) == list(schedule.pushed)
-    by_key = defaultdict(list)
-    for ticket in left:
-        by_key[schedule.pushed[ticket][2]].append(ticket)
-    assert all(tickets == sorted(tickets) for tickets in by_key.values())
+    popped = [ticket for _, _, batch, _ in schedule.batches for ticket in batch]
+    assert sorted([*popped, *schedule.dropped, *schedule.expired]) == list(schedule.pushed)
+    by_level = defaultdict(list)
+    for ticket in popped:
+        found = schedule.pushed[ticket]
+        by_level[found.key, found.level].append(ticket)
+    assert all(tickets == sorted(tickets) for tickets in by_level.values())
     assert window.waiting_rows == 0
+
+
+@given(windows(), STEPS)
+def test_no_request_leaves_while_a_more_urgent_one_of_its_key_stays_behind(window, steps):
+    schedule = Schedule(window)
+    schedule.play(steps)
+    schedule.drain()
+    for _, _, batch, before in schedule.batches:
+        levels = [schedule.pushed[ticket].level for ticket in batch]
+        assert levels == sorted(levels)
+        key = schedule.pushed[batch[0]].key
+        behind = [
+            schedule.pushed[each].level for each in before if schedule.pushed[each].key == key and each not in batch
+        ]
+        assert all(level >= levels[-1] for level in behind)
+
+
+@given(windows(), STEPS)
+def test_a_request_is_popped_before_its_deadline_and_expires_at_or_after_it(window, steps):
+    schedule = Schedule(window)
+    schedule.play(steps)
+    schedule.drain()
+    for left_s, _, batch, _ in schedule.batches:
+        assert all(left_s < schedule.pushed[ticket].deadline_s for ticket in batch)
+    for ticket, expired_s in schedule.expired.items():
+        assert expired_s >= schedule.pushed[ticket].deadline_s
+
+
+@given(windows(), STEPS)
+def test_of_several_due_batches_the_one_with_the_most_urgent_request_leaves_first(window, steps):
+    schedule = Schedule(window)
+    schedule.play(steps)
+    schedule.drain()
+    for left_s, _, batch, before in schedule.batches:
+        first = schedule.pushed[batch[0]]
+        for key in {schedule.pushed[ticket].key for ticket in before} - {first.key}:
+            others = [found for ticket in before if (found := schedule.pushed[ticket]).key == key]
+            due_at_s = min(found.arrived_s for found in others)
+            if sum(found.rows for found in others) < window.max_rows:
+                due_at_s += window.max_delay_s
+            if due_at_s <= left_s:
+                assert first.level <= min(found.level for found in others)
 
 
 @given(windows(), STEPS)
@@ -88,9 +173,9 @@ def test_a_batch_has_one_key_and_at_most_max_rows_unless_it_is_one_larger_reques
     schedule = Schedule(window)
     schedule.play(steps)
     schedule.drain()
-    for _, _, batch in schedule.batches:
-        assert len({schedule.pushed[ticket][2] for ticket in batch}) == 1
-        rows = sum(schedule.pushed[ticket][1] for ticket in batch)
+    for _, _, batch, _ in schedule.batches:
+        assert len({schedule.pushed[ticket].key for ticket in batch}) == 1
+        rows = sum(schedule.pushed[ticket].rows for ticket in batch)
         assert rows <= window.max_rows or len(batch) == 1
 
 
@@ -99,20 +184,20 @@ def test_a_batch_leaves_when_it_is_full_or_its_oldest_has_waited_and_not_before(
     schedule = Schedule(window)
     schedule.play(steps)
     schedule.drain()
-    for left_s, due_at_s, batch in schedule.batches:
-        assert due_at_s <= left_s
-        oldest_s, _, key = schedule.pushed[batch[0]]
-        if due_at_s < oldest_s + window.max_delay_s:  # then only because the group was full
-            same_key = [rows for _, rows, other in schedule.pushed.values() if other == key]
-            assert sum(same_key) >= window.max_rows
+    for left_s, _, batch, before in schedule.batches:
+        key = schedule.pushed[batch[0]].key
+        same_key = [found for ticket in before if (found := schedule.pushed[ticket]).key == key]
+        oldest_s = min(found.arrived_s for found in same_key)
+        assert oldest_s <= left_s
+        if left_s < oldest_s + window.max_delay_s:  # then only because the group was full
+            assert sum(found.rows for found in same_key) >= window.max_rows
 
 
 @given(windows(), STEPS)
-def test_waiting_rows_are_those_pushed_and_not_yet_popped(window, steps):
+def test_waiting_rows_are_those_pushed_and_not_yet_gone(window, steps):
     schedule = Schedule(window)
     schedule.play(steps)
-    left = {ticket for _, _, batch in schedule.batches for ticket in batch}
-    assert window.waiting_rows == sum(rows for ticket, (_, rows, _) in schedule.pushed.items() if ticket not in left)
+    assert window.waiting_rows == sum(schedule.pushed[ticket].rows for ticket in schedule.waiting)
 
 
 def test_the_delay_counts_from_the_oldest_request_not_from_the_newest():
@@ -147,3 +232,44 @@ def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits_and_refused
         window.push("next", 1, 0.0)
     assert window.pop(0.0) == ["huge"]
     window.push("next", 1, 0.0)
+
+
+def test_priority_1_comes_first_and_none_is_as_good_as_the_default():
+    window = BatchWindow(1)
+    for name, priority in (("late", 9), ("plain", 0), ("default", DEFAULT_PRIORITY), ("urgent", 1)):
+        window.push(name, 1, 0.0, None, priority)
+    assert [window.pop(0.0)[0] for _ in range(4)] == ["urgent", "plain", "default", "late"]
+
+
+def test_the_oldest_request_s_delay_counts_for_its_batch_even_if_more_urgent_ones_fill_it():
+    window = BatchWindow(2, max_delay_s=1.0)
+    window.push("old", 1, 0.0, None, 3)
+    assert window.due_at_s == 1.0
+    window.push("urgent", 2, 0.9, None, 1)
+    assert window.pop(0.9) == ["urgent"]
+    assert window.pop(1.0) == ["old"]
+
+
+def test_expired_rows_free_their_place_and_the_deadlines_of_those_that_left_are_forgotten():
+    window = BatchWindow(4, max_delay_s=100.0, max_waiting_rows=2)
+    window.push("brief", 2, 0.0, None, 0, 5.0)
+    assert window.deadline_s == 5.0
+    with pytest.raises(Overloaded):
+        window.push("refused", 1, 4.9)
+    assert window.expire(4.9) == []
+    assert window.expire(5.0) == ["brief"]
+    window.push("next", 2, 5.0)
+    assert window.deadline_s == inf
+
+
+def test_what_left_long_before_its_deadline_is_not_kept():
+    class Ticket:
+        pass
+
+    window, kept = BatchWindow(4), WeakSet()
+    for _ in range(1000):
+        ticket = Ticket()
+        kept.add(ticket)
+        window.push(ticket, 1, 0.0, None, 0, 1e9)
+        assert window.pop(0.0) == [ticket]
+    assert len(kept) < 100

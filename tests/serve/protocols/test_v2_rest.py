@@ -1,7 +1,7 @@
 """V2 over REST against a real server: every route, curl and tritonclient, and every way to ask wrongly."""
 
+import asyncio
 import concurrent.futures
-import gzip
 import json
 import shutil
 import subprocess
@@ -9,12 +9,25 @@ import subprocess
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from mlserve.model.tensors import DATATYPE_OF
 from mlserve.serve.settings import BatchSettings
 
 ROWS = np.random.default_rng(0).standard_normal((3, 30)).astype(np.float32)
+SERVER = {
+    "name": "mlserve",
+    "version": "0.1.0",
+    "extensions": [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "model_repository",
+        "schedule_policy",
+        "statistics",
+    ],
+}
 GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3, 30], "data": ROWS.ravel().tolist()}]}
 
 
@@ -43,7 +56,8 @@ def still_right(tiny_server, reference):
         ("/ready", {"ready": True}),
         ("/v2/health/live", {"live": True}),
         ("/v2/health/ready", {"ready": True}),
-        ("/v2", {"name": "mlserve", "version": "0.1.0", "extensions": ["binary_tensor_data"]}),
+        ("/v2", SERVER),
+        ("/v2/", SERVER),
         ("/v2/models/tiny/ready", {"name": "tiny", "version": "1", "ready": True}),
         ("/v2/models/tiny/versions/1/ready", {"name": "tiny", "version": "1", "ready": True}),
         (
@@ -206,6 +220,79 @@ def test_tritonclient_is_told_what_is_wrong(client, still_right):
         client.infer("tiny", [_triton_input("x", "FP64", ROWS.astype(np.float64), binary=True)])
 
 
+@pytest.mark.parametrize("binary_out", [False, True])
+def test_tensors_in_json_and_as_bytes_mix_in_one_request(client, binary_out):
+    arrays = {datatype: _example(datatype) for datatype in DATATYPE_OF.values()}
+    names = sorted(arrays, reverse=True)  # another order than the model's
+    inputs = [_triton_input(f"in_{name}", name, arrays[name], binary=name > "INT" or name == "FP16") for name in names]
+    outputs = [triton.InferRequestedOutput(f"out_{name}", binary_data=(name > "FP") == binary_out) for name in names]
+    result = client.infer("echo", inputs, outputs=[output for output in outputs if output.name() != "out_FP16"])
+    for name in names:
+        if name not in ("BYTES", "FP16"):
+            np.testing.assert_array_equal(result.as_numpy(f"out_{name}"), arrays[name])
+    assert [output["name"] for output in result.get_response()["outputs"]] == [
+        f"out_{name}" for name in names if name != "FP16"
+    ]
+
+
+def test_without_outputs_named_tritonclient_gets_all_as_bytes(client):
+    arrays = {datatype: _example(datatype) for datatype in DATATYPE_OF.values()}
+    result = client.infer(
+        "echo", [_triton_input(f"in_{name}", name, array, binary=True) for name, array in arrays.items()]
+    )
+    assert all("binary_data_size" in output["parameters"] for output in result.get_response()["outputs"])
+    np.testing.assert_array_equal(result.as_numpy("out_INT64"), arrays["INT64"])
+
+
+@pytest.mark.parametrize("path", ["/v2/models/tiny/infer", "/v2/models/tiny/infer?slow=lane"])
+def test_a_body_of_bytes_alone_is_the_model_s_only_input(tiny_server, reference, path):
+    status, headers, body = tiny_server.request(
+        "POST", path, ROWS[:1].tobytes(), {"Inference-Header-Content-Length": "0"}
+    )
+    assert (status, headers["content-type"]) == (200, "application/octet-stream")
+    split = int(headers["inference-header-content-length"])
+    (output,) = json.loads(body[:split])["outputs"]
+    assert (output["shape"], output["parameters"]) == ([1, 2], {"binary_data_size": 8})
+    np.testing.assert_allclose(np.frombuffer(body[split:], np.float32), reference(ROWS[:1])[0], rtol=1e-5)
+
+
+def test_tritonclient_asks_with_a_priority_and_a_timeout(client, reference):
+    inputs = [_triton_input("x", "FP32", ROWS, binary=True)]
+    result = client.infer("tiny", inputs, priority=1, timeout=20_000_000, parameters={"my_own": "parameter"})
+    np.testing.assert_allclose(result.as_numpy("scores"), reference(ROWS), rtol=1e-5)
+    with pytest.raises(InferenceServerException, match="keeps no state between requests"):
+        client.infer("tiny", inputs, sequence_id=7, sequence_start=True)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("asked", ["gzip", "deflate", None])
+@pytest.mark.parametrize("answered", ["gzip", "deflate", None])
+def test_tritonclient_compresses_what_it_asks_and_takes_compressed_answers(client, binary, asked, answered):
+    arrays = {datatype: np.tile(_example(datatype), (1, 2000)) for datatype in DATATYPE_OF.values()}
+    result = client.infer(
+        "echo",
+        [_triton_input(f"in_{name}", name, array, binary=binary or name == "FP16") for name, array in arrays.items()],
+        outputs=[triton.InferRequestedOutput("out_INT32", binary_data=binary)],
+        request_compression_algorithm=asked,
+        response_compression_algorithm=answered,
+    )
+    np.testing.assert_array_equal(result.as_numpy("out_INT32"), arrays["INT32"])
+
+
+def test_tritonclient_s_asyncio_client_asks_many_things_at_once(tiny_server, reference):
+    async def ask_all():
+        async with triton_aio.InferenceServerClient(tiny_server.http) as client:
+            assert await client.is_server_ready()
+            batches = [np.full((1 + number % 3, 30), number / 9, np.float32) for number in range(40)]
+            results = await asyncio.gather(
+                *(client.infer("tiny", [_triton_input("x", "FP32", batch, binary=True)]) for batch in batches)
+            )
+            for batch, result in zip(batches, results, strict=True):
+                np.testing.assert_allclose(result.as_numpy("scores"), reference(batch), rtol=1e-5)
+
+    asyncio.run(ask_all())
+
+
 # Batching
 
 
@@ -289,7 +376,12 @@ def test_a_full_queue_refuses_what_is_too_much_and_serves_again_afterwards(servi
         ("tiny", {"data": [2**63] * 90}, 200, ""),
         ("tiny", {"data": [1e39] * 90}, 400, "Unable to parse 'data' of input 'x' as FP32"),
         ("tiny", {"data": [1.0] * 89 + ["1"]}, 400, "Unable to parse 'data'"),
+        ("tiny", {"shape": [-3, 30]}, 400, "has shape [-3, 30] for model 'tiny', expected [-1, 30]"),
         ("tiny", {**GOOD, "outputs": [{"name": "logits"}]}, 400, "unexpected output 'logits' for model 'tiny'"),
+        ("tiny", {**GOOD, "parameters": {"sequence_id": 1}}, 400, "this server keeps no state between requests"),
+        ("tiny", {**GOOD, "parameters": {"triton_a": 1}}, 400, "'triton_a' is a reserved parameter"),
+        ("tiny", {**GOOD, "parameters": {"timeout": -1}}, 400, "'timeout' must be a whole number"),
+        ("tiny", {**GOOD, "parameters": {"anything": {"else": [1]}}}, 200, ""),
         ("nobody", GOOD, 404, "Request for unknown model: 'nobody' is not found"),
         ("tiny/versions/2", GOOD, 404, "Request for unknown model: 'tiny' version 2 is not found"),
         ("tiny/versions/" + "9" * 5000, GOOD, 404, "is not found"),
@@ -336,17 +428,20 @@ def test_rows_that_differ_between_inputs_are_told(tiny_server, still_right):
         ({"Inference-Header-Content-Length": "ten"}, "is no number of bytes"),
         ({"Inference-Header-Content-Length": "-1"}, "is no number of bytes"),
         ({"Inference-Header-Content-Length": "9" * 5000}, "is no number of bytes"),
-        ({"Inference-Header-Content-Length": "0"}, "Inference-Header-Content-Length is 0"),
+        (
+            {"Inference-Header-Content-Length": "0"},
+            "input byte size mismatch for input 'x' for model 'tiny'. Expected 120",
+        ),
         ({"Inference-Header-Content-Length": "999999"}, "the body has"),
         ({"Inference-Header-Content-Length": "10"}, "the request body is not JSON"),
-        ({"Content-Encoding": "gzip"}, "content-encoding is not supported; send the body as it is"),
-        ({"Content-Encoding": "br"}, "content-encoding is not supported"),
+        (
+            {"Content-Encoding": "br"},
+            "content-encoding 'br' is not supported; send gzip, deflate, or the body as it is",
+        ),
     ],
 )
 def test_headers_that_do_not_fit_the_body_are_told_in_both_lanes(tiny_server, still_right, path, headers, message):
-    body = json.dumps(GOOD).encode()
-    body = gzip.compress(body) if headers.get("Content-Encoding") == "gzip" else body
-    status, _, answer = tiny_server.request("POST", path, body, headers)
+    status, _, answer = tiny_server.request("POST", path, json.dumps(GOOD).encode(), headers)
     assert status == (415 if "Content-Encoding" in headers else 400)
     assert message in json.loads(answer)["error"]
 
@@ -360,7 +455,6 @@ def test_headers_that_do_not_fit_the_body_are_told_in_both_lanes(tiny_server, st
         ("DELETE", "/v2/models/tiny", 405),
         ("OPTIONS", "/v2/models/tiny/infer", 405),
         ("POST", "/v2", 405),
-        ("GET", "/", 404),
         ("GET", "/v2/models", 404),
         ("GET", "/v2/models/nobody", 404),
         ("GET", "/v2/models/nobody/ready", 404),

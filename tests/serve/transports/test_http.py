@@ -315,15 +315,17 @@ def test_a_large_body_before_the_next_request_is_no_header_flood(tiny_server, ri
         right(reader, ROW * 2)
 
 
+@pytest.mark.parametrize("path", [PATH, f"{PATH}?lane=slow"])
+@pytest.mark.parametrize("pieces", [1, 200])
 @pytest.mark.parametrize("field", [b"x: " + b"y" * 100 + b"\r\n", b"1;" + b"z" * 100 + b"\r\n.\r\n"])
-def test_trailers_and_chunk_extensions_without_end_are_refused(strict, strict_still_right, field):
+def test_trailers_and_chunk_extensions_without_end_are_refused(strict, strict_still_right, field, pieces, path):
     with strict.connect() as connection:
         head = b"0\r\n" if field.startswith(b"x") else b""
-        connection.sendall(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode() + head)
+        begun = f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode() + head
         reader = Reader(connection)
         with suppress(ConnectionError):  # it was refused already
-            for _ in range(200):
-                connection.sendall(field)
+            for number in range(pieces):  # one read may hold all of them, and the request's beginning, too
+                connection.sendall((b"" if number else begun) + field * (200 // pieces))
         assert reader.error()[0] in (400, 413)
         assert reader.reply() is None
 
