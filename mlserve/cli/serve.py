@@ -128,7 +128,7 @@ def serve(
         routes=(*map(_route, routes or []), *(vertex.routes if vertex else ())),
         health_paths=(vertex.health_path,) if vertex and vertex.health_path else (),
         server_name=server_name,
-        keys_file=str(keys.resolve()) if keys else "",
+        keys_file=str(keys.absolute()) if keys else "",  # a link may be turned to another file
         watch=WatchSettings(log_requests, str(log_file.resolve()) if log_file else "", otlp, trace if otlp else 0.0),
         management_port=management_port,
         host=address,

@@ -71,11 +71,12 @@ _WAITING = _Family("mlserve_waiting_rows", "Rows that waited for a run when the 
 _SIZE = _Family("mlserve_model_size_bytes", "The version's files.", "peak")
 _RESIDENT = _Family("mlserve_model_resident_bytes", "By how much loading it made the workers grow.", "level")
 _LOAD_SECONDS = _Family("mlserve_model_load_seconds", "How long the slowest worker took to load it.", "peak")
+_LAST_RUN = _Family("mlserve_last_run_timestamp_seconds", "When the last run ended, since the epoch.", "peak")
 _FAMILIES = {
     family.name: family
     for family in (
         _REQUESTS, _LATENCY, _QUEUE, _COMPUTE, _BATCH_ROWS, _ROWS_TOTAL, _BATCHES, _LOADED, _WAITING, _SIZE, _RESIDENT,
-        _LOAD_SECONDS,
+        _LOAD_SECONDS, _LAST_RUN,
     )
 }  # fmt: skip
 
@@ -92,7 +93,7 @@ class ModelMeter:
         self._counts = _counts.open(model, version)
         self._lock = self._counts.lock
         self._rows, self._batches = self._numbers(_ROWS_TOTAL), self._numbers(_BATCHES)
-        self._waiting = self._numbers(_WAITING)
+        self._waiting, self._last_run = self._numbers(_WAITING), self._numbers(_LAST_RUN)
         self._numbers(_LOADED)[0] = 1.0
         self._waiting[0] = 0.0
         self._runs: dict[tuple[str, str], tuple[_Numbers, _Numbers, _Numbers]] = {}
@@ -119,6 +120,7 @@ class ModelMeter:
             self._rows[0] += batch.rows
             self._batches[0] += 1.0
             self._waiting[0] = waiting_rows
+            self._last_run[0] = time.time()
 
     def answered(self, tickets: Sequence[Ticket], batch: Batch) -> None:
         """Counts requests that have just been answered."""

@@ -4,11 +4,13 @@ Behind the native front it listens on a Unix socket of the worker's own, and ser
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
 import grpc
+from grpc._cython import cygrpc  # where its only name for that error is
 
 from mlserve.errors import NotServing, RequestError
 from mlserve.serve.access import Scope
@@ -25,6 +27,14 @@ AnyCall = Call | InferCall | AsyncCall | StreamCall
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # So long streams have to end by themselves once the server stops: time to read that it does, and to say goodbye.
 _LAST_WORDS_S = 0.3
+
+
+def _not_about_the_gone(record: logging.LogRecord) -> bool:
+    """False for grpcio's word that it could not answer a client that has gone away: that is no fault of anybody's."""
+    return not (record.exc_info and isinstance(record.exc_info[1], cygrpc.ExecuteBatchError))
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_not_about_the_gone)
 
 
 class FallbackGrpcServer:

@@ -14,7 +14,7 @@ from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.transports.server_timing import SERVER_TIMING, server_timing
 from mlserve.wire.signature import InferRequest
 
-__all__ = ["Caller", "GrpcTicket", "check_size", "infer", "scope_of"]
+__all__ = ["Caller", "GrpcTicket", "Trailers", "check_size", "infer", "scope_of"]
 
 Trailers = tuple[tuple[str, str], ...]
 

@@ -24,6 +24,7 @@ from mlserve.serve.protocols.dialect import ENCODING, JSON_BYTES, Headers, Infer
 from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.settings import Limits
 from mlserve.serve.tasks.task import Asked
+from mlserve.serve.transports.http_heads import Head, Heads
 from mlserve.serve.transports.http_reply import (
     ACCEPT_ENCODING,
     CLOSE,
@@ -45,6 +46,8 @@ _NOTED = frozenset(
         REQUEST_ID, WANTS_TIMING,
     )
 )  # fmt: skip
+# What belongs to one request, so that its head will not come again.
+_PASSING = frozenset((b"expect", b"upgrade", REQUEST_ID))
 # How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
 # and take the answer with it.
 _LINGER_S = 2.0
@@ -66,6 +69,7 @@ class HttpLane(HttpToolsProtocol):
     limits: Limits
     small_digits: int  # a content-length of so many cannot be too large
     names_noted: frozenset[bytes]  # the headers that are looked at
+    heads: Heads
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,7 +84,7 @@ class HttpLane(HttpToolsProtocol):
         self._catalog = self.service.catalog
         self._handed_over, self._upgrading = False, False
         self.noted: dict[bytes, bytes] = {}
-        self._in_headers, self._begins = False, True
+        self._in_headers, self._begins, self._whole, self._read = False, True, False, b""
         self._read_bytes, self._first_bytes, self._later_bytes = 0, 0, 0
         self._body: bytes | bytearray = b""
         self._body_bytes = 0
@@ -90,8 +94,18 @@ class HttpLane(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._unset_keepalive_if_required()
-        self._read_bytes, self._begins = len(data), self.receiving_since_s is None
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._begins = self.receiving_since_s is None
+        if self._begins:
+            end = data.find(b"\r\n\r\n") + 4
+            head = self.heads.find(data[:end])
+            if head is not None and len(data) - end == head.body_bytes and self._application_idle():
+                route = self.service.catalog.routes.get(head.url)
+                if route is not None:
+                    self._take_known(head, route, data[end:])
+                    return
+        self._read_bytes, self._read, self._whole = len(data), data, False
         self._later_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -104,6 +118,7 @@ class HttpLane(HttpToolsProtocol):
             self._refuse(500, "the server made a mistake; its log says which")
         except httptools.HttpParserError:
             self._refuse(400, "the request is not HTTP/1.1")
+        self._read = b""
         if self.receiving_since_s is not None:
             self._check_size()
 
@@ -111,15 +126,14 @@ class HttpLane(HttpToolsProtocol):
         self.receiving_since_s = time.monotonic()
         self._in_headers = True
         if self._begins:  # with the read's first byte: all that was read is this request's
-            self._begins, self._first_bytes, self._later_bytes = False, 0, self._read_bytes
+            self._begins, self._whole = False, True
+            self._first_bytes, self._later_bytes = 0, self._read_bytes
         else:
             self._first_bytes, self._later_bytes = self._read_bytes, 0
         self._route, self._handed_over, self._upgrading = None, False, False
         self._body, self._body_bytes = b"", 0
         self.url = b""
-        self.headers = []
-        if self.noted:
-            self.noted = {}
+        self.headers, self.noted = [], {}  # those before may be in use
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -184,14 +198,27 @@ class HttpLane(HttpToolsProtocol):
             self._handed_over = False
             super().on_message_complete()
             return
-        close = not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1" or self.service.draining
-        model, inference = route.model, route.inference
-        noted, body = self.noted, bytes(self._body)
+        close = not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1"
+        body = bytes(self._body)
         self._body = b""  # an idle connection shall not hold on to it
+        if self._whole and not close:
+            self.heads.keep(self._read, Head(self.url, self.headers, self.noted, len(body)))
+        self._infer(route, body, close=close)
+
+    def _take_known(self, head: Head, route: InferRoute, body: bytes) -> None:
+        """Answers a request whose head has been read before, byte for byte; the parser does not see it."""
+        self.headers, self.noted, self._catalog = head.headers, head.noted, self.service.catalog
+        if self.service.access.open or self._allowed(route):
+            self._infer(route, body, close=False)
+
+    def _infer(self, route: InferRoute, body: bytes, *, close: bool) -> None:
+        """Lets a complete request run, or answers at once why not."""
+        model, inference, noted, service = route.model, route.inference, self.noted, self.service
+        close = close or service.draining
         headers: Headers = dict(self.headers) if inference.all_headers else noted
         try:
-            self.service.check_serving()
-            if self._catalog is not self.service.catalog:  # it changed while the body came
+            service.check_serving()
+            if self._catalog is not service.catalog:  # it changed while the body came
                 model = route.find_again()
             if noted and is_packed(encoding := noted.get(ENCODING)) and encoding:
                 unpacked = unpack_at_once(body, encoding, self.limits.max_request_bytes)
@@ -258,17 +285,17 @@ class HttpLane(HttpToolsProtocol):
 
     def flush(self) -> None:
         """Writes the replies that are ready, in the order of their requests."""
-        order = self._order
-        while order and order[0].reply is not None:
+        order, transport = self._order, self.transport
+        while order and (reply := order[0].reply) is not None:
             ticket = order.popleft()
-            if self.transport.is_closing():
+            if transport.is_closing():
                 continue
-            self.transport.write(cast("bytes", ticket.reply))
+            transport.write(reply)
             self.server_state.total_requests += 1
             if ticket.last:
-                self.transport.write_eof()
+                transport.write_eof()
             elif ticket.close:
-                self.transport.close()
+                transport.close()
         if not order:
             self.quiet_since_s = time.monotonic()
             if self._leaving and not self._refused:
@@ -401,8 +428,15 @@ def lane_class(
     service: Service, answering: Answering, limits: Limits, also_noted: frozenset[bytes] = frozenset()
 ) -> type[HttpLane]:
     """The protocol class for uvicorn, bound to one service. `also_noted` names headers for the tickets to carry."""
-    bound = {"service": service, "answering": answering, "limits": limits, "names_noted": _NOTED | also_noted}
-    return type("BoundHttpLane", (HttpLane,), bound | {"small_digits": len(str(limits.max_request_bytes)) - 1})
+    bound = {
+        "service": service,
+        "answering": answering,
+        "limits": limits,
+        "names_noted": _NOTED | also_noted,
+        "heads": Heads(_PASSING | also_noted),
+        "small_digits": len(str(limits.max_request_bytes)) - 1,
+    }
+    return type("BoundHttpLane", (HttpLane,), bound)
 
 
 async def sweep_connections(connections: set[Any], every_s: float = 0.5) -> None:

@@ -15,7 +15,7 @@ from mlserve.serve.service import ServedModel
 from mlserve.serve.transports.http_reply import ACCEPT_ENCODING, CLOSE, asked_fields, failure, success
 from mlserve.wire.signature import InferRequest
 
-__all__ = ["BUSY", "HttpTicket", "Place", "abandon", "drop_queued"]
+__all__ = ["BUSY", "Connection", "HttpTicket", "Place", "abandon", "drop_queued"]
 
 
 class Connection(Protocol):

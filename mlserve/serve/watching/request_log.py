@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LineWriter", "RequestLog", "encode_line"]
+__all__ = ["ERRORS_PER_S", "LineWriter", "RequestLog", "encode_line"]
 
 # Lines that wait for their writer; more are dropped, and counted.
 _MOST_WAITING = 4096

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from mlserve import __version__
 from mlserve.errors import UsageError
 
-__all__ = ["TRACEPARENT", "Moments", "Tracing", "parse_traceparent"]
+__all__ = ["TRACEPARENT", "Moments", "Parent", "Tracing", "parse_traceparent"]
 
 TRACEPARENT = b"traceparent"
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
