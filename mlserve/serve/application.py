@@ -59,7 +59,9 @@ def application(
     if not management:
         service.plan_routes(partial(_plain_routes, service, dialects))
     handlers = {HTTPException: _http_error, ClientDisconnect: _nobody_waits, Exception: _bug}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    made = Starlette(routes=routes, exception_handlers=handlers)
+    made.router.redirect_slashes = False  # it would answer before anybody was asked for a key
+    return made
 
 
 def _plain_routes(service: Service, dialects: Sequence[Dialect], catalog: Catalog) -> dict[bytes, InferRoute]:
@@ -142,8 +144,12 @@ class _Pages:
     def _tell_fast_lane(self, page: InferPage, model: ServedModel, request: Request) -> None:
         routes = self._service.catalog.routes
         if not request.scope["query_string"] and len(routes) < _MOST_ROUTES:
-            find_again = partial(page.find, self._service, request)
-            routes[request.scope["raw_path"]] = InferRoute(model, page.inference, find_again)
+            # Of the request the path alone: what else it carries, its body above all, would be kept as long.
+            kept = {name: request.scope[name] for name in ("type", "path", "raw_path", "path_params")}
+            bare = Request(kept | {"query_string": b"", "headers": []})
+            routes[request.scope["raw_path"]] = InferRoute(
+                model, page.inference, partial(page.find, self._service, bare)
+            )
 
 
 def _add_fields(reply: Response, fields: bytes) -> None:

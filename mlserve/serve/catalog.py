@@ -20,7 +20,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """What pages tell of a served version beside its signature.
 
     `platform` is V2's name for its format (`onnxruntime_onnx`, `openvino`, `pytorch_pt2`), `engine` what runs it,
-    `max_rows` the most rows that run together, `labels` the names of the classes, `files` its folder or file.
+    `max_rows` the most rows that run together, `labels` the names of the classes, `loaded_at` ISO 8601.
     """
 
     platform: str = "onnxruntime_onnx"

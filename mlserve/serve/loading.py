@@ -75,12 +75,15 @@ def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettin
         labels=manifest.labels,
     )
     served = _behind_batcher(engine, signature, settings, facts)
-    task = open_task(carried, signature, served.batcher, turn, settings.batch)
+    try:
+        task = open_task(carried, signature, served.batcher, turn, settings.batch)
+    except BaseException:  # or each further try would leave a thread and a meter behind
+        served.close()
+        raise
     return msgspec.structs.replace(served, task=task)
 
 
 def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSettings, facts: ModelFacts) -> ServedModel:
-    meter = open_meter(signature.name, signature.version, settings.watch)
     max_rows = settings.batch.max_rows if signature.together else 1
     window: BatchWindow[Ticket] = BatchWindow(max_rows, settings.batch.max_delay_s, settings.batch.max_waiting_rows)
     typical_s = _warm_up(engine, [field.spec for field in signature.inputs.values()], max_rows)
@@ -90,6 +93,7 @@ def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSetting
         max_rows=max_rows,
         loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    meter = open_meter(signature.name, signature.version, settings.watch)
     batcher = batcher_for(signature, engine, window, meter, typical_s=typical_s)
     return ServedModel(signature, batcher, meter, facts, engine=engine)
 

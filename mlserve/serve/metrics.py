@@ -80,7 +80,7 @@ _FAMILIES = {
     )
 }  # fmt: skip
 
-# The supervisor makes the directory and names it in the environment, as prometheus-client wants it.
+# The supervisor makes the directory and names it in the environment: a meter counts from its first line on.
 _directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
 _counts = CountDirectory(Path(_directory) if _directory else None)
 

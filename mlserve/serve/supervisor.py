@@ -3,23 +3,20 @@
 import errno
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path
 from types import FrameType
 
 import msgspec
-from prometheus_client import multiprocess
 
 from mlserve.errors import EngineError, UsageError
+from mlserve.serve.common_folder import CommonFolder, open_common_folder
 from mlserve.serve.settings import ServeSettings, WorkerReport
 from mlserve.serve.versions.agreement import bury
 
@@ -55,8 +52,10 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
         _reserve(address, settings.http_port, "--http-port") as http,
         _reserve(address, settings.grpc_port, "--grpc-port") as grpc,
         _reserve_management(settings.management_port) as management_port,
+        open_common_folder() as folder,
     ):
         supervisor = _Supervisor(
+            folder,
             msgspec.structs.replace(
                 settings,
                 host=address,
@@ -64,7 +63,8 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
                 grpc_port=grpc.getsockname()[1],
                 management_port=management_port,
                 grpc_transport=settings.grpc_transport if find_spec("pygrpc_native") else "grpcio",
-            )
+                run_directory=str(folder.path),
+            ),
         )
         try:
             if supervisor.start():
@@ -82,12 +82,8 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, settings: ServeSettings) -> None:
-        self._run_directory = Path(tempfile.mkdtemp(prefix="mlserve-run-"))  # for this user alone
-        self._metrics = self._run_directory / "metrics"
-        for folder in (self._metrics, self._run_directory / "control"):
-            folder.mkdir(mode=0o700)
-        self._settings = msgspec.structs.replace(settings, run_directory=str(self._run_directory))
+    def __init__(self, folder: CommonFolder, settings: ServeSettings) -> None:
+        self._folder, self._settings = folder, settings
         self._served: tuple[tuple[str, str], ...] = ()
         self._workers: list[_Worker] = []
         self._stopping = False
@@ -141,14 +137,14 @@ class _Supervisor:
                 worker.process.kill()
                 worker.process.wait()
             _close_pipes(worker.process)
-        shutil.rmtree(self._run_directory, ignore_errors=True)
 
     def _spawn(self, settings: ServeSettings) -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(
             [sys.executable, "-m", "mlserve.serve.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics)},
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder.metrics)},
+            pass_fds=(self._folder.lock,),
             process_group=0,  # so that Ctrl-C in a terminal reaches the supervisor alone, which then drains
         )
         assert process.stdin is not None
@@ -160,8 +156,7 @@ class _Supervisor:
         process = worker.process
         _log.warning("worker %d ended with status %s; another takes its place", process.pid, process.returncode)
         _close_pipes(process)
-        bury(self._run_directory, process.pid)
-        multiprocess.mark_process_dead(process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
+        bury(self._folder.path, process.pid)
         lived_s = time.monotonic() - worker.started_s
         self._pause_s = _FIRST_PAUSE_S if lived_s > _HEALTHY_AFTER_S else min(2 * self._pause_s, _LONGEST_PAUSE_S)
         time.sleep(self._pause_s)

@@ -29,7 +29,8 @@ from mlserve.serve.dialects import CALLS, SLOW_CALLS, http_dialects
 from mlserve.serve.keys import KeyFile
 from mlserve.serve.service import Service
 from mlserve.serve.settings import ServeSettings, WorkerReport
-from mlserve.serve.transports.http import HttpLane, lane_class, sweep_connections
+from mlserve.serve.transports.http import HttpLane, lane_class
+from mlserve.serve.transports.http_replying import sweep_connections
 from mlserve.serve.versions.agreement import Agreement
 from mlserve.serve.versions.controlling import StoreControl
 from mlserve.serve.versions.following import Follower, initially_asked
@@ -70,9 +71,12 @@ async def _serve_until_told(settings: ServeSettings) -> None:
         await asyncio.sleep(0.005)
     following = [asyncio.create_task(follower.follow()), asyncio.create_task(_follow_keys(keys, service))]
     _report(WorkerReport(served=tuple((model.signature.name, model.signature.version) for model in service.models)))
-    await asyncio.wait([asyncio.create_task(stop.wait()), *serving], return_when=asyncio.FIRST_COMPLETED)
+    # One that ends by itself has failed: another worker shall take this one's place.
+    await asyncio.wait([asyncio.create_task(stop.wait()), *serving, *following], return_when=asyncio.FIRST_COMPLETED)
     service.draining = True
     for task in following:
+        if task.done():
+            _log.error("the store, or the file of keys, was no longer followed", exc_info=task.exception())
         task.cancel()
     for server in http_servers:
         server.should_exit = True
@@ -115,10 +119,10 @@ async def _start_unless_told(follower: Follower, settings: ServeSettings, stop: 
 
 
 async def _follow_keys(keys: KeyFile | None, service: Service) -> None:
-    """Takes the keys of the file as it changes."""
-    while keys is not None:
+    """Takes the keys of the file as it changes, for ever."""
+    while True:
         await asyncio.sleep(_LOOK_EVERY_S)
-        found = keys.changed()
+        found = keys.changed() if keys is not None else None
         if found is not None:
             service.access.replace(found)
 
@@ -186,7 +190,7 @@ def _http_server(
         application(
             service, answering, http_dialects(service, answering, settings), settings.limits, management=management
         ),
-        http=lane_class(service, answering, settings.limits, headers_wanted(settings.watch)),
+        http=lane_class(service, answering, settings.limits, headers_wanted(settings.watch), infers=not management),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -207,7 +211,7 @@ def _grpc_server(
     if settings.grpc_transport == "native":
         from mlserve.serve.transports.grpc_native import NativeGrpcServer
 
-        return NativeGrpcServer(service, answering, calls, target, settings.limits)
+        return NativeGrpcServer(service, answering, calls, target, settings.limits, settings.run_directory)
     from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
 
     return FallbackGrpcServer(service, answering, calls, target, settings.limits)

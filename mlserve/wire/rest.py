@@ -18,7 +18,7 @@ from mlserve.wire.parameters import check_tensor_parameters, read_classes, read_
 from mlserve.wire.raw import from_raw, from_whole_body, to_raw
 from mlserve.wire.signature import Field, InferRequest, Signature, answered_field
 
-__all__ = ["decode_request", "decode_response", "encode_request", "encode_response"]
+__all__ = ["decode_request", "decode_response", "encode_request", "encode_response", "tensor_from_json"]
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _ORJSON_DTYPES = frozenset(map(np.dtype, ["?", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]))
@@ -87,7 +87,7 @@ def decode_request(body: bytes, signature: Signature, json_bytes: int | None = N
             raise InvalidRequest(f"input '{name}' already exists in request for model '{signature.name}'")
         size = _raw_bytes(tensor) if tensor.parameters else None
         if size is None:
-            inputs[name] = _from_json(bytes(tensor.data), field, shape)
+            inputs[name] = tensor_from_json(bytes(tensor.data), field, shape)
         else:
             raw_to = _end_of_raw(size, raw_from, tail, name)
             inputs[name] = from_raw(tail[raw_from:raw_to], field, shape, signature.name)
@@ -220,8 +220,8 @@ def _answered(tensor: _ResponseTensor, field: Field) -> Array:
         raise InvalidRequest(f"output '{field.name}' cannot be read as {field.datatype}: {error}") from error
 
 
-def _from_json(data: bytes, field: Field, shape: list[int]) -> Array:
-    """The elements of a JSON list, flat or nested like `shape`."""
+def tensor_from_json(data: bytes, field: Field, shape: list[int]) -> Array:
+    """The elements of a JSON list, flat or nested like `shape`. Raises InvalidRequest for others than `field` takes."""
     if not data:
         raise InvalidRequest(f"input '{field.name}' has no 'data'")
     nested = data[1:2] <= b" " or data[1:2] == b"["

@@ -24,7 +24,7 @@ from mlserve.model.tensors import Array, Tensors
 from mlserve.wire.plain import from_columns
 from mlserve.wire.signature import Field, Signature
 
-__all__ = ["Table", "from_table", "read_csv", "write_csv"]
+__all__ = ["Table", "check_table", "from_table", "read_csv", "write_csv"]
 
 # A cell costs some fifty bytes once it is a Python object; this many is a quarter of a gigabyte.
 _MOST_CELLS = 1 << 22
@@ -65,12 +65,25 @@ def read_csv(body: bytes) -> Table:
         raise InvalidRequest(f"the CSV cannot be read: {error}") from error
     headed = bool(rows) and not any(map(_is_number, rows[0]))
     names, rows = (tuple(rows[0]), rows[1:]) if headed else ((), rows)
-    return _checked(Table(rows, names, texts=True))
+    return check_table(Table(rows, names, texts=True))
+
+
+def check_table(table: Table) -> Table:
+    """`table`, once it was found to have rows, all of one width, and names that differ. Raises InvalidRequest."""
+    if not table.rows:
+        raise InvalidRequest("the table holds no rows; send at least one")
+    width = len(table.names) or table.width
+    for number, row in enumerate(table.rows):
+        if len(row) != width:
+            raise InvalidRequest(f"row {number} of the table has {len(row)} cells, expected {width}")
+    if len(set(table.names)) != len(table.names):
+        raise InvalidRequest("two columns of the table have the same name")
+    return table
 
 
 def from_table(table: Table, signature: Signature) -> Tensors:
     """Every input of the model from `table`. Raises InvalidRequest when the table does not fit the model."""
-    _checked(table)
+    check_table(table)
     fields = list(signature.inputs.values())
     if set(table.names) == signature.inputs.keys():
         places = [table.names.index(field.name) for field in fields]
@@ -112,19 +125,6 @@ def _cells(array: Array) -> list[list[Any]]:
         return array.reshape(len(array), -1).tolist()
     # str() of a narrow numpy float has its shortest digits; as a Python float it would have those of a double.
     return [list(map(str, row)) for row in array.reshape(len(array), -1)]
-
-
-def _checked(table: Table) -> Table:
-    """`table`, once it was found to have rows, all of one width, and names that differ."""
-    if not table.rows:
-        raise InvalidRequest("the table holds no rows; send at least one")
-    width = len(table.names) or table.width
-    for number, row in enumerate(table.rows):
-        if len(row) != width:
-            raise InvalidRequest(f"row {number} of the table has {len(row)} cells, expected {width}")
-    if len(set(table.names)) != len(table.names):
-        raise InvalidRequest("two columns of the table have the same name")
-    return table
 
 
 def _column(cells: list[Any], field: Field) -> list[Any]:

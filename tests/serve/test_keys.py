@@ -98,6 +98,7 @@ def test_a_name_is_taken_once_and_must_be_there_to_be_revoked(path):
         ("", ["infer"], "", "a key's name"),
         ("ci", ["infer"], "2027-01-31", "no time with a zone"),
         ("ci", ["infer"], "soon", "no time with a zone"),
+        ("ci", ["infer"], "0001-01-01T00:00:00+23:00", "no time with a zone"),
     ],
 )
 def test_a_key_that_makes_no_sense_is_not_made(name, scopes, expires_at, message):

@@ -3,18 +3,21 @@
 import concurrent.futures
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
 
-from mlserve.errors import EngineError, ModelFileError, StoreError
+from mlserve.errors import DataFileError, EngineError, ModelFileError, StoreError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
+from mlserve.model.processing import Processing, TextInput
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
 from mlserve.serve.batching.turn import Turn
 from mlserve.serve.loading import load_model
-from mlserve.serve.settings import ModelSource, ServeSettings
+from mlserve.serve.metrics import render_metrics
+from mlserve.serve.settings import BatchSettings, ModelSource, ServeSettings
 
 SETTINGS = ServeSettings(models=(), defaults={})
 
@@ -254,3 +257,32 @@ def test_a_file_that_is_no_model_and_one_that_onnxruntime_refuses_are_named(tmp_
     path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
     with pytest.raises(EngineError, match=r"model\.onnx cannot be loaded"):
         load_model(ModelSource("m", "1", str(path)), SETTINGS, Turn())
+
+
+def test_a_version_whose_tokenizer_is_damaged_leaves_no_thread_and_is_not_counted_as_loaded(tmp_path):
+    store = Store(tmp_path / "store")
+    with store.staging() as folder:
+        made = folder / "made"
+        made.mkdir()
+        ids, out = (
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "n"]) for name in ("input_ids", "y")
+        )
+        graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["y"])], "g", [ids], [out])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        save_model(model, made / MODEL_FILE)
+        (made / "tokenizer.json").write_text("{}")
+        inputs = (TensorSpec("input_ids", "int64", ("batch", "n"), 6),)
+        manifest = Manifest(
+            variant="fp32",
+            inputs=inputs,
+            outputs=(TensorSpec("y", "int64", ("batch", "n")),),
+            processing=Processing(text=TextInput()),
+        )
+        artifact = store.add(Artifact(made, manifest), "damaged")
+    source = ModelSource("damaged", "1", str(artifact.directory))
+    settings = ServeSettings(batch=BatchSettings(max_delay_s=0.01))
+    before = threading.active_count()
+    with pytest.raises(DataFileError, match="tokenizer"):
+        load_model(source, settings, Turn())
+    assert threading.active_count() == before
+    assert b'mlserve_model_loaded{model="damaged"' not in render_metrics()

@@ -193,6 +193,29 @@ def test_workers_end_when_their_supervisor_is_killed(serving, tiny_onnx, until):
         until(lambda: not living(server.workers))
 
 
+def test_the_next_server_removes_what_a_killed_one_left_and_nothing_of_one_that_lives(
+    serving, tiny_onnx, until, tmp_path
+):
+    folder = {"TMPDIR": str(tmp_path)}
+
+    def left():
+        return set(tmp_path.glob("mlserve-run-*"))
+
+    with serving(tiny_onnx, **folder):
+        (alive,) = left()
+        with serving(tiny_onnx, **folder) as killed:
+            (abandoned,) = left() - {alive}
+            killed.process.kill()
+            killed.process.wait(30)
+            until(lambda: not living(killed.workers))
+            assert left() == {alive, abandoned}
+            with serving(tiny_onnx, **folder):
+                assert alive in left()
+                assert abandoned not in left()
+        assert left() == {alive}
+    assert not left()
+
+
 def test_a_signal_while_the_models_load_ends_the_server_without_orphans(tiny_onnx, until):
     command = [
         sys.executable,

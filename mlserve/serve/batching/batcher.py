@@ -88,8 +88,9 @@ class Batcher:
     """Runs tickets on an engine, several together where the window allows.
 
     While runs are short and no delay is asked for, a batch runs right on the thread that submitted it: what one turn
-    of an event loop received is one batch. A longer run moves to a thread of its own, so that nothing else waits for it
-    (onnxruntime releases the interpreter lock while it computes).
+    of an event loop received is one batch. When they grow longer they move to a thread of their own, so that nothing
+    else waits for them (onnxruntime releases the interpreter lock while it computes), and back when they are short
+    again. Those that were long at the warm-up stay there.
 
     One bad request never fails its batch-mates: a batch that raises is run again request by request.
     """
@@ -109,7 +110,8 @@ class Batcher:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._watch: threading.Thread | None = None
-        if window.max_delay_s > 0 or typical_s > INLINE_LIMIT_S:
+        self._was_quick = window.max_delay_s == 0 and typical_s <= INLINE_LIMIT_S
+        if not self._was_quick:
             self._start_thread()
 
     @property
@@ -232,6 +234,17 @@ class Batcher:
                     self._arrived.wait(None if due_in_s == inf else max(due_in_s, 0.0))
                 self._running += 1
             self._run(batch, here=False)
+            if self._is_needless():
+                return
+
+    def _is_needless(self) -> bool:
+        """Whether runs are short again, and the engine's thread is given up: a moment of noise had called for it."""
+        with self._lock:
+            quick = self._was_quick and self._typical_s < INLINE_LIMIT_S / 2
+            if not quick or self._closed or self._window.waiting_rows:
+                return False
+            self._thread = None
+            return True
 
     def _watch_deadlines(self) -> None:
         """Wakes the thread that fails requests at their deadlines, whatever the engine does; the first starts it."""

@@ -39,6 +39,11 @@ class LoopTurn(Turn):
         self.loop = loop
 
     def add(self, batcher: Batcher, ticket: Ticket) -> None:
-        if not self._received:
+        received = self._received
+        if not received:
             self.loop.call_soon(self.run)
-        super().add(batcher, ticket)
+        tickets = received.get(batcher)
+        if tickets is None:
+            received[batcher] = [ticket]
+        else:
+            tickets.append(ticket)

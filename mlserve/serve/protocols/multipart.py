@@ -3,6 +3,7 @@
 Nothing is written to disk: a part is a slice of the body that is held already.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,9 @@ MULTIPART = "multipart/form-data"
 
 _MOST_PARTS = 64
 _MOST_HEADERS, _MOST_HEADER_BYTES = 8, 1024
+
+# A client's broken form is told to the client; the log is not for clients to fill.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class Part(NamedTuple):

@@ -23,7 +23,7 @@ from mlserve.serve.tasks.task import Asked
 from mlserve.wire.npy import read_npy
 from mlserve.wire.plain import from_columns, from_rows, to_columns, to_rows
 from mlserve.wire.signature import InferRequest, Signature
-from mlserve.wire.tables import Table, from_table
+from mlserve.wire.tables import Table, check_table, from_table
 
 __all__ = [
     "CSV",
@@ -111,7 +111,7 @@ def of_columns(columns: dict[str, Any], model: ServedModel, form: Any) -> RowsRe
 
 def of_table(table: Table, model: ServedModel, form: Any) -> RowsRequest | Asked:
     """The rows of a table; a table of one column holds the texts or images of a model with a task."""
-    if model.task is not None and table.width == 1 and table.names != tuple(model.signature.inputs):
+    if model.task is not None and check_table(table).width == 1 and table.names != tuple(model.signature.inputs):
         return of_rows([row[0] for row in table.rows], model, form)
     return _request(from_table(table, model.signature), model, form)
 

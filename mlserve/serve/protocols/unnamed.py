@@ -24,8 +24,8 @@ def find_only(service: Service, _: Request | None = None) -> ServedModel:
     if len(names) > 1:
         listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
         raise InvalidRequest(
-            f"{len(names)} models are served ({listed}) and this path names none: send the header "
-            f"{TARGET_MODEL}, or use a path that names the model, such as /predictions/{names[0]}"
+            f"{len(names)} models are served ({listed}) and this path names none: use one that does, such as "
+            f"/predictions/{names[0]}, or ask /invocations with the header {TARGET_MODEL}"
         )
     return service.find(names[0])
 

@@ -8,7 +8,7 @@ from mlserve.model.tensors import Tensors
 from mlserve.serve.protocols import v2_configuration, v2_refusals, v2_repository, v2_statistics, v2_stream
 from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
 from mlserve.serve.service import EXTENSIONS, ServedModel, Service
-from mlserve.wire import grpc, messages
+from mlserve.wire import grpc, grpc_fast, messages
 from mlserve.wire.classification import classify
 from mlserve.wire.signature import Field, InferRequest
 
@@ -66,12 +66,17 @@ def _encode(model: ServedModel, request: InferRequest, outputs: Tensors) -> byte
     signature = model.signature
     if request.classes is not None:
         signature, outputs = classify(signature, request.classes, outputs, model.facts.labels)
-    return grpc.encode_response(signature, request, outputs)
+        return grpc.encode_response(signature, request, outputs)
+    return grpc_fast.encode_response(signature, request, outputs)
+
+
+def _decode_received(received: grpc_fast.Received, model: ServedModel) -> InferRequest:
+    return grpc_fast.decode_request(received, model.signature)
 
 
 INFER = InferCall(f"/{messages.SERVICE}/ModelInfer", "v2-grpc", grpc.parse_request, _find, _decode, _encode)
 CALLS: tuple[Call | InferCall, ...] = (
-    INFER,
+    InferCall(INFER.path, INFER.protocol, grpc_fast.parse_request, _find, _decode_received, _encode),
     Call(f"/{messages.SERVICE}/ServerLive", None, _server_live),
     Call(f"/{messages.SERVICE}/ServerReady", None, _server_ready),
     Call(f"/{messages.SERVICE}/ModelReady", "metadata", _model_ready),

@@ -29,7 +29,7 @@ from mlserve.serve.protocols.v2_refusals import refusal_pages
 from mlserve.serve.protocols.v2_repository import repository_pages
 from mlserve.serve.protocols.v2_statistics import statistics_pages
 from mlserve.serve.service import EXTENSIONS, ServedModel, Service
-from mlserve.wire import rest
+from mlserve.wire import rest, rest_fast
 from mlserve.wire.classification import classify
 from mlserve.wire.signature import Field, InferRequest
 
@@ -113,7 +113,7 @@ class _Pages:
 
 def _decode(body: bytes, model: ServedModel, headers: Headers) -> InferRequest:
     json_bytes = json_part(headers.get(JSON_BYTES)) if headers else None
-    return rest.decode_request(body, model.signature, json_bytes)
+    return rest_fast.decode_request(body, model.signature, json_bytes)
 
 
 def _encode(model: ServedModel, request: InferRequest, outputs: Tensors) -> Content:

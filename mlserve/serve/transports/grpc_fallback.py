@@ -37,6 +37,9 @@ def _not_about_the_gone(record: logging.LogRecord) -> bool:
 logging.getLogger("grpc._cython.cygrpc").addFilter(_not_about_the_gone)
 
 
+_log = logging.getLogger("mlserve.serve")
+
+
 class FallbackGrpcServer:
     """Serves on `target` (host:port, or unix:path) from the event loop. Raises OSError when it cannot be bound."""
 
@@ -98,6 +101,10 @@ class FallbackGrpcServer:
             except RequestError as error:
                 await context.abort(_CODES[error.grpc_code], str(error)[:900])
                 raise
+            except Exception:  # grpcio would tell the client its text
+                _log.exception("a gRPC call failed")
+                await context.abort(grpc.StatusCode.INTERNAL, "the server made a mistake; its log says which")
+                raise
 
         return guarded
 
@@ -130,7 +137,7 @@ class FallbackGrpcServer:
 
     def _streams(self, call: StreamCall) -> Callable[[Any, Any], Awaitable[None]]:
         async def answer(request: Any, context: Any) -> None:
-            requests = self._checked(request if call.client_streams else _once(request))
+            requests = self._checked(request if call.client_streams else _once(request), call.scope, context)
             responses = cast("AsyncGenerator[bytes]", call.answer(self._service, self._answering, requests))
             async with aclosing(responses):
                 async for payload in responses:
@@ -138,8 +145,9 @@ class FallbackGrpcServer:
 
         return answer
 
-    async def _checked(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _checked(self, requests: AsyncIterator[bytes], scope: Scope | None, context: Any) -> AsyncIterator[bytes]:
         async for payload in requests:
+            self._service.access.check(scope, _credential(context))  # a key may be revoked while a stream is open
             check_size(payload, self._limits.max_request_bytes)
             yield payload
 

@@ -7,20 +7,16 @@ loop's turn, and answered by one write. Everything else goes on to the applicati
 Deadlines and size caps live here, for both lanes, because ASGI middleware cannot see a slow sender.
 """
 
-import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mlserve.errors import NotServing, RequestError
 from mlserve.serve.answering import Answering
 from mlserve.serve.compression import is_packed, unpack_at_once
-from mlserve.serve.protocols.dialect import ENCODING, JSON_BYTES, Headers, Inference, InferRoute, error_body
+from mlserve.serve.protocols.dialect import ENCODING, JSON_BYTES, Headers, Inference, InferRoute
 from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.settings import Limits
 from mlserve.serve.tasks.task import Asked
@@ -29,28 +25,25 @@ from mlserve.serve.transports.http_reply import (
     ACCEPT_ENCODING,
     CLOSE,
     REQUEST_ID,
-    failure,
     long_headers,
     too_large,
 )
+from mlserve.serve.transports.http_replying import ReplyingProtocol
 from mlserve.serve.transports.http_slow import error_reply, reply
-from mlserve.serve.transports.http_ticket import BUSY, HttpTicket, Place, abandon, drop_queued
+from mlserve.serve.transports.http_ticket import BUSY, HttpTicket, Place, drop_queued
 from mlserve.serve.transports.server_timing import WANTS_TIMING
 
-__all__ = ["HttpLane", "lane_class", "sweep_connections"]
+__all__ = ["HttpLane", "lane_class"]
 
 _AUTHORIZATION, _API_KEY = b"authorization", b"x-api-key"
 _NOTED = frozenset(
     (
-        b"expect", b"content-length", b"upgrade", _AUTHORIZATION, _API_KEY, ENCODING, JSON_BYTES, ACCEPT_ENCODING,
+        b"expect", b"content-length", b"upgrade", ENCODING, JSON_BYTES, ACCEPT_ENCODING,
         REQUEST_ID, WANTS_TIMING,
     )
 )  # fmt: skip
 # What belongs to one request, so that its head will not come again.
 _PASSING = frozenset((b"expect", b"upgrade", REQUEST_ID))
-# How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
-# and take the answer with it.
-_LINGER_S = 2.0
 # What chunk headers and trailers may add to a body.
 _FRAMING_FACTOR = 8
 
@@ -61,29 +54,24 @@ _HALF_CLOSED = NotServing(
 _log = logging.getLogger("mlserve.serve")
 
 
-class HttpLane(HttpToolsProtocol):
+class HttpLane(ReplyingProtocol):
     """One connection. `lane_class` makes the subclass that knows its service."""
 
     service: Service
     answering: Answering
-    limits: Limits
     small_digits: int  # a content-length of so many cannot be too large
     names_noted: frozenset[bytes]  # the headers that are looked at
     heads: Heads
+    infers: bool  # whether this port answers inference
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.quiet_since_s = time.monotonic()
-        self.receiving_since_s: float | None = None
-        self._order: deque[HttpTicket | Place] = deque()
-        self._refused = False
-        self._leaving = False
-        self._unsent_bytes = 0
         # Of the request that is being received; the read that it began in may hold the end of another, too.
         self._route: InferRoute | None = None
         self._catalog = self.service.catalog
-        self._handed_over, self._upgrading = False, False
+        self._upgrading = False
         self.noted: dict[bytes, bytes] = {}
+        self._credential: bytes | None = None
         self._in_headers, self._begins, self._whole, self._read = False, True, False, b""
         self._read_bytes, self._first_bytes, self._later_bytes = 0, 0, 0
         self._body: bytes | bytearray = b""
@@ -97,14 +85,8 @@ class HttpLane(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         self._begins = self.receiving_since_s is None
-        if self._begins:
-            end = data.find(b"\r\n\r\n") + 4
-            head = self.heads.find(data[:end])
-            if head is not None and len(data) - end == head.body_bytes and self._application_idle():
-                route = self.service.catalog.routes.get(head.url)
-                if route is not None:
-                    self._take_known(head, route, data[end:])
-                    return
+        if self._begins and self._is_known(data):
+            return
         self._read_bytes, self._read, self._whole = len(data), data, False
         self._later_bytes += len(data)
         try:
@@ -114,8 +96,7 @@ class HttpLane(HttpToolsProtocol):
                 self._read_without_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserCallbackError:
-            _log.exception("a request could not be handled")
-            self._refuse(500, "the server made a mistake; its log says which")
+            self._fail()
         except httptools.HttpParserError:
             self._refuse(400, "the request is not HTTP/1.1")
         self._read = b""
@@ -133,7 +114,7 @@ class HttpLane(HttpToolsProtocol):
         self._route, self._handed_over, self._upgrading = None, False, False
         self._body, self._body_bytes = b"", 0
         self.url = b""
-        self.headers, self.noted = [], {}  # those before may be in use
+        self.headers, self.noted, self._credential = [], {}, None  # those before may be in use
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -141,7 +122,9 @@ class HttpLane(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         self.headers.append((name, value))
-        if name in self.names_noted and (name != b"content-length" or len(value) > self.small_digits):
+        if name == _AUTHORIZATION or (name == _API_KEY and self._credential is None):
+            self._credential = value
+        elif name in self.names_noted and (name != b"content-length" or len(value) > self.small_digits):
             self.noted[name] = value
 
     def on_headers_complete(self) -> None:
@@ -164,7 +147,7 @@ class HttpLane(HttpToolsProtocol):
                 return
             expects = self.noted.get(b"expect", b"").lower() == b"100-continue"
         self._catalog = self.service.catalog
-        route = self._catalog.routes.get(self.url)
+        route = self._catalog.routes.get(self.url) if self.infers else None
         if route is not None and self.parser.get_method() == b"POST" and self._application_idle():
             if not self.service.access.open and not self._allowed(route):
                 return
@@ -202,14 +185,26 @@ class HttpLane(HttpToolsProtocol):
         body = bytes(self._body)
         self._body = b""  # an idle connection shall not hold on to it
         if self._whole and not close:
-            self.heads.keep(self._read, Head(self.url, self.headers, self.noted, len(body)))
+            self.heads.keep(self._read, Head(self.url, self.headers, self.noted, len(body), self._credential))
         self._infer(route, body, close=close)
 
-    def _take_known(self, head: Head, route: InferRoute, body: bytes) -> None:
+    def _is_known(self, data: bytes) -> bool:
         """Answers a request whose head has been read before, byte for byte; the parser does not see it."""
-        self.headers, self.noted, self._catalog = head.headers, head.noted, self.service.catalog
-        if self.service.access.open or self._allowed(route):
-            self._infer(route, body, close=False)
+        end = data.find(b"\r\n\r\n") + 4
+        head = self.heads.find(data[:end])
+        if head is None or len(data) - end != head.body_bytes or not self._application_idle():
+            return False
+        self._catalog = self.service.catalog
+        route = self._catalog.routes.get(head.url)
+        if route is None:
+            return False
+        self.headers, self.noted, self._credential = head.headers, head.noted, head.credential
+        try:
+            if self.service.access.open or self._allowed(route):
+                self._infer(route, data[end:], close=False)
+        except Exception:
+            self._fail()
+        return True
 
     def _infer(self, route: InferRoute, body: bytes, *, close: bool) -> None:
         """Lets a complete request run, or answers at once why not."""
@@ -247,83 +242,10 @@ class HttpLane(HttpToolsProtocol):
             self.shutdown()
         return waits
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        drop_queued(self._order)
-        self._order.clear()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        # A client that does not read its answers gets no more requests read.
-        super().pause_writing()
-        self.flow.pause_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
-
-    # The server and the tickets call these.
-
-    @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """Those of every reply, which uvicorn renews once a second."""
-        return self.server_state.default_headers
-
-    def shutdown(self) -> None:
-        """Closes the connection once what it asked for, or is about to ask for, is answered."""
-        self._leaving = True
-        if not self._application_idle():
-            self.cycle.keep_alive = False
-        elif not self._order and self.receiving_since_s is None:
-            self.transport.close()
-
-    def abandon(self) -> None:
-        """Answers that the server stops to every request that is still being computed."""
-        abandon(self._order)
-        if self._order:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the replies that are ready, in the order of their requests."""
-        order, transport = self._order, self.transport
-        while order and (reply := order[0].reply) is not None:
-            ticket = order.popleft()
-            if transport.is_closing():
-                continue
-            transport.write(reply)
-            self.server_state.total_requests += 1
-            if ticket.last:
-                transport.write_eof()
-            elif ticket.close:
-                transport.close()
-        if not order:
-            self.quiet_since_s = time.monotonic()
-            if self._leaving and not self._refused:
-                self.transport.close()
-            elif self.pipeline and not self.transport.is_closing():
-                cycle, application = self.pipeline.pop()
-                self._start_asgi_task(cycle, application)
-
-    def sweep(self, now_s: float) -> None:
-        """Ends the connection if it is late: with a request it began, with reading its answers, with its next one."""
-        if self.receiving_since_s is not None:
-            if now_s - self.receiving_since_s > self.limits.receive_s:
-                self._refuse(408, f"the request was not complete after {self.limits.receive_s:g} s")
-            return
-        unsent_bytes = self.transport.get_write_buffer_size()
-        if unsent_bytes != self._unsent_bytes:
-            self._unsent_bytes, self.quiet_since_s = unsent_bytes, now_s
-        limit_s = _LINGER_S if self._refused else self.limits.keep_alive_s
-        if not self._order and self._application_idle() and now_s - self.quiet_since_s > limit_s:
-            if unsent_bytes:
-                self.transport.abort()  # to close would wait for a client that does not read
-            else:
-                self.transport.close()
-
     def _allowed(self, route: InferRoute) -> bool:
         """Whether the request's key may ask; refuses it, before its body is read, if not."""
         try:
-            self.service.access.check("infer", self.noted.get(_AUTHORIZATION) or self.noted.get(_API_KEY))
+            self.service.access.check("infer", self._credential)
         except RequestError as error:
             self._refuse(error.http_status, str(error), route.inference.error)
             return False
@@ -341,15 +263,10 @@ class HttpLane(HttpToolsProtocol):
         )  # fmt: skip
         place.task = self.loop.create_task(self._fill(place, making))
 
-    async def _fill(self, place: Place, making: Awaitable[bytes]) -> None:
-        found = await making
-        if place.reply is None:
-            place.reply = found
-            self.flush()
-
-    def _application_idle(self) -> bool:
-        cycle = cast("RequestResponseCycle | None", self.cycle)
-        return cycle is None or (cycle.response_complete and not self.pipeline)
+    def _fail(self) -> None:
+        """Answers that the exception being handled is a bug of ours."""
+        _log.exception("a request could not be handled")
+        self._refuse(500, "the server made a mistake; its log says which")
 
     def _read_without_upgrade(self, rest: bytes) -> None:
         """Reads a request again without its offer to upgrade the connection, which nobody here takes.
@@ -373,7 +290,7 @@ class HttpLane(HttpToolsProtocol):
         self.headers.extend(headers)
         before = self.cycle
         if self._order and self._application_idle():
-            self.cycle = cast("RequestResponseCycle", BUSY)
+            self.cycle = cast("Any", BUSY)
         try:
             super().on_headers_complete()
         except (httptools.HttpParserError, UnicodeDecodeError):
@@ -392,43 +309,21 @@ class HttpLane(HttpToolsProtocol):
         elif self._later_bytes > _FRAMING_FACTOR * self.limits.max_request_bytes:
             self._refuse(413, too_large(self._later_bytes, self.limits))
 
-    def _refuse(self, status: int, message: str, body: Callable[[int, str], bytes] = error_body) -> None:
-        """Answers a request that is not read to its end, after those before it, and reads no further."""
-        if self._refused:
-            return
-        self._refused = True
-        self.receiving_since_s = None
-        refusal = failure(status, body(status, message), CLOSE)
-        if self._handed_over:
-            answered = self.cycle.response_complete
-            if not self._withdraw():
-                self.transport.close()
-                return
-            refusal = b"" if answered else refusal
-        elif not self._application_idle():  # its answer to the request before ends the connection
-            self.cycle.keep_alive = False
-            return
-        self._order.append(Place(refusal, close=True, last=True))
-        self.flush()
-
-    def _withdraw(self) -> bool:
-        """Keeps the application from answering the request that is being received; False when that is too late."""
-        cycle = self.cycle
-        waited = bool(self.pipeline) and self.pipeline[0][0] is cycle
-        if waited:
-            self.pipeline.popleft()
-        too_late = cycle.response_started and not cycle.response_complete
-        cycle.disconnected = cycle.response_complete = True
-        cycle.message_event.set()
-        # A cycle that waited for no reply of the fast lane waited for another one, which is out of our hands.
-        return not (too_late or self.pipeline or (waited and not self._order))
-
 
 def lane_class(
-    service: Service, answering: Answering, limits: Limits, also_noted: frozenset[bytes] = frozenset()
+    service: Service,
+    answering: Answering,
+    limits: Limits,
+    also_noted: frozenset[bytes] = frozenset(),
+    *,
+    infers: bool = True,
 ) -> type[HttpLane]:
-    """The protocol class for uvicorn, bound to one service. `also_noted` names headers for the tickets to carry."""
+    """The protocol class for uvicorn, bound to one service.
+
+    `also_noted` names headers for the tickets to carry. A port that is not to answer inference says so by `infers`.
+    """
     bound = {
+        "infers": infers,
         "service": service,
         "answering": answering,
         "limits": limits,
@@ -437,12 +332,3 @@ def lane_class(
         "small_digits": len(str(limits.max_request_bytes)) - 1,
     }
     return type("BoundHttpLane", (HttpLane,), bound)
-
-
-async def sweep_connections(connections: set[Any], every_s: float = 0.5) -> None:
-    """Ends late connections for as long as the task lives. One sweep for all costs less than a timer for each."""
-    while True:
-        await asyncio.sleep(every_s)
-        now_s = time.monotonic()
-        for connection in list(connections):
-            connection.sweep(now_s)

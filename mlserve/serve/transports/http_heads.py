@@ -16,13 +16,15 @@ _END = b"\r\n\r\n"
 class Head(NamedTuple):
     """What a head says: of a request for inference by HTTP/1.1 whose connection is kept, with a body of `body_bytes`.
 
-    `noted` are the headers that are looked at; neither they nor `headers` are changed by those who use them.
+    `noted` are the headers that are looked at, beside the `credential`; neither they nor `headers` are changed by those
+    who use them.
     """
 
     url: bytes
     headers: list[tuple[bytes, bytes]]
     noted: dict[bytes, bytes]
     body_bytes: int
+    credential: bytes | None = None
 
 
 class Heads:

@@ -222,6 +222,8 @@ class _CountFile:
 
 
 def _records(content: bytes) -> Iterator[Record]:
+    if len(content) < _USED.size:  # made just now, or by a worker that was killed before it wrote anything
+        return
     end, start = _USED.unpack_from(content)[0], _USED.size
     while start < end:
         key_bytes, size = _HEAD.unpack_from(content, start)

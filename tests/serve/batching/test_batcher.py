@@ -128,6 +128,31 @@ def test_an_engine_that_turns_out_slow_moves_to_a_thread_of_its_own(make):
     assert requests[-1].told_by is not threading.current_thread()
 
 
+def test_an_engine_that_is_quick_again_runs_where_it_is_asked_again(make):
+    here, slow = threading.current_thread(), True
+
+    def answer(inputs):
+        if slow:
+            time.sleep(0.02)
+        return doubled(inputs)
+
+    batcher, engine, _ = make(answer)
+    while not batcher.queues:
+        batcher.submit([Request(1)])
+    slow = False
+    deadline_s = time.monotonic() + 30
+    while batcher.queues:
+        assert time.monotonic() < deadline_s
+        request = Request(2)
+        batcher.submit([request])
+        assert request.outcome() == [4]
+    last = Request(3)
+    batcher.submit([last])
+    assert (last.outcome(), last.told_by) == ([6], here)
+    assert batcher.idle
+    assert engine.batches
+
+
 def test_with_a_delay_requests_wait_for_others_to_fill_their_batch_and_without_one_they_do_not(make):
     for delay_s, expected in ((60.0, [2]), (0.0, [1, 1])):
         batcher, engine, _ = make(max_rows=2, delay_s=delay_s)
@@ -383,6 +408,25 @@ def test_what_is_submitted_after_closing_is_told_so(make):
         assert isinstance(late.outcome(), NotServing)
         assert observer.failures == [("test", NotServing)]
         assert engine.batches == []
+
+
+@pytest.mark.parametrize("typical_s", [0.0, 1.0])
+def test_closing_waits_for_the_run_that_has_begun(make, typical_s):
+    held = Held()
+    batcher, _, _ = make(held, typical_s=typical_s)
+    request = Request(1)
+    submitting = threading.Thread(target=batcher.submit, args=([request],))
+    submitting.start()
+    held.began.acquire()
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    held.release.set()
+    closing.join(10)
+    submitting.join(10)
+    assert not closing.is_alive()
+    assert request.outcome() == [2]
 
 
 def test_closing_with_a_deadline_far_away_does_not_wait_for_it(make):

@@ -225,6 +225,13 @@ def test_of_several_due_groups_the_one_due_first_leaves_first():
     assert [window.pop(5.0), window.pop(5.0)] == [["early"], ["late"]]
 
 
+def test_of_several_due_groups_the_one_with_the_most_urgent_request_leaves_first():
+    window = BatchWindow(8)
+    window.push("earlier", 1, 0.0, "x")
+    window.push("urgent", 1, 1.0, "y", 1)
+    assert [window.pop(2.0), window.pop(2.0)] == [["urgent"], ["earlier"]]
+
+
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits_and_refused_otherwise():
     window = BatchWindow(4, max_waiting_rows=8)
     window.push("huge", 100, 0.0)

@@ -31,7 +31,7 @@ def test_every_form_is_answered_with_the_rows_alone(lone_server, posted, referen
 
 def test_several_models_are_listed_where_none_is_named(rows_server, posted):
     status, answer = posted(rows_server, "/score", {"data": LIST})
-    assert (status, re.sub(r": send.*", "", answer["error"])) == (
+    assert (status, re.sub(r": use one.*", "", answer["error"])) == (
         400,
         "3 models are served (echo, mixed, tiny) and this path names none",
     )

@@ -231,3 +231,16 @@ def test_a_real_image_is_answered_by_every_dialect(task_server, posted, made_sto
     assert len(labels) == 1
     status, answer = posted(task_server, "/predictions/digits", png[:40])
     assert status == 400, answer
+
+
+@pytest.mark.parametrize(
+    ("rows_sent", "fault"),
+    [([], "no rows"), ([["a"], []], "row 1 of the table has 0 cells"), ([["a"], ["b", "c"]], "row 1 .* has 2 cells")],
+)
+def test_a_table_of_texts_is_refused_unless_it_has_rows_all_of_one_width(rows_sent, fault):
+    body = json.dumps({"dataframe_split": {"columns": ["text"], "data": rows_sent}}).encode()
+    with pytest.raises(InvalidRequest, match=fault):
+        invocations.INFERENCE.decode(body, served("text"), {})
+    unnamed = json.dumps({"dataframe_split": {"data": rows_sent}}).encode()
+    with pytest.raises(InvalidRequest, match=fault):
+        invocations.INFERENCE.decode(unnamed, served("text"), {})

@@ -148,4 +148,7 @@ def test_the_pages_are_on_the_management_port_alone(managed_unchanged):
     ):
         assert managed_unchanged.ask(method, path)[0] in (200, 404)
         assert managed_unchanged.ask(method, path, public=True)[0] in (404, 405)
+    for _ in range(2):  # no inference here, and none by the fast lane that knows the path from the other port
+        assert managed_unchanged.ask("POST", "/predictions/twice", "[1, 1]", public=True)[0] == 200
+        assert managed_unchanged.ask("POST", "/predictions/twice", "[1, 1]")[0] == 404
     assert managed_unchanged.factor("twice") == 10

@@ -141,6 +141,23 @@ def test_a_reply_is_packed_for_who_takes_it_so_if_it_is_long(server, reference, 
         assert len(packed) < len(plain) / 2
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models/tiny:predict", {"instances": [ROW.tolist()]}),
+        ("/v1/predict", {"model": "tiny", "rows": [ROW.tolist()]}),
+        ("/predictions/tiny", [ROW.tolist()]),
+    ],
+)
+def test_other_dialects_take_packed_bodies(server, path, body):
+    request = json.dumps(body).encode()
+    status, _, plain = server.request("POST", path, request)
+    assert status == 200, plain
+    for _ in range(2):  # the first may teach the fast lane its path
+        status, _, answer = server.request("POST", path, gzip.compress(request), {"content-encoding": "gzip"})
+        assert (status, answer) == (200, plain)
+
+
 def test_pages_are_packed_too(server):
     status, headers, body = server.request("GET", "/openapi.json", None, {"accept-encoding": "deflate"})
     assert (status, headers["content-encoding"]) == (200, "deflate")

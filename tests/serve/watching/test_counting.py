@@ -130,3 +130,16 @@ def test_without_a_directory_a_process_reads_what_it_counted_itself():
     directory = CountDirectory(None)
     directory.open("m", "1").numbers("answers", ("m", "1"), 2)[0] = 3.0
     assert totals(directory) == {("answers", ("m", "1")): 3.0}
+
+
+def test_a_file_that_a_killed_worker_had_only_just_made_is_passed_over(tmp_path, worker):
+    process = worker()
+    process.kill()
+    process.wait()
+    (alive,) = tmp_path.glob("*.alive")
+    (tmp_path / f"{alive.stem}.2.counts").touch()
+    reader = CountDirectory(tmp_path)
+    assert totals(reader) == {("answers", ("m", "1", "rest")): 5.0}
+    (own,) = tmp_path.glob("*.alive")
+    (tmp_path / f"{own.stem}.7.counts").touch()
+    assert totals(reader) == {("answers", ("m", "1", "rest")): 5.0}

@@ -1,0 +1,164 @@
+"""The half of an HTTP connection that answers: replies in the order of their requests, refusals, and the end.
+
+The fast lane's replies and uvicorn's go over one connection; each waits for those before it.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from mlserve.serve.protocols.dialect import error_body
+from mlserve.serve.settings import Limits
+from mlserve.serve.transports.http_reply import CLOSE, failure
+from mlserve.serve.transports.http_ticket import HttpTicket, Place, abandon, drop_queued
+
+__all__ = ["ReplyingProtocol", "sweep_connections"]
+
+# How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
+# and take the answer with it.
+_LINGER_S = 2.0
+
+
+class ReplyingProtocol(HttpToolsProtocol):
+    """One connection; the subclass receives."""
+
+    limits: Limits
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.quiet_since_s = time.monotonic()
+        self.receiving_since_s: float | None = None
+        self._order: deque[HttpTicket | Place] = deque()
+        self._refused = False
+        self._leaving = False
+        self._handed_over = False  # the request that is being received is the application's
+        self._unsent_bytes = 0
+
+    # asyncio calls these.
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        drop_queued(self._order)
+        self._order.clear()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        # A client that does not read its answers gets no more requests read.
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    # The server and the tickets call these.
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Those of every reply, which uvicorn renews once a second."""
+        return self.server_state.default_headers
+
+    def shutdown(self) -> None:
+        """Closes the connection once what it asked for, or is about to ask for, is answered."""
+        self._leaving = True
+        if not self._application_idle():
+            self.cycle.keep_alive = False
+        elif not self._order and self.receiving_since_s is None:
+            self.transport.close()
+
+    def abandon(self) -> None:
+        """Answers that the server stops to every request that is still being computed."""
+        abandon(self._order)
+        if self._order:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the replies that are ready, in the order of their requests."""
+        order, transport = self._order, self.transport
+        while order and (reply := order[0].reply) is not None:
+            ticket = order.popleft()
+            if transport.is_closing():
+                continue
+            transport.write(reply)
+            self.server_state.total_requests += 1
+            if ticket.last:
+                transport.write_eof()
+            elif ticket.close:
+                transport.close()
+        if not order:
+            self.quiet_since_s = time.monotonic()
+            if self._leaving and not self._refused:
+                self.transport.close()
+            elif self.pipeline and not self.transport.is_closing():
+                cycle, application = self.pipeline.pop()
+                self._start_asgi_task(cycle, application)
+
+    def sweep(self, now_s: float) -> None:
+        """Ends the connection if it is late: with a request it began, with reading its answers, with its next one."""
+        if self.receiving_since_s is not None:
+            if now_s - self.receiving_since_s > self.limits.receive_s:
+                self._refuse(408, f"the request was not complete after {self.limits.receive_s:g} s")
+            return
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes, self.quiet_since_s = unsent_bytes, now_s
+        limit_s = _LINGER_S if self._refused else self.limits.keep_alive_s
+        if not self._order and self._application_idle() and now_s - self.quiet_since_s > limit_s:
+            if unsent_bytes:
+                self.transport.abort()  # to close would wait for a client that does not read
+            else:
+                self.transport.close()
+
+    async def _fill(self, place: Place, making: Awaitable[bytes]) -> None:
+        found = await making
+        if place.reply is None:
+            place.reply = found
+            self.flush()
+
+    def _application_idle(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or (cycle.response_complete and not self.pipeline)
+
+    def _refuse(self, status: int, message: str, body: Callable[[int, str], bytes] = error_body) -> None:
+        """Answers a request that is not read to its end, after those before it, and reads no further."""
+        if self._refused:
+            return
+        self._refused = True
+        self.receiving_since_s = None
+        refusal = failure(status, body(status, message), CLOSE)
+        if self._handed_over:
+            answered = self.cycle.response_complete
+            if not self._withdraw():
+                self.transport.close()
+                return
+            refusal = b"" if answered else refusal
+        elif not self._application_idle():  # its answer to the request before ends the connection
+            self.cycle.keep_alive = False
+            return
+        self._order.append(Place(refusal, close=True, last=True))
+        self.flush()
+
+    def _withdraw(self) -> bool:
+        """Keeps the application from answering the request that is being received; False when that is too late."""
+        cycle = self.cycle
+        waited = bool(self.pipeline) and self.pipeline[0][0] is cycle
+        if waited:
+            self.pipeline.popleft()
+        too_late = cycle.response_started and not cycle.response_complete
+        cycle.disconnected = cycle.response_complete = True
+        cycle.message_event.set()
+        # A cycle that waited for no reply of the fast lane waited for another one, which is out of our hands.
+        return not (too_late or self.pipeline or (waited and not self._order))
+
+
+async def sweep_connections(connections: set[Any], every_s: float = 0.5) -> None:
+    """Ends late connections for as long as the task lives. One sweep for all costs less than a timer for each."""
+    while True:
+        await asyncio.sleep(every_s)
+        now_s = time.monotonic()
+        for connection in list(connections):
+            connection.sweep(now_s)
