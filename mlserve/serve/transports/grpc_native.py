@@ -57,8 +57,6 @@ class NativeGrpcServer:
             call_details=True,
         )
         self._folder = _socket_folder(run_directory)
-            prefix="mlserve-grpc-", dir=run_directory or None
-        )  # which only this user may enter
         slow = [call for call in calls if isinstance(call, AsyncCall | StreamCall)]
         self._slow = FallbackGrpcServer(service, answering, slow, f"unix:{self._folder}/s", limits)
         self._front.set_fallback(f"{self._folder}/s")
@@ -129,9 +127,14 @@ class NativeGrpcServer:
 
 
 def _socket_folder(run_directory: str) -> str:
-    """A new folder that only this user may enter, in `run_directory`; elsewhere if its path is too long for a socket."""
-    where = run_directory if len(run_directory) < _LONGEST_FOLDER else "/tmp"  # noqa: S108  # a folder of our own in it
-    return tempfile.mkdtemp(prefix="g", dir=where or None)
+    """A new folder that only this user may enter, in `run_directory`.
+
+    Elsewhere, if there is none or its path is too long for a socket.
+    """
+    elsewhere = "/tmp"  # noqa: S108  # a folder of our own is made in it
+    return tempfile.mkdtemp(
+        prefix="grpc-", dir=run_directory if 0 < len(run_directory) < _LONGEST_FOLDER else elsewhere
+    )
 
 
 def _credential(event: Sequence[Any]) -> bytes | None:

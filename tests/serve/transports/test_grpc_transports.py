@@ -337,7 +337,7 @@ def test_the_socket_between_the_servers_is_private_and_removed(transport, servin
         pytest.skip("there is one server only")
     with serving_settings(tiny_onnx, grpc_transport=transport) as server:
         lines = Path(f"/proc/{server.workers[0]}/net/unix").read_text().splitlines()
-        folders = {Path(line.split()[-1]).parent for line in lines if "/mlserve-grpc-" in line}
+        folders = {Path(line.split()[-1]).parent for line in lines if "/grpc-" in line}
         own = [folder for folder in folders if folder.is_dir() and _owned_by(folder, server.workers[0])]
         assert own
         assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in folders)
@@ -347,7 +347,7 @@ def test_the_socket_between_the_servers_is_private_and_removed(transport, servin
 def _owned_by(folder, process):
     """Whether `process` listens on a socket in `folder`."""
     inodes = {
-        line.split()[-2] for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(f"{folder}/slow")
+        line.split()[-2] for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(f"{folder}/s")
     }
     links = [path.readlink().name for path in Path(f"/proc/{process}/fd").iterdir() if path.is_symlink()]
     return any(f"socket:[{inode}]" in links for inode in inodes)
