@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 # What measures time, or fills the machine's cores, is not run beside anything else.
-IN_TURN := tests/bench tests/serve tests/tuning tests/cli/test_bench.py
+IN_TURN := tests/bench tests/tuning tests/cli/test_bench.py
 
 .PHONY: help demo test check proto clean
 
@@ -22,7 +22,7 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.test-installed
 	@sh tests/install_tools.sh
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(IN_TURN:%=--ignore %)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(IN_TURN:%=--ignore %)
 	$(BIN)/python -m pytest $(IN_TURN)
 
 check: $(VENV)/.dev-installed
