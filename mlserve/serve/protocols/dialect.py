@@ -40,6 +40,7 @@ __all__ = [
     "error_body",
     "find_by_path",
     "json_part",
+    "json_response",
 ]
 
 JSON_BYTES = b"inference-header-content-length"
@@ -197,6 +198,11 @@ class StreamCall(msgspec.Struct, frozen=True):
     scope: Scope | None
     answer: Callable[[Service, Answering, AsyncIterator[bytes]], AsyncIterator[bytes]]
     client_streams: bool = True
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """A page's answer in JSON."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
 def json_part(length: bytes | None) -> int | None:

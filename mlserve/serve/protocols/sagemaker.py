@@ -14,7 +14,15 @@ from starlette.responses import Response
 
 from mlserve.errors import InvalidRequest
 from mlserve.serve.protocols import invocations
-from mlserve.serve.protocols.dialect import Dialect, Documentation, InferPage, Page, error_body, find_by_path
+from mlserve.serve.protocols.dialect import (
+    Dialect,
+    Documentation,
+    InferPage,
+    Page,
+    error_body,
+    find_by_path,
+    json_response,
+)
 from mlserve.serve.protocols.rows import example_rows
 from mlserve.serve.protocols.stored import ListPage, parse_reference, reference_of
 from mlserve.serve.service import ServedModel, Service
@@ -87,10 +95,10 @@ class _Pages:
         models = [self._service.find(name) for name in self._service.catalog.names]
         page = ListPage.of(models, request)
         token = {"nextPageToken": page.next_token} if page.next_token else {}
-        return _json({"models": [_described(model) for model in page.models], **token})
+        return json_response({"models": [_described(model) for model in page.models], **token})
 
     async def describe(self, request: Request) -> Response:
-        return _json(_described(find_by_path(self._service, request)))
+        return json_response(_described(find_by_path(self._service, request)))
 
     async def load(self, request: Request) -> Response:
         control = self._service.control
@@ -102,20 +110,16 @@ class _Pages:
         if name != parse_reference(wanted.model_name).name:
             raise InvalidRequest("a model is served under the name it has in the store: 'url' names another one")
         if name in self._service.catalog.names:
-            return _json({"error": f"model '{name}' is loaded already"}, 409)
+            return json_response({"error": f"model '{name}' is loaded already"}, 409)
         await control.load(name, version)
-        return _json(_described(self._service.find(name, version)))
+        return json_response(_described(self._service.find(name, version)))
 
     async def unload(self, request: Request) -> Response:
         control = self._service.control
         name = find_by_path(self._service, request).signature.name
         await control.unload(name)
-        return _json({"status": f"model '{name}' is unloaded"})
+        return json_response({"status": f"model '{name}' is unloaded"})
 
 
 def _described(model: ServedModel) -> dict[str, str]:
     return {"modelName": model.signature.name, "modelUrl": reference_of(model)}
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")

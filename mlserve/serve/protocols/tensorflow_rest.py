@@ -30,6 +30,7 @@ from mlserve.serve.protocols.dialect import (
     Inference,
     InferPage,
     Page,
+    json_response,
 )
 from mlserve.serve.protocols.rows import RowsRequest
 from mlserve.serve.protocols.tensorflow_signatures import (
@@ -104,7 +105,7 @@ class _Pages:
         if "label" in path:
             version = _find(self._service, request).signature.version
         states = version_states(self._service, path["name"], version)
-        return _json(
+        return json_response(
             {
                 "model_version_status": [
                     {
@@ -126,7 +127,7 @@ class _Pages:
         )
         name, version = model.signature.name, model.signature.version
         spec = {"name": name, "signature_name": "", "version": version}
-        return _json({"model_spec": spec, "metadata": {"signature_def": signatures}})
+        return json_response({"model_spec": spec, "metadata": {"signature_def": signatures}})
 
 
 def _decode_predict(body: bytes, model: ServedModel, _: Headers) -> InferRequest | Asked:
@@ -306,10 +307,6 @@ def _only(answer: TaskAnswer) -> Any:
 
 def _content(value: Any) -> Content:
     return Content(write_json(value, non_finite=True))
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 _PREDICT = Inference("tensorflow-rest", _decode_predict, _encode_predict, _encode_predict_answers)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mlserve.errors import InvalidRequest
-from mlserve.serve.protocols.dialect import Dialect, Documentation, Page, find_by_path
+from mlserve.serve.protocols.dialect import Dialect, Documentation, Page, find_by_path, json_response
 from mlserve.serve.protocols.stored import ListPage, parse_reference, reference_of, whole_number
 from mlserve.serve.protocols.torchserve import description, error_body
 from mlserve.serve.service import ServedModel, Service
@@ -72,7 +72,7 @@ class _Pages:
         page = ListPage.of(models, request)
         token = {"nextPageToken": page.next_token} if page.next_token else {}
         listed = [{"modelName": model.signature.name, "modelUrl": reference_of(model)} for model in page.models]
-        return _json({**token, "models": listed})
+        return json_response({**token, "models": listed})
 
     async def describe(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -81,7 +81,7 @@ class _Pages:
             models = [self._service.find(name, version) for version in self._service.versions(name)]
         else:
             models = [find_by_path(self._service, request)]
-        return _json([self._described(model) for model in models])
+        return json_response([self._described(model) for model in models])
 
     async def register(self, request: Request) -> Response:
         control = self._service.control
@@ -150,8 +150,4 @@ class _Pages:
 
 
 def _status(text: str) -> Response:
-    return _json({"status": text})
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
+    return json_response({"status": text})

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from mlserve.errors import InvalidRequest, ModelFailed
 from mlserve.serve.catalog import IndexEntry
-from mlserve.serve.protocols.dialect import AsyncCall, Call, Documentation, Page
+from mlserve.serve.protocols.dialect import AsyncCall, Call, Documentation, Page, json_response
 from mlserve.serve.service import Service
 from mlserve.wire import messages
 
@@ -51,17 +51,17 @@ def repository_pages(service: Service) -> tuple[Page, ...]:
 
     async def index(request: Request) -> Response:
         wanted = _parse(await request.body(), _IndexRequest)
-        return _json(_index(service, ready=wanted.ready))
+        return json_response(_index(service, ready=wanted.ready))
 
     async def load(request: Request) -> Response:
         wanted = _parse(await request.body(), _ChangeRequest)
         await _change(service, "load", request.path_params["name"], wanted.parameters)
-        return _json({})
+        return json_response({})
 
     async def unload(request: Request) -> Response:
         wanted = _parse(await request.body(), _ChangeRequest)
         await _change(service, "unload", request.path_params["name"], wanted.parameters)
-        return _json({})
+        return json_response({})
 
     post, path = ("POST",), "/v2/repository/models/{name}"
     return (
@@ -134,10 +134,6 @@ def _parse(body: bytes, form: type[Any]) -> Any:
         return msgspec.json.decode(body or b"{}", type=form)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the request body is not what this page takes: {error}") from error
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 CALLS = (Call(f"/{messages.SERVICE}/RepositoryIndex", "metadata", _index_call),)

@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +22,7 @@ from mlserve.serve.protocols.dialect import (
     InferPage,
     Page,
     json_part,
+    json_response,
 )
 from mlserve.serve.protocols.v2_configuration import configuration_pages
 from mlserve.serve.protocols.v2_refusals import refusal_pages
@@ -75,24 +75,24 @@ class _Pages:
         self._service = service
 
     async def live(self, _: Request) -> Response:
-        return _json({"live": True})
+        return json_response({"live": True})
 
     async def ready(self, _: Request) -> Response:
         if not self._service.ready:
             raise NotServing("the server is shutting down")
-        return _json({"ready": True})
+        return json_response({"ready": True})
 
     async def metrics(self, _: Request) -> Response:
         text = await asyncio.get_running_loop().run_in_executor(None, render_metrics)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def server(self, _: Request) -> Response:
-        return _json({"name": self._service.name, "version": __version__, "extensions": EXTENSIONS})
+        return json_response({"name": self._service.name, "version": __version__, "extensions": EXTENSIONS})
 
     async def model(self, request: Request) -> Response:
         model = self._find(request)
         signature = model.signature
-        return _json(
+        return json_response(
             {
                 "name": signature.name,
                 "versions": self._service.versions(signature.name),
@@ -105,7 +105,7 @@ class _Pages:
     async def model_ready(self, request: Request) -> Response:
         self._service.check_serving()
         signature = self._find(request).signature
-        return _json({"name": signature.name, "version": signature.version, "ready": True})
+        return json_response({"name": signature.name, "version": signature.version, "ready": True})
 
     def _find(self, request: Request) -> ServedModel:
         return self._service.find(request.path_params["name"], request.path_params.get("version", ""))
@@ -131,10 +131,6 @@ INFERENCE = Inference("v2-rest", _decode, _encode)
 
 def _tensor(field: Field) -> dict[str, Any]:
     return {"name": field.name, "datatype": field.datatype, "shape": field.spec.wire_shape}
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 _STRING, _PARAMETERS = {"type": "string"}, {"type": "object"}
