@@ -42,7 +42,7 @@ FACES_OUTSIDE = {
     ("optimize/importers/worker.py", "os._exit"): "the main of a process of its own",
     ("optimize/importers/worker.py", "sys.stdout"): "its answers to the importer",
     ("optimize/importing.py", "os.environ"): "hands its environment to the worker",
-    ("bench/generator_process.py", "os.environ"): "hands its environment to Locust, without Locust's own settings",
+    ("bench/generator/process.py", "os.environ"): "hands its environment to Locust, without Locust's own settings",
     ("bench/leash.py", "sys.exit"): "ends a Locust process whose parent has gone",
 }
 

@@ -4,7 +4,7 @@ import http.client
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlserve.bench.probe import read_page
+from mlserve.bench.dialects.asking import read_page
 from mlserve.bench.target import Target
 
 __all__ = ["count_ok", "read_count"]

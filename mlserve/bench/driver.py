@@ -6,20 +6,23 @@ from pathlib import Path
 
 import msgspec
 
-from mlserve.bench.arrivals import schedule
-from mlserve.bench.certificate import Facts, certify
+from mlserve.bench.certificate.certificate import Facts, certify
 from mlserve.bench.counters import read_count
-from mlserve.bench.generator_process import drive
-from mlserve.bench.job import Finished, Job
-from mlserve.bench.payload import Payload, check_batch, data_payload, synthetic_payload
-from mlserve.bench.probe import find_model, open_prober
+from mlserve.bench.dialects.find import find_dialect
+from mlserve.bench.generator.job import Address, Calibrated, Command, Finished, Job, Message, Started, Tick
+from mlserve.bench.generator.process import drive
+from mlserve.bench.load.schedule import schedule
+from mlserve.bench.payload.payload import Payload, check_batch, data_payload, synthetic_payload
+from mlserve.bench.probe import ask_once, describe_model, find_model
 from mlserve.bench.progress import Progress, ProgressMeter
 from mlserve.bench.target import Target
 from mlserve.errors import BenchError
 from mlserve.model.tensors import TensorSpec
+from mlserve.runs.load import Plan
 from mlserve.runs.machine import read_machine
-from mlserve.runs.run import Counts, Plan, Run, ServedModel, ServerSettings, write_run
+from mlserve.runs.run import Calibration, Counts, Run, ServedModel, ServerSettings, write_run
 from mlserve.runs.samples import DROPPED, Samples, read_samples
+from mlserve.runs.window import Window
 
 __all__ = ["Subject", "run_bench", "url_subject"]
 
@@ -32,15 +35,18 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
     `metrics_url` is where the server shows its counters, "" where nobody knows. `server` is how it was set, where it
     is ours. `cpus` are the cores for the generator, empty for any. `data` holds the rows to send (made-up ones if
-    None), and `tokenizer` turns them into inputs where they are texts.
+    None), and `tokenizer` turns them into inputs where they are texts. `pids` are the server's processes, where they
+    are on this machine.
     """
 
     target: Target
     model: ServedModel
     inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...] = ()
     metrics_url: str = ""
     server: ServerSettings | None = None
     cpus: tuple[int, ...] = ()
+    pids: tuple[int, ...] = ()
     data: Path | None = None
     tokenizer: Path | None = None
 
@@ -48,12 +54,19 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 def url_subject(target: Target, data: Path | None = None) -> Subject:
     """The model behind a URL, as its server describes it. Raises BenchError when it cannot."""
     target = find_model(target)
-    inputs = open_prober(target).metadata().inputs
+    found = describe_model(target)
     return Subject(
         target=target,
-        model=ServedModel(url=target.url, name=target.model, version=target.version),
-        inputs=inputs,
-        metrics_url=target.url if target.protocol == "rest" else "",
+        model=ServedModel(
+            url=target.url,
+            name=target.model,
+            version=target.version,
+            provider=found.provider,
+            precision=found.precision,
+        ),
+        inputs=found.inputs,
+        outputs=found.outputs,
+        metrics_url=target.url if target.url.startswith("http://") else "",
         data=data,
     )
 
@@ -68,23 +81,18 @@ def run_bench(
     without a `run.json`.
     """
     payload = _payload(subject, plan)
-    version = open_prober(subject.target).infer(payload.bodies[0], payload.headers)
+    dialect = find_dialect(plan.protocol)
+    version = dialect.version(ask_once(subject.target, payload.requests[0]))
     plan = msgspec.structs.replace(plan, payload=payload.source)
-    job = Job(
-        plan=plan,
-        target=subject.target,
-        bodies=payload.bodies,
-        headers=payload.headers,
-        directory=str(directory.resolve()),
-    )
     counted_before = _count(subject)
-    meter = ProgressMeter()
-    finished = drive(job, subject.cpus, lambda tick: on_progress(meter.add(tick)))
+    course = _Course(on_progress)
+    finished = drive(_job(subject, plan, payload, directory), subject.cpus, course.heed)
     counted_after = _count(subject)
-    samples = read_samples(directory)
-    _check_complete(samples, plan, directory)
+    window = Window(plan.warm_up_s, finished.end_s)
+    samples = read_samples(directory, window)
+    _check_complete(samples, plan, window, directory)
     facts = Facts(
-        generator_cpu=finished.cpu,
+        generator_cpus=finished.cpus,
         ok=finished.ok,
         failed=finished.failed,
         counted_ok=None if counted_before is None or counted_after is None else counted_after - counted_before,
@@ -92,16 +100,50 @@ def run_bench(
     )
     run = Run(
         label=label,
-        started_at=finished.started_at,
+        started_at=course.started_at,
         plan=plan,
+        window=window,
         model=msgspec.structs.replace(subject.model, version=subject.model.version or version),
         server=subject.server,
         machine=read_machine(),
         counts=_counts(samples, finished),
-        certificate=certify(samples, plan, facts),
+        calibration=course.calibration,
+        certificate=certify(samples, plan, window, facts),
     )
     write_run(directory, run)
     return run
+
+
+class _Course:
+    """What the generators have told of a run so far."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self._on_progress, self._meter = on_progress, ProgressMeter()
+        self.started_at = ""
+        self.calibration: Calibration | None = None
+
+    def heed(self, message: Message, command: Callable[[Command], None]) -> None:
+        match message:
+            case Started():
+                self.started_at = message.started_at
+            case Calibrated():
+                self.calibration = message.calibration
+            case Tick():
+                self._on_progress(self._meter.add(message))
+            case Finished():
+                pass
+
+
+def _job(subject: Subject, plan: Plan, payload: Payload, directory: Path) -> Job:
+    target, dialect = subject.target, find_dialect(plan.protocol)
+    return Job(
+        plan=plan,
+        name=target.model,
+        address=Address(dialect.transport, target.host, target.port, dialect.path(target)),
+        requests=payload.requests,
+        order=payload.order,
+        directory=str(directory.resolve()),
+    )
 
 
 def _payload(subject: Subject, plan: Plan) -> Payload:
@@ -125,14 +167,14 @@ def _counts(samples: Samples, finished: Finished) -> Counts:
         ok=ok,
         failed=len(samples) - ok - dropped,
         dropped=dropped,
-        generator_cpu=finished.cpu,
+        generator_cpu=max(finished.cpus),
     )
 
 
-def _check_complete(samples: Samples, plan: Plan, directory: Path) -> None:
+def _check_complete(samples: Samples, plan: Plan, window: Window, directory: Path) -> None:
     """Raises BenchError unless every measured arrival of the schedule has its row."""
-    due_ns = schedule(plan.arrivals, plan.rate_per_s, plan.warm_up_s + plan.duration_s, plan.seed)
-    expected = int((due_ns >= round(plan.warm_up_s * 1e9)).sum())
+    due_s = schedule(plan) / 1e9
+    expected = int(((due_s >= window.start_s) & (due_s < window.end_s)).sum())
     if len(samples) != expected:
         raise BenchError(
             f"the load generator wrote {len(samples)} of {expected} rows; what there is lies in {directory}, "

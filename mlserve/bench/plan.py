@@ -5,7 +5,7 @@ from typing import get_args
 
 from mlserve.bench.target import check_protocol
 from mlserve.errors import UsageError
-from mlserve.runs.run import Arrivals, Plan
+from mlserve.runs.load import Arrivals, Plan
 
 __all__ = ["check_arrivals", "check_plan"]
 

@@ -1,12 +1,21 @@
 """How far a run is, for somebody who watches it."""
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
-import numpy.typing as npt
 from msgspec import Struct
 
-from mlserve.bench.job import Tick
+from mlserve.bench.generator.job import Tick
 
-__all__ = ["LatencyHistogram", "Progress", "ProgressMeter"]
+__all__ = ["LatencyHistogram", "Progress", "ProgressMeter", "bucket_of"]
+
+_FIRST_NS, _WIDTH, _BUCKETS = 1e3, 0.01, 2073
+
+
+def bucket_of(latency_ns: int) -> int:
+    """Which of the histogram's buckets a latency belongs to."""
+    return min(_BUCKETS - 1, int(math.log(max(latency_ns, _FIRST_NS) / _FIRST_NS) / _WIDTH))
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -33,7 +42,7 @@ class ProgressMeter:
 
     def add(self, tick: Tick) -> Progress:
         """The run as of `tick`."""
-        self._latencies.add(np.array(tick.latencies_ns, np.float64) / 1e9)
+        self._latencies.add(tick.latencies)
         return Progress(
             elapsed_s=tick.elapsed_s,
             sent=tick.sent,
@@ -53,16 +62,13 @@ class LatencyHistogram:
     being measured. What is reported comes from the raw rows.
     """
 
-    _FIRST_S, _WIDTH, _BUCKETS = 1e-6, 0.01, 2073
-
     def __init__(self) -> None:
-        self._counts = np.zeros(self._BUCKETS, np.int64)
+        self._counts = np.zeros(_BUCKETS, np.int64)
 
-    def add(self, latencies_s: npt.NDArray[np.float64]) -> None:
-        """Counts `latencies_s` [n]."""
-        position = np.log(np.maximum(latencies_s, self._FIRST_S) / self._FIRST_S) / self._WIDTH
-        bucket = np.minimum(position.astype(np.int64), self._BUCKETS - 1)
-        self._counts += np.bincount(bucket, minlength=self._BUCKETS)
+    def add(self, counts: Mapping[int, int]) -> None:
+        """Adds what another histogram counted: bucket -> count."""
+        for bucket, count in counts.items():
+            self._counts[bucket] += count
 
     def quantile(self, q: float) -> float:
         """The middle of the bucket that holds quantile `q`; NaN when nothing was counted."""
@@ -70,4 +76,4 @@ class LatencyHistogram:
         if not total:
             return float("nan")
         bucket = int(np.searchsorted(np.cumsum(self._counts), q * total))
-        return float(self._FIRST_S * np.exp((bucket + 0.5) * self._WIDTH))
+        return _FIRST_NS / 1e9 * math.exp((bucket + 0.5) * _WIDTH)

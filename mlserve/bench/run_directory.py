@@ -7,7 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from mlserve.errors import UsageError
-from mlserve.runs.run import RUN_FILE, Plan, ServedModel
+from mlserve.runs.load import Plan
+from mlserve.runs.run import RUN_FILE, ServedModel
 
 __all__ = ["default_directory", "default_label", "run_directory"]
 

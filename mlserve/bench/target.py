@@ -6,12 +6,12 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from mlserve.errors import UsageError
-from mlserve.runs.run import Protocol
+from mlserve.runs.load import Protocol
 
 __all__ = ["Target", "check_protocol", "is_url", "parse_target"]
 
 _PROTOCOL_OF: dict[str, Protocol] = {"http": "rest", "grpc": "grpc"}
-_SCHEME_OF = {protocol: scheme for scheme, protocol in _PROTOCOL_OF.items()}
+_OVER_GRPC: tuple[Protocol, ...] = ("grpc", "tfserving-grpc")
 _FORMS = (
     "write http://HOST:PORT, http://HOST:PORT/v2/models/NAME[/versions/VERSION], grpc://HOST:PORT or "
     "grpc://HOST:PORT/NAME"
@@ -37,7 +37,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """The server, without the model."""
-        return f"{_SCHEME_OF[self.protocol]}://{self.authority}"
+        return f"{'grpc' if self.protocol in _OVER_GRPC else 'http'}://{self.authority}"
 
     @property
     def model_path(self) -> str:
@@ -75,13 +75,19 @@ def parse_target(url: str, model: str = "", protocol: str | None = None) -> Targ
     if scheme not in _PROTOCOL_OF:
         raise UsageError(f"{url}: {scheme}:// is no protocol of mlserve; {_FORMS}")
     spoken = _PROTOCOL_OF[scheme]
-    if protocol is not None and check_protocol(protocol) != spoken:
+    if protocol is not None and (check_protocol(protocol) in _OVER_GRPC) != (spoken in _OVER_GRPC):
         raise UsageError(f"--protocol {protocol} contradicts {url}; leave it out, or give the {protocol} address")
     host, port, path = _split(url)
     named, version = _model_in(path, spoken, url)
     if model and named and model != named:
         raise UsageError(f"--model {model} contradicts {url}, which names {named}; give one of them")
-    return Target(protocol=spoken, host=host, port=port, model=named or model, version=version)
+    return Target(
+        protocol=spoken if protocol is None else check_protocol(protocol),
+        host=host,
+        port=port,
+        model=named or model,
+        version=version,
+    )
 
 
 def _split(url: str) -> tuple[str, int, str]:

@@ -18,8 +18,10 @@ from mlserve.units import format_duration, format_rate, parse_duration_s
 if TYPE_CHECKING:
     from mlserve.bench.driver import Subject
     from mlserve.bench.progress import Progress as Moment
-    from mlserve.runs.run import Plan, Protocol, Run
+    from mlserve.runs.load import Plan, Protocol
+    from mlserve.runs.run import Run
     from mlserve.runs.samples import Samples
+    from mlserve.runs.window import Window
     from mlserve.tuning.serving import Served, ServerOptions
 
 __all__ = ["bench"]
@@ -92,7 +94,7 @@ def bench(
     from mlserve.bench.plan import check_arrivals, check_plan
     from mlserve.bench.run_directory import default_directory, default_label, run_directory
     from mlserve.bench.target import check_protocol
-    from mlserve.runs.run import Plan
+    from mlserve.runs.load import Plan
     from mlserve.runs.samples import read_samples
 
     options = _server_options(target, workers, threads, max_batch_rows, max_delay_ms, device)
@@ -119,7 +121,7 @@ def bench(
         name = label or default_label(subject.model, plan)
         with _keeping_rows(directory), _watching(subject, plan) as show:
             run = run_bench(subject, plan, directory, name, show)
-    samples = read_samples(directory)
+    samples = read_samples(directory, run.window)
     if json:
         print_json(_document(run, samples, directory))
     else:
@@ -281,11 +283,11 @@ def _phase(elapsed_s: float, plan: "Plan") -> str:
     return "measuring" if elapsed_s < plan.warm_up_s + plan.duration_s else "last answers"
 
 
-def _achieved_per_s(samples: "Samples", plan: "Plan") -> float:
+def _achieved_per_s(samples: "Samples", window: "Window") -> float:
     """Good answers a second, from the first instant of the measured part to the last answer, if that is later."""
     if not samples.ok.any():
         return 0.0
-    return float(samples.ok.sum()) / max(plan.duration_s, float(samples.done_s[samples.ok].max()) - plan.warm_up_s)
+    return float(samples.ok.sum()) / max(window.duration_s, float(samples.done_s[samples.ok].max()) - window.start_s)
 
 
 def _quantile_s(values: Any, q: float) -> float | None:
@@ -304,8 +306,8 @@ def _document(run: "Run", samples: "Samples", directory: Path) -> dict[str, Any]
         "directory": str(directory),
         "valid": run.certificate.valid,
         "summary": {
-            "offered_per_s": run.counts.scheduled / run.plan.duration_s,
-            "achieved_per_s": _achieved_per_s(samples, run.plan),
+            "offered_per_s": run.counts.scheduled / run.window.duration_s,
+            "achieved_per_s": _achieved_per_s(samples, run.window),
             **{kind: {p: _quantile_s(values, q) for p, q in _QUANTILES.items()} for kind, values in kinds.items()},
         },
     }
@@ -313,7 +315,7 @@ def _document(run: "Run", samples: "Samples", directory: Path) -> dict[str, Any]
 
 def _print_run(run: "Run", samples: "Samples", directory: Path) -> None:
     counts = run.counts
-    offered, achieved = counts.scheduled / run.plan.duration_s, _achieved_per_s(samples, run.plan)
+    offered, achieved = counts.scheduled / run.plan.duration_s, _achieved_per_s(samples, run.window)
     out.print(f"[bold]{run.label}[/]", highlight=False)
     out.print(f"rate        offered {format_rate(offered)}, achieved {format_rate(achieved)}", highlight=False)
     out.print(f"requests    {counts.ok:,} ok, {counts.failed:,} failed, {counts.dropped:,} dropped", highlight=False)

@@ -32,12 +32,12 @@ class Recorded(msgspec.Struct, frozen=True):
     @property
     def due_s(self) -> Floats:
         """When each request was due, since the start of the measured part."""
-        return self.samples.scheduled_s - self.run.plan.warm_up_s
+        return self.samples.scheduled_s - self.run.window.start_s
 
     @property
     def answered_at_s(self) -> Floats:
         """When each good answer was complete, since the start of the measured part."""
-        return self.samples.done_s[self.samples.ok] - self.run.plan.warm_up_s
+        return self.samples.done_s[self.samples.ok] - self.run.window.start_s
 
     @property
     def latency_blocks(self) -> Blocks:
@@ -52,7 +52,7 @@ class Recorded(msgspec.Struct, frozen=True):
         return split_blocks(failed, self._block_of(self.due_s))
 
     def _block_of(self, due_s: Floats) -> npt.NDArray[np.int64]:
-        numbers = np.floor(due_s / self.run.plan.duration_s * _BLOCKS_A_RUN).astype(np.int64)
+        numbers = np.floor(due_s / self.run.window.duration_s * _BLOCKS_A_RUN).astype(np.int64)
         return np.clip(numbers, 0, _BLOCKS_A_RUN - 1)
 
 
@@ -85,7 +85,7 @@ def read_runs(paths: Iterable[Path]) -> list[Recorded]:
     Raises RunFileError when one holds no run or cannot be read.
     """
     directories = {directory.resolve(): directory for path in paths for directory in find_runs(path)}
-    recorded = [Recorded(path, read_run(path), read_samples(path)) for path in directories.values()]
+    recorded = [Recorded(path, run := read_run(path), read_samples(path, run.window)) for path in directories.values()]
     return sorted(recorded, key=lambda one: one.run.started_at)
 
 

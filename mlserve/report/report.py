@@ -11,8 +11,9 @@ from mlserve.report.measurement import Measurement, Recorded, group
 from mlserve.report.names import Names
 from mlserve.report.recommendation import Recommendation, recommend
 from mlserve.report.summary import Summary, summarize
+from mlserve.runs.load import Plan
 from mlserve.runs.machine import Machine
-from mlserve.runs.run import Certificate, Counts, Plan, Run, ServedModel, ServerSettings
+from mlserve.runs.run import Certificate, Counts, Run, ServedModel, ServerSettings
 
 __all__ = ["Report", "Result", "RunResult", "bench_command", "build_report"]
 

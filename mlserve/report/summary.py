@@ -59,7 +59,7 @@ def summarize(runs: Sequence[Recorded]) -> Summary:
     service_s = np.concatenate([one.samples.service_s for one in runs])
     lag_s = np.concatenate([one.samples.dispatch_lag_s for one in runs])
     scheduled = sum(len(one.samples) for one in runs)
-    loaded_s = sum(one.run.plan.duration_s for one in runs)
+    loaded_s = sum(one.run.window.duration_s for one in runs)
     answering_s = sum(_answering_s(one) for one in runs)
     rows = sum(int(one.samples.rows[one.samples.ok].sum()) for one in runs)
     return Summary(
@@ -102,7 +102,7 @@ def _percentile(name: str, q: float, runs: Sequence[Recorded], latency_s: Floats
 
 def _answering_s(recorded: Recorded) -> float:
     """From the first instant of the measured part to its end, or to the last good answer where that came later."""
-    return max(recorded.run.plan.duration_s, float(recorded.answered_at_s.max(initial=0.0)))
+    return max(recorded.run.window.duration_s, float(recorded.answered_at_s.max(initial=0.0)))
 
 
 def _failures(runs: Sequence[Recorded]) -> dict[str, int]:

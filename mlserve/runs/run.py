@@ -1,22 +1,23 @@
 """`run.json`: what was asked of a load test, of what, where, and what came of it. The raw rows lie beside it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import msgspec
 
 from mlserve.errors import RunFileError
 from mlserve.model.artifact import Accuracy
+from mlserve.runs.load import Plan
 from mlserve.runs.machine import Machine
+from mlserve.runs.resources import Resources
+from mlserve.runs.window import Window
 
 __all__ = [
     "RUN_FILE",
-    "Arrivals",
+    "Calibration",
     "Certificate",
     "Check",
     "Counts",
-    "Plan",
-    "Protocol",
     "Run",
     "ServedModel",
     "ServerSettings",
@@ -28,34 +29,16 @@ __all__ = [
 RUN_FILE = "run.json"
 
 # 1: first format (0.1.0)
-FORMAT_VERSION = 1
-
-Protocol = Literal["rest", "grpc"]
-Arrivals = Literal["poisson", "constant"]
-AboveZero = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The load: fully determined by these values and the payload they name.
-
-    `duration_s` is the measured part; `warm_up_s` at the same rate comes before it. At most `max_in_flight` requests
-    wait at once: one that is due beyond that is dropped and counted, never delayed.
-    """
-
-    rate_per_s: AboveZero
-    duration_s: AboveZero
-    warm_up_s: Annotated[float, msgspec.Meta(ge=0)]
-    arrivals: Arrivals = "poisson"
-    protocol: Protocol = "rest"
-    batch_rows: int = 1
-    seed: int = 0
-    max_in_flight: int = 1024
-    timeout_s: float = 10.0
-    payload: str = ""
+# 2: `window` says what was measured; what the processes used, and the null server
+FORMAT_VERSION = 2
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """What answered. `variant`, `sha256`, `size_bytes` and `accuracy` are known for a version of a store only."""
+    """What answered. `variant`, `sha256`, `size_bytes` and `accuracy` are known for a version of a store only.
+
+    `provider` is the execution provider, or the engine, that the server says it runs the model on, and `precision` the
+    type it computes in; "" where it does not say.
+    """
 
     url: str
     name: str
@@ -64,6 +47,8 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     size_bytes: int | None = None
     accuracy: Accuracy | None = None
+    provider: str = ""
+    precision: str = ""
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,8 +62,20 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cpus: tuple[int, ...]
 
 
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """The same generator with the same requests at the same rate against a server that answers at once, just before
+    the run: what generator, client and kernel cost by themselves. Latency counts from the scheduled instant.
+    """
+
+    requests: int
+    p50_s: float
+    p99_s: float
+    lag_p99_s: float
+    achieved_per_s: float
+
+
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests of the measured part, and the generator's own cost: the share of one core it used."""
+    """Requests of the measured part, and the generators' own cost: the share of one core that the busiest used."""
 
     scheduled: int
     ok: int
@@ -114,16 +111,19 @@ class Certificate(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One load test."""
+    """One load test. `window` is the measured part; what lies before it was warm-up."""
 
     format_version: int = FORMAT_VERSION
     label: str
     started_at: str
     plan: Plan
+    window: Window
     model: ServedModel
     server: ServerSettings | None
     machine: Machine
     counts: Counts
+    calibration: Calibration | None = None
+    resources: Resources = Resources()
     certificate: Certificate
 
 
@@ -150,14 +150,23 @@ def read_run(directory: Path) -> Run:
         ) from error
     try:
         format_version = msgspec.json.decode(content, type=_FormatOnly).format_version
-        if format_version != FORMAT_VERSION:
+        if not 1 <= format_version <= FORMAT_VERSION:
             raise RunFileError(
-                f"{path} has format {format_version}, this mlserve reads {FORMAT_VERSION}; "
+                f"{path} has format {format_version}, this mlserve reads 1 to {FORMAT_VERSION}; "
                 "use the mlserve that wrote it"
             )
+        if format_version == 1:
+            return msgspec.convert(_from_format_1(msgspec.json.decode(content)), Run)
         return msgspec.json.decode(content, type=Run)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, KeyError) as error:
         raise RunFileError(f"{path} is damaged: {error}; run the bench again") from error
+
+
+def _from_format_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Its plan was kept to the second: the measured part is where the plan says."""
+    plan = document["plan"]
+    window = {"start_s": plan["warm_up_s"], "end_s": plan["warm_up_s"] + plan["duration_s"]}
+    return document | {"format_version": FORMAT_VERSION, "window": window}
 
 
 def find_runs(path: Path) -> list[Path]:

@@ -5,9 +5,13 @@
     first_byte_ns  int64    when the answer began; null where the client cannot tell
     done_ns        int64    when the answer was complete or the failure known; null if it was dropped
     rows           int32    rows of input it carried
+    body           int32    which of the run's request bodies it was
     status         string   "ok", "dropped" (too many were in flight), or what went wrong: "HTTP 503", "UNAVAILABLE"
     version        string   the model version that answered; "" where it did not say
-    warm_up        bool     sent to warm up, and left out of every figure
+    queue_ns       int64    from its arrival at the server until its run began, by the server; null if it does not say
+    compute_ns     int64    how long its run took, by the server; null if it does not say
+    batch_rows     int32    rows that were run together with its own, and they; null where the server does not say
+    generator      int16    which of the generators sent it
 
 **Law:** latency is `done_ns - scheduled_ns`. What a client waits because the generator or the server was late counts.
 """
@@ -22,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlserve.errors import RunFileError
+from mlserve.runs.window import WHOLE, Window
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -39,9 +44,13 @@ SCHEMA = pa.schema(
         pa.field("first_byte_ns", pa.int64()),
         pa.field("done_ns", pa.int64()),
         pa.field("rows", pa.int32(), nullable=False),
+        pa.field("body", pa.int32(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
         pa.field("version", pa.string(), nullable=False),
-        pa.field("warm_up", pa.bool_(), nullable=False),
+        pa.field("queue_ns", pa.int64()),
+        pa.field("compute_ns", pa.int64()),
+        pa.field("batch_rows", pa.int32()),
+        pa.field("generator", pa.int16(), nullable=False),
     ]
 )
 
@@ -54,9 +63,13 @@ class Sample(NamedTuple):
     first_byte_ns: int | None
     done_ns: int | None
     rows: int
+    body: int
     status: str
     version: str
-    warm_up: bool
+    queue_ns: int | None = None
+    compute_ns: int | None = None
+    batch_rows: int | None = None
+    generator: int = 0
 
 
 class SampleWriter:
@@ -97,21 +110,28 @@ class SampleWriter:
 
 
 class Samples:
-    """The measured rows of a run as arrays; warm-up is already left out.
+    """The rows of a run that were due in `window`, as arrays, in the order in which they were due.
 
     `status` [n] of every request that was due; `scheduled_s` [n] since the run's first instant. The times beside them
-    are seconds too, NaN where the request has none.
+    are seconds too, NaN where the request has none; so are `queue_s` and `compute_s`, the server's own words.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        measured = table.filter(pa.compute.invert(table["warm_up"]))
+    def __init__(self, table: pa.Table, window: Window = WHOLE) -> None:
+        due_s = _seconds(table["scheduled_ns"])
+        measured = table.take(np.flatnonzero((due_s >= window.start_s) & (due_s < window.end_s)))
+        measured = measured.take(np.argsort(measured["scheduled_ns"].to_numpy(), kind="stable"))
         self.status: npt.NDArray[np.object_] = measured["status"].to_numpy(zero_copy_only=False).astype(object)
+        self.version: npt.NDArray[np.object_] = measured["version"].to_numpy(zero_copy_only=False).astype(object)
         self.ok: npt.NDArray[np.bool_] = self.status == OK
         self.rows: npt.NDArray[np.int64] = measured["rows"].to_numpy().astype(np.int64)
+        self.body: npt.NDArray[np.int64] = measured["body"].to_numpy().astype(np.int64)
+        self.generator: npt.NDArray[np.int64] = measured["generator"].to_numpy().astype(np.int64)
         self.scheduled_s = _seconds(measured["scheduled_ns"])
         self.sent_s = _seconds(measured["sent_ns"])
         self.first_byte_s = _seconds(measured["first_byte_ns"])
         self.done_s = _seconds(measured["done_ns"])
+        self.queue_s = _seconds(measured["queue_ns"])
+        self.compute_s = _seconds(measured["compute_ns"])
 
     def __len__(self) -> int:
         return len(self.status)
@@ -133,8 +153,8 @@ class Samples:
         return lag[~np.isnan(lag)]
 
 
-def read_samples(directory: Path) -> Samples:
-    """The rows of a run: of a finished one, or what an interrupted one had written.
+def read_samples(directory: Path, window: Window = WHOLE) -> Samples:
+    """The rows of a run that were due in `window`: of a finished one, or what an interrupted one had written.
 
     Raises RunFileError when there are none or they cannot be read.
     """
@@ -145,9 +165,20 @@ def read_samples(directory: Path) -> Samples:
             table = _read_stream(directory / _STREAM)
         else:
             raise RunFileError(f"{directory} holds no samples ({_PARQUET}); give a folder that mlserve bench wrote")
-        return Samples(table.select(SCHEMA.names))
+        return Samples(_completed(table).select(SCHEMA.names), window)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise RunFileError(f"the samples of {directory} are damaged: {error}; run the bench again") from error
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """`table` with the columns that format 1 did not have."""
+    if "body" in table.column_names:
+        return table
+    for field in SCHEMA:
+        if field.name not in table.column_names:
+            column = pa.nulls(len(table), field.type) if field.nullable else pa.array(np.zeros(len(table)), field.type)
+            table = table.append_column(field, column)
+    return table
 
 
 def _read_stream(path: Path) -> pa.Table:

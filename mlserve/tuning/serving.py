@@ -19,7 +19,8 @@ from mlserve.model.artifact import MODEL_FILE, Artifact
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE
 from mlserve.model.tensors import TensorSpec
-from mlserve.runs.run import Protocol, ServedModel, ServerSettings
+from mlserve.runs.load import Protocol
+from mlserve.runs.run import ServedModel, ServerSettings
 
 __all__ = ["Served", "ServerOptions", "artifact_subject", "file_subject", "serving", "split_cores"]
 

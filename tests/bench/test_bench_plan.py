@@ -5,7 +5,7 @@ import pytest
 
 from mlserve.bench.plan import check_arrivals, check_plan
 from mlserve.errors import UsageError
-from mlserve.runs.run import Plan
+from mlserve.runs.load import Plan
 
 GOOD = Plan(rate_per_s=100, duration_s=1, warm_up_s=0)
 

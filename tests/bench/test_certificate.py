@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlserve.bench.certificate import Facts, certify
-from mlserve.runs.run import Plan
+from mlserve.bench.certificate.certificate import Facts, certify
+from mlserve.runs.load import Plan
 from mlserve.runs.samples import DROPPED, OK, SCHEMA, Samples
 
 PLAN = Plan(rate_per_s=100, duration_s=10, warm_up_s=1)

@@ -7,9 +7,9 @@ from gevent.event import Event
 
 from mlserve.bench.clients.client import Reply
 from mlserve.bench.clients.fake import FakeClient
-from mlserve.bench.dispatcher import Dispatcher
-from mlserve.bench.pacer import open_pacer
-from mlserve.runs.run import Plan
+from mlserve.bench.generator.dispatcher import Dispatcher
+from mlserve.bench.generator.pacer import open_pacer
+from mlserve.runs.load import Plan
 from mlserve.runs.samples import DROPPED, OK
 
 PLAN = Plan(rate_per_s=1000, duration_s=1, warm_up_s=0, batch_rows=3, max_in_flight=8)

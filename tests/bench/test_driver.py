@@ -7,13 +7,14 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from mlserve.bench.arrivals import schedule
 from mlserve.bench.driver import run_bench, url_subject
-from mlserve.bench.generator_process import drive
-from mlserve.bench.job import Job
+from mlserve.bench.generator.job import Job
+from mlserve.bench.generator.process import drive
+from mlserve.bench.load.schedule import schedule
 from mlserve.bench.target import parse_target
 from mlserve.errors import BenchError, UsageError
-from mlserve.runs.run import Plan, read_run
+from mlserve.runs.load import Plan
+from mlserve.runs.run import read_run
 from mlserve.runs.samples import DROPPED, OK, read_samples
 
 PLAN = Plan(rate_per_s=150, duration_s=1.5, warm_up_s=0.5)

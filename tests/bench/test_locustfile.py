@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import mlserve.bench
-from mlserve.bench.arrivals import schedule
-from mlserve.bench.job import Job, write_job
+from mlserve.bench.generator.job import Job, write_job
+from mlserve.bench.load.schedule import schedule
 from mlserve.bench.target import parse_target
-from mlserve.runs.run import Plan
+from mlserve.runs.load import Plan
 
 LOCUSTFILE = Path(mlserve.bench.__file__).with_name("locustfile.py")
 

@@ -4,7 +4,7 @@ import time
 import gevent
 import pytest
 
-from mlserve.bench.pacer import SleepPacer, TimerPacer, open_pacer
+from mlserve.bench.generator.pacer import SleepPacer, TimerPacer, open_pacer
 
 
 def open_timer():

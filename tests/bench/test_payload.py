@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlserve.bench.payload import check_batch, data_payload, synthetic_payload
+from mlserve.bench.payload.payload import check_batch, data_payload, synthetic_payload
 from mlserve.bench.target import Target
 from mlserve.errors import DataFileError, UsageError
 from mlserve.model.tensors import TensorSpec

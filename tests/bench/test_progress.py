@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlserve.bench.job import Tick
+from mlserve.bench.generator.job import Tick
 from mlserve.bench.progress import LatencyHistogram, ProgressMeter
 from mlserve.stats import quantile
 

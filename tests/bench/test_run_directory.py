@@ -4,7 +4,8 @@ import pytest
 
 from mlserve.bench.run_directory import default_directory, default_label, run_directory
 from mlserve.errors import UsageError
-from mlserve.runs.run import Plan, ServedModel
+from mlserve.runs.load import Plan
+from mlserve.runs.run import ServedModel
 
 NOW = datetime(2026, 7, 31, 12, 0, 0, tzinfo=UTC)
 PLAN = Plan(rate_per_s=200, duration_s=1, warm_up_s=0)

@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from mlserve.bench.arrivals import schedule
+from mlserve.bench.load.schedule import schedule
 from mlserve.errors import RunFileError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, sha256_of
 from mlserve.model.store import Store

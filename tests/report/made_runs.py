@@ -8,9 +8,11 @@ import pyarrow as pa
 
 from mlserve.model.artifact import Accuracy
 from mlserve.report.measurement import Recorded
+from mlserve.runs.load import Plan
 from mlserve.runs.machine import Machine
-from mlserve.runs.run import Certificate, Check, Counts, Plan, Run, ServedModel, ServerSettings, write_run
+from mlserve.runs.run import Certificate, Check, Counts, Run, ServedModel, ServerSettings, write_run
 from mlserve.runs.samples import DROPPED, OK, SCHEMA, Sample, Samples, SampleWriter
+from mlserve.runs.window import Window
 
 MACHINE = Machine(
     cpu="AMD EPYC 9B14",
@@ -115,12 +117,14 @@ def record(
     """One run in memory. `seed` is of what the server does; whatever else is given belongs to the plan."""
     chosen = make_plan(**plan)
     rows = load.samples(chosen, seed)
-    measured = [row for row in rows if not row.warm_up]
+    window = Window(chosen.warm_up_s, chosen.warm_up_s + chosen.duration_s)
+    measured = [row for row in rows if row.scheduled_ns >= window.start_s * 1e9]
     ok, dropped = (sum(row.status == status for row in measured) for status in (OK, DROPPED))
     run = Run(
         label=label or f"{model.name}-{model.variant}-{chosen.protocol}-{chosen.rate_per_s:g}rps",
         started_at=(datetime(2026, 11, 21, 12, 0, tzinfo=UTC) + timedelta(minutes=minute)).isoformat(),
         plan=chosen,
+        window=window,
         model=model,
         server=server,
         machine=machine,
@@ -130,7 +134,7 @@ def record(
         certificate=Certificate(checks),
     )
     columns = zip(*rows, strict=True) if rows else [[] for _ in SCHEMA]
-    return Recorded(directory, run, Samples(pa.table(list(map(list, columns)), schema=SCHEMA)))
+    return Recorded(directory, run, Samples(pa.table(list(map(list, columns)), schema=SCHEMA), window))
 
 
 def save(directory: Path, load: Load, *, seed: int = 0, **settings) -> Path:
@@ -165,8 +169,7 @@ def save_demo(folder: Path) -> Path:
 def _sample(plan: Plan, due_s: float, late_s: float, latency_s: float, status: str) -> Sample:
     scheduled, sent = int(due_s * 1e9), int((due_s + late_s) * 1e9)
     done = max(sent + 2, scheduled + int(latency_s * 1e9))
-    warm_up = bool(due_s < plan.warm_up_s)
     if status == DROPPED:
-        return Sample(scheduled, None, None, None, plan.batch_rows, status, "", warm_up)
+        return Sample(scheduled, None, None, None, plan.batch_rows, 0, status, "")
     first_byte = done - 1 if status == OK else None
-    return Sample(scheduled, sent, first_byte, done, plan.batch_rows, status, "2" if status == OK else "", warm_up)
+    return Sample(scheduled, sent, first_byte, done, plan.batch_rows, 0, status, "2" if status == OK else "")

@@ -4,13 +4,13 @@ import msgspec
 import pytest
 
 from mlserve.errors import RunFileError
+from mlserve.runs.load import Plan
 from mlserve.runs.machine import package_version, read_machine
 from mlserve.runs.run import (
     RUN_FILE,
     Certificate,
     Check,
     Counts,
-    Plan,
     Run,
     ServedModel,
     ServerSettings,
@@ -18,6 +18,7 @@ from mlserve.runs.run import (
     read_run,
     write_run,
 )
+from mlserve.runs.window import Window
 
 HOLDS = Check(name="samples", ok=True, found="1000", limit="459", advice="")
 FAILS = Check(name="lag", ok=False, found="9 ms", limit="1 ms", advice="use more generators")
@@ -25,6 +26,7 @@ RUN = Run(
     label="m@1",
     started_at="2025-01-01T00:00:00+00:00",
     plan=Plan(rate_per_s=100.0, duration_s=10.0, warm_up_s=2.0, arrivals="constant", protocol="grpc"),
+    window=Window(2.0, 12.0),
     model=ServedModel(url="127.0.0.1:8001", name="m", version="1"),
     server=ServerSettings(workers=1, threads=1, max_batch_rows=32, max_delay_ms=0.0, device="cpu", cpus=(0,)),
     machine=read_machine(),

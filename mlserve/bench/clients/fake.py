@@ -2,22 +2,24 @@
 
 from collections.abc import Callable
 
-from mlserve.bench.clients.client import Reply
+import gevent
+
+from mlserve.bench.clients.client import Answered, Reply
 
 __all__ = ["FakeClient"]
 
 
 class FakeClient:
-    """Answers with `answer(body)`; keeps the bodies it was given in `bodies`."""
+    """Answers with `answer(number)`, which may wait; keeps the numbers it was given in `sent`."""
 
-    def __init__(self, answer: Callable[[bytes], Reply]) -> None:
+    def __init__(self, answer: Callable[[int], Reply]) -> None:
         self._answer = answer
-        self.bodies: list[bytes] = []
+        self.sent: list[int] = []
         self.closed = False
 
-    def send(self, body: bytes) -> Reply:
-        self.bodies.append(body)
-        return self._answer(body)
+    def send(self, number: int, answered: Answered) -> None:
+        self.sent.append(number)
+        gevent.spawn(lambda: answered(self._answer(number)))
 
     def close(self) -> None:
         self.closed = True

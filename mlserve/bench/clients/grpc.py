@@ -1,16 +1,16 @@
-"""V2 over gRPC, by grpcio on gevent's event loop."""
+"""gRPC, by grpcio on gevent's event loop."""
 
 import itertools
+from collections.abc import Sequence
 
+import gevent
 import grpc
 from grpc.experimental.gevent import init_gevent
 
-from mlserve.bench.clients.client import Reply
-from mlserve.bench.target import Target
+from mlserve.bench.clients.client import Answered, Reply, Request
 from mlserve.runs.samples import OK
-from mlserve.wire.messages import SERVICE
 
-__all__ = ["GrpcClient", "model_version"]
+__all__ = ["GrpcClient"]
 
 # One connection's flow control and ordering would couple requests that have nothing to do with each other.
 _CHANNELS = 4
@@ -18,46 +18,24 @@ _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_le
 
 
 class GrpcClient:
-    """Spreads requests over a few channels. grpcio does not tell when an answer began.
+    """Spreads requests over a few channels. grpcio does not tell when an answer began."""
 
-    The first one hands gRPC over to gevent for the rest of the process, so that a waiting call lets other greenlets
-    run; `gevent.monkey` must have patched the process before.
-    """
-
-    def __init__(self, target: Target, timeout_s: float) -> None:
+    def __init__(self, host: str, port: int, path: str, requests: Sequence[Request], timeout_s: float) -> None:
         init_gevent()
-        self._timeout_s = timeout_s
-        self._channels = [grpc.insecure_channel(target.authority, options=_OPTIONS) for _ in range(_CHANNELS)]
-        # No serializers: bodies go out, and answers come in, as the bytes they are.
-        self._calls = itertools.cycle([channel.unary_unary(f"/{SERVICE}/ModelInfer") for channel in self._channels])
+        self._requests, self._timeout_s = requests, timeout_s
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._channels = [grpc.insecure_channel(authority, options=_OPTIONS) for _ in range(_CHANNELS)]
+        self._calls = itertools.cycle([channel.unary_unary(path) for channel in self._channels])
 
-    def send(self, body: bytes) -> Reply:
+    def send(self, number: int, answered: Answered) -> None:
+        gevent.spawn(lambda: answered(self._ask(self._requests[number])))
+
+    def _ask(self, request: Request) -> Reply:
         try:
-            return Reply(OK, model_version(next(self._calls)(body, timeout=self._timeout_s)), None)
+            return Reply(OK, next(self._calls)(request.body, timeout=self._timeout_s, metadata=request.headers))
         except grpc.RpcError as error:
-            return Reply(error.code().name, "", None)
+            return Reply(error.code().name)
 
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
-
-
-def model_version(answer: bytes) -> str:
-    """The version that a ModelInferResponse names, read without parsing the tensors behind it.
-
-    Fields 1 and 2, `model_name` and `model_version`, come first and are short; "" where they do not or are not.
-    """
-    name_end = _text_end(answer, 0, b"\x0a")
-    end = _text_end(answer, name_end, b"\x12")
-    return answer[name_end + 2 : end].decode("utf-8", "replace")
-
-
-def _text_end(message: bytes, start: int, tag: bytes) -> int:
-    """Where the text field with `tag` that begins at `start` ends; `start` itself when none begins there.
-
-    Field: tag, length (one byte up to 127), text. https://protobuf.dev/programming-guides/encoding/
-    """
-    length = message[start + 1 : start + 2]
-    if message[start : start + 1] != tag or not b"\x00" < length < b"\x80":
-        return start
-    return start + 2 + length[0]

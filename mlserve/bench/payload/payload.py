@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from mlserve.bench.clients.client import Request
+from mlserve.bench.dialects.find import find_dialect
 from mlserve.bench.target import Target
 from mlserve.errors import DataFileError, UsageError
 from mlserve.model.rows import Rows, read_rows
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import Tensors, TensorSpec
-from mlserve.wire import grpc, rest
 
 __all__ = ["Payload", "check_batch", "data_payload", "synthetic_payload"]
 
@@ -23,12 +24,17 @@ _MOST_BODIES = 1024
 _MOST_BYTES = 64 << 20
 
 
-class Payload(msgspec.Struct, frozen=True):
-    """Encoded bodies, the HTTP headers that belong to each, and where their rows came from."""
+class Payload(msgspec.Struct, frozen=True, kw_only=True):
+    """Encoded requests, in which order they are sent, and where their rows came from.
 
-    bodies: tuple[bytes, ...]
-    headers: dict[str, str]
+    Arrival k sends request `order[k % len(order)]`. `expected[number]` are the tensors that the answer to request
+    `number` must hold; empty where answers are not checked.
+    """
+
+    requests: tuple[Request, ...]
+    order: tuple[int, ...]
     source: str
+    expected: tuple[Tensors, ...] = ()
 
 
 def check_batch(batch_rows: int, inputs: Sequence[TensorSpec], model: str) -> None:
@@ -48,8 +54,7 @@ def synthetic_payload(target: Target, inputs: Sequence[TensorSpec], batch_rows: 
     """Bodies of made-up rows, the same for the same seed."""
     rng = np.random.default_rng(seed)
     tensors = (synthesize(inputs, batch_rows, rng) for _ in range(_SYNTHETIC_BODIES))
-    bodies, headers = _encode(tensors, target, inputs)
-    return Payload(bodies, headers, f"synthetic rows, {len(bodies)} bodies")
+    return _payload(_encode(tensors, target, inputs), "synthetic rows")
 
 
 def data_payload(
@@ -62,8 +67,12 @@ def data_payload(
     rows = read_rows(data, inputs, tokenizer)
     if len(rows) < batch_rows:
         raise DataFileError(f"{data} has {len(rows)} rows, a request takes {batch_rows}; use a smaller --batch")
-    bodies, headers = _encode(_batches(rows, batch_rows), target, inputs)
-    return Payload(bodies, headers, f"{rows.source}, {len(bodies)} bodies")
+    return _payload(_encode(_batches(rows, batch_rows), target, inputs), rows.source)
+
+
+def _payload(requests: tuple[Request, ...], source: str) -> Payload:
+    order = tuple(range(len(requests)))
+    return Payload(requests=requests, order=order, source=f"{source}, {len(requests)} bodies")
 
 
 def _batches(rows: Rows, batch_rows: int) -> Iterator[Tensors]:
@@ -71,20 +80,15 @@ def _batches(rows: Rows, batch_rows: int) -> Iterator[Tensors]:
         yield rows.batch(start, start + batch_rows)
 
 
-def _encode(
-    tensors: Iterable[Tensors], target: Target, inputs: Sequence[TensorSpec]
-) -> tuple[tuple[bytes, ...], dict[str, str]]:
-    """As many bodies as there are `tensors`, up to a number and a size that are plenty."""
-    bodies: list[bytes] = []
-    headers: dict[str, str] = {}
+def _encode(tensors: Iterable[Tensors], target: Target, inputs: Sequence[TensorSpec]) -> tuple[Request, ...]:
+    """As many requests as there are `tensors`, up to a number and a size that are plenty."""
+    dialect = find_dialect(target.protocol)
+    requests: list[Request] = []
     size_bytes = 0
     for batch in tensors:
-        if target.protocol == "grpc":
-            body = grpc.encode_request(target.model, target.version, batch, inputs)
-        else:
-            body, headers = rest.encode_request(batch, inputs)
-        size_bytes += len(body)
-        if bodies and (len(bodies) == _MOST_BODIES or size_bytes > _MOST_BYTES):
+        request = dialect.encode(target, batch, inputs)
+        size_bytes += len(request.body)
+        if requests and (len(requests) == _MOST_BODIES or size_bytes > _MOST_BYTES):
             break
-        bodies.append(body)
-    return tuple(bodies), headers
+        requests.append(request)
+    return tuple(requests)

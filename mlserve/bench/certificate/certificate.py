@@ -3,8 +3,11 @@
 import msgspec
 import numpy as np
 
-from mlserve.runs.run import Certificate, Check, Plan
+from mlserve.runs.load import Plan
+from mlserve.runs.resources import Resources
+from mlserve.runs.run import Calibration, Certificate, Check
 from mlserve.runs.samples import DROPPED, OK, Samples
+from mlserve.runs.window import Window
 from mlserve.stats import minimum_samples, quantile
 from mlserve.units import format_duration
 
@@ -20,19 +23,27 @@ _GROWTH, _GROWTH_FLOOR_S = 2.0, 1e-3
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the rows cannot tell.
 
-    `generator_cpu` is the share of one core the generator used. `ok` and `failed` count the whole run, warm-up
+    `generator_cpus` are the shares of one core that each generator used. `ok` and `failed` count the whole run, warm-up
     included; `counted_ok` is what the server counted meanwhile, None where it does not tell. `device` is the one the
-    server was held to, "" where it is not ours.
+    server was held to, "" where it is not ours; `provider` and `precision` are what it says it really runs on and in.
+    `server_cpus` and `generator_cores` are the cores the two are held to, empty where nobody knows.
     """
 
-    generator_cpu: float
+    generator_cpus: tuple[float, ...]
     ok: int
     failed: int
     counted_ok: int | None = None
     device: str = ""
+    provider: str = ""
+    precision: str = ""
+    variant: str = ""
+    server_cpus: tuple[int, ...] = ()
+    generator_cores: tuple[int, ...] = ()
+    calibration: Calibration | None = None
+    resources: Resources = Resources()
 
 
-def certify(samples: Samples, plan: Plan, facts: Facts) -> Certificate:
+def certify(samples: Samples, plan: Plan, window: Window, facts: Facts) -> Certificate:
     """The certificate of a run that measured `samples`.
 
     A check that cannot be made is left out; none passes for want of evidence.
@@ -43,7 +54,7 @@ def certify(samples: Samples, plan: Plan, facts: Facts) -> Certificate:
         _enough_samples(samples),
         _generator_on_time(samples),
         _generator_idle_enough(facts),
-        _steady(samples, plan),
+        _steady(samples, window),
         _counters_agree(facts),
         _device(facts),
     ]
@@ -112,14 +123,14 @@ def _generator_idle_enough(facts: Facts) -> Check:
     """The generator used at most 80% of its core: one that is busier queues requests itself."""
     return Check(
         name="generator CPU",
-        ok=facts.generator_cpu <= _MOST_CPU,
-        found=f"{facts.generator_cpu:.0%} of a core",
+        ok=max(facts.generator_cpus) <= _MOST_CPU,
+        found=f"{max(facts.generator_cpus):.0%} of a core",
         limit=f"at most {_MOST_CPU:.0%}",
         advice="One generator process cannot make this load: lower --rps.",
     )
 
 
-def _steady(samples: Samples, plan: Plan) -> Check | None:
+def _steady(samples: Samples, window: Window) -> Check | None:
     """The median latency of the last third is neither twice that of the first third nor half of it.
 
     Where requests arrive faster than they are served the queue grows without end: from the start of a run, latency
@@ -128,8 +139,8 @@ def _steady(samples: Samples, plan: Plan) -> Check | None:
     half load fewer than 1% alarm. Between 90% load and all of it, many alarm: there a queue wanders so slowly that
     the figures depend on when one looks. Differences below a millisecond are none.
     """
-    third_s = plan.duration_s / 3
-    since_s = samples.scheduled_s[samples.ok] - plan.warm_up_s
+    third_s = window.duration_s / 3
+    since_s = samples.scheduled_s[samples.ok] - window.start_s
     early, late = samples.latency_s[since_s < third_s], samples.latency_s[since_s >= 2 * third_s]
     if min(len(early), len(late)) < minimum_samples(0.5):
         return None

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mlserve.bench.arrivals import schedule
+from mlserve.bench.load.schedule import schedule
 
 KINDS = st.sampled_from(["poisson", "constant"])
 RATES = st.floats(0.5, 2000)

@@ -1,0 +1,126 @@
+"""What crosses between `mlserve bench` and its generators: the job on the way in, progress on the way back, and the
+word to stop.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from mlserve.bench.clients.client import Request
+from mlserve.bench.dialects.dialect import Transport
+from mlserve.model.tensors import TensorSpec
+from mlserve.runs.load import Plan
+from mlserve.runs.run import Calibration
+
+__all__ = [
+    "Address",
+    "Calibrated",
+    "Command",
+    "Finished",
+    "Job",
+    "Message",
+    "Started",
+    "Stop",
+    "Tick",
+    "read_job",
+    "write_job",
+]
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where requests go: `path` is a path of HTTP, or a method of gRPC."""
+
+    transport: Transport
+    host: str
+    port: int
+    path: str
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the generators need.
+
+    Arrival k of the schedule sends request `order[k % len(order)]`. `trace_ns` holds the arrivals of a replay, int64s
+    since its beginning; empty otherwise. `expected[number]` are the tensors that the answer to request `number` must
+    hold, as payload.expected writes them, and `outputs` what they are called; empty where answers are not checked.
+    `null_server` is the one to calibrate against first. `locustfile` is a user's own scenario. `name` is what Locust
+    calls the requests.
+    """
+
+    plan: Plan
+    name: str
+    address: Address
+    requests: tuple[Request, ...]
+    order: tuple[int, ...]
+    directory: str
+    trace_ns: bytes = b""
+    expected: tuple[bytes, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    null_server: Address | None = None
+    locustfile: str = ""
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    """The generators' processes run, each held to its cores, and the first request is due in `lead_s`."""
+
+    started_at: str
+    pids: tuple[int, ...]
+    lead_s: float
+
+
+class Calibrated(msgspec.Struct, frozen=True, kw_only=True, tag="calibrated"):
+    """What came of the null server."""
+
+    calibration: Calibration
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True, tag="tick"):
+    """How far the generators are, counted from the run's first instant; `elapsed_s` is negative before it.
+
+    `latencies` counts the good answers since the tick before by the bucket of their latency (progress.LatencyHistogram).
+    """
+
+    elapsed_s: float
+    sent: int
+    ok: int
+    failed: int
+    dropped: int
+    in_flight: int
+    latencies: dict[int, int]
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """The schedule was sent and every request answered or given up.
+
+    `end_s` is the instant, since the run's first, before which every arrival of the schedule has its row. `cpus` are
+    the shares of one core that each generator used while it sent. `ok` and `failed` count the whole run, warm-up
+    included, as the server does.
+    """
+
+    end_s: float
+    cpus: tuple[float, ...]
+    ok: int
+    failed: int
+
+
+Message = Started | Calibrated | Tick | Finished
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
+    """Send what is due before `at_s` since the run's first instant, and nothing after. An instant that is over, or
+    nearly, becomes the next that can be kept by all generators alike.
+    """
+
+    at_s: float
+
+
+Command = Stop
+
+
+def write_job(path: Path, job: Job) -> None:
+    """MessagePack, because bodies are bytes."""
+    path.write_bytes(msgspec.msgpack.encode(job))
+
+
+def read_job(path: Path) -> Job:
+    """The job that `write_job` wrote."""
+    return msgspec.msgpack.decode(path.read_bytes(), type=Job)

@@ -1,0 +1,32 @@
+"""Where a request's time went, as its server says: the standard header `server-timing`.
+
+W3C, Server Timing: `queue;dur=0.120, compute;dur=1.934, batch;desc="8 rows"`, durations in milliseconds.
+"""
+
+import re
+
+__all__ = ["ServerTiming", "read_server_timing"]
+
+ServerTiming = tuple[int | None, int | None, int | None]
+"""(queue_ns, compute_ns, batch_rows), each None where the header does not say it."""
+
+_ENTRY = re.compile(r"([A-Za-z0-9_-]+)((?:\s*;[^,;\"]*(?:\"[^\"]*\")?)*)")
+
+
+def read_server_timing(header: str) -> ServerTiming:
+    """What a `server-timing` header says; whatever else it holds is passed over."""
+    durations: dict[str, str] = {}
+    rows = None
+    for name, parameters in _ENTRY.findall(header):
+        if found := re.search(r"dur=\"?([0-9.]+)", parameters):
+            durations[name] = found[1]
+        if name == "batch" and (found := re.search(r"desc=\"?(\d+)", parameters)):
+            rows = int(found[1])
+    return _ns(durations.get("queue")), _ns(durations.get("compute")), rows
+
+
+def _ns(milliseconds: str | None) -> int | None:
+    try:
+        return None if milliseconds is None else round(float(milliseconds) * 1e6)
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""What is sent: rows made up or read, encoded once before the run; and what must come back."""
