@@ -9,7 +9,7 @@ import msgspec
 from mlserve.bench.certificate.certificate import Facts, certify
 from mlserve.bench.counters import read_count
 from mlserve.bench.dialects.find import find_dialect
-from mlserve.bench.generator.job import Address, Calibrated, Command, Finished, Job, Message, Started, Tick
+from mlserve.bench.generator.job import Address, Calibrated, Command, Finished, Job, Message, Started, Stop, Tick
 from mlserve.bench.generator.process import drive
 from mlserve.bench.load.schedule import schedule
 from mlserve.bench.payload.payload import Payload, check_batch, data_payload, synthetic_payload
@@ -24,10 +24,16 @@ from mlserve.runs.run import Calibration, Counts, Run, ServedModel, ServerSettin
 from mlserve.runs.samples import DROPPED, Samples, read_samples
 from mlserve.runs.window import Window
 
-__all__ = ["Subject", "run_bench", "url_subject"]
+__all__ = ["Decide", "Subject", "run_bench", "url_subject"]
+
+Decide = Callable[[Samples, float], Stop | None]
+"""(all rows so far, warm-up included; seconds since the run's first instant) -> when to stop, None to go on."""
 
 # A server counts an answer a moment after it has sent it.
 _COUNTED_AFTER_S = 0.1
+_DECIDE_EVERY_S = 0.5
+# Deciding reads all rows: of a long run it is done more seldom, so that it stays a small part of a core.
+_DECIDE_SHARE = 0.1
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,20 +78,25 @@ def url_subject(target: Target, data: Path | None = None) -> Subject:
 
 
 def run_bench(
-    subject: Subject, plan: Plan, directory: Path, label: str, on_progress: Callable[[Progress], None]
+    subject: Subject,
+    plan: Plan,
+    directory: Path,
+    label: str,
+    on_progress: Callable[[Progress], None],
+    decide: Decide | None = None,
 ) -> Run:
     """Loads `subject` by `plan` and leaves the finished run in `directory`, an empty folder.
 
-    Raises UsageError, DataFileError or BenchError before any load when the requests do not fit the model or the server
-    does not answer one; BenchError when the generator breaks down. Cut short, the rows so far stay in `directory`
-    without a `run.json`.
+    `decide` is asked about twice a second whether the run should end before its time. Raises UsageError, DataFileError
+    or BenchError before any load when the requests do not fit the model or the server does not answer one; BenchError
+    when the generator breaks down. Cut short, the rows so far stay in `directory` without a `run.json`.
     """
     payload = _payload(subject, plan)
     dialect = find_dialect(plan.protocol)
     version = dialect.version(ask_once(subject.target, payload.requests[0]))
     plan = msgspec.structs.replace(plan, payload=payload.source)
     counted_before = _count(subject)
-    course = _Course(on_progress)
+    course = _Course(directory, on_progress, decide)
     finished = drive(_job(subject, plan, payload, directory), subject.cpus, course.heed)
     counted_after = _count(subject)
     window = Window(plan.warm_up_s, finished.end_s)
@@ -117,8 +128,10 @@ def run_bench(
 class _Course:
     """What the generators have told of a run so far."""
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
-        self._on_progress, self._meter = on_progress, ProgressMeter()
+    def __init__(self, directory: Path, on_progress: Callable[[Progress], None], decide: Decide | None) -> None:
+        self._directory, self._on_progress, self._decide = directory, on_progress, decide
+        self._meter = ProgressMeter()
+        self._next_decision_s = _DECIDE_EVERY_S
         self.started_at = ""
         self.calibration: Calibration | None = None
 
@@ -130,8 +143,19 @@ class _Course:
                 self.calibration = message.calibration
             case Tick():
                 self._on_progress(self._meter.add(message))
+                if self._decide is not None and message.elapsed_s >= self._next_decision_s:
+                    self._ask(self._decide, message.elapsed_s, command)
             case Finished():
                 pass
+
+    def _ask(self, decide: Decide, elapsed_s: float, command: Callable[[Command], None]) -> None:
+        asked_s = time.monotonic()
+        stop = decide(read_samples(self._directory), elapsed_s)
+        took_s = time.monotonic() - asked_s
+        self._next_decision_s = elapsed_s + max(_DECIDE_EVERY_S, took_s / _DECIDE_SHARE)
+        if stop is not None:
+            self._decide = None
+            command(stop)
 
 
 def _job(subject: Subject, plan: Plan, payload: Payload, directory: Path) -> Job:

@@ -11,6 +11,7 @@ from mlserve.cli.diagnose import diagnose
 from mlserve.cli.doctor import doctor
 from mlserve.cli.gate import gate
 from mlserve.cli.optimize import optimize
+from mlserve.cli.record import record
 from mlserve.cli.report import report
 from mlserve.cli.serve import serve
 
@@ -29,6 +30,7 @@ app.add_typer(models.app, name="models")
 app.command()(serve)
 app.add_typer(keys.app, name="keys")
 app.command()(bench)
+app.command()(record)
 app.command()(report)
 app.command()(gate)
 app.command()(doctor)

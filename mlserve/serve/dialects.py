@@ -13,6 +13,7 @@ from mlserve.serve.protocols import (
     invocations,
     mlflow,
     named_routes,
+    recordings,
     sagemaker,
     tensorflow_grpc,
     tensorflow_rest,
@@ -53,6 +54,7 @@ def http_dialects(
         mlflow.dialect(),
         azure.dialect(),
         vertex.dialect(service, settings.health_paths),
+        recordings.dialect(settings),
     ]
     # It tells of every dialect of the list, itself and those that are added after it, too.
     spoken.append(site.dialect(service, settings, spoken, (*CALLS, *SLOW_CALLS)))

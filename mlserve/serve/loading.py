@@ -21,6 +21,7 @@ from mlserve.serve.batching.lengths import batcher_for
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.serve.catalog import ModelFacts, ServedModel
+from mlserve.serve.recording.recorder import Recorded, open_recorder
 from mlserve.serve.settings import ModelSource, ServeSettings
 from mlserve.serve.tasks.carried import Carried
 from mlserve.serve.tasks.opening import open_task
@@ -90,11 +91,14 @@ def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSetting
     facts = msgspec.structs.replace(
         facts,
         device=settings.engine.device,
+        provider=engine.execution.provider,
+        precision=engine.execution.precision,
         max_rows=max_rows,
         loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     meter = open_meter(signature.name, signature.version, settings.watch)
-    batcher = batcher_for(signature, engine, window, meter, typical_s=typical_s)
+    observer = Recorded(meter, signature, open_recorder(settings.run_directory))
+    batcher = batcher_for(signature, engine, window, observer, typical_s=typical_s)
     return ServedModel(signature, batcher, meter, facts, engine=engine)
 
 

@@ -27,6 +27,7 @@ from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.catalog import Catalog
 from mlserve.serve.dialects import CALLS, SLOW_CALLS, http_dialects
 from mlserve.serve.keys import KeyFile
+from mlserve.serve.recording.recorder import open_recorder
 from mlserve.serve.service import Service
 from mlserve.serve.settings import ServeSettings, WorkerReport
 from mlserve.serve.transports.http import HttpLane, lane_class
@@ -69,14 +70,15 @@ async def _serve_until_told(settings: ServeSettings) -> None:
     await grpc_server.start()
     while not all(server.started for server in http_servers) and not any(task.done() for task in serving):
         await asyncio.sleep(0.005)
-    following = [asyncio.create_task(follower.follow()), asyncio.create_task(_follow_keys(keys, service))]
+    follows = (follower.follow(), _follow_keys(keys, service), open_recorder(settings.run_directory).follow())
+    following = [asyncio.create_task(each) for each in follows]
     _report(WorkerReport(served=tuple((model.signature.name, model.signature.version) for model in service.models)))
     # One that ends by itself has failed: another worker shall take this one's place.
     await asyncio.wait([asyncio.create_task(stop.wait()), *serving, *following], return_when=asyncio.FIRST_COMPLETED)
     service.draining = True
     for task in following:
         if task.done():
-            _log.error("the store, or the file of keys, was no longer followed", exc_info=task.exception())
+            _log.error("the store, the file of keys, or a recording was no longer followed", exc_info=task.exception())
         task.cancel()
     for server in http_servers:
         server.should_exit = True

@@ -1,0 +1,139 @@
+"""A real server of two workers, asked over two protocols while it records; and what comes of it."""
+
+import hashlib
+import io
+import json
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tritonclient.grpc
+
+from mlserve.runs.trace import SCHEMA, STARTED_KEY, VERSION_KEY
+from mlserve.wire import messages
+
+
+def x_of(rows):
+    return np.arange(30 * rows, dtype=np.float32).reshape(rows, 30)
+
+
+@pytest.fixture(scope="module")
+def server(serving, tiny_onnx, tokens_onnx):
+    with serving(tiny_onnx, tokens_onnx, "--workers", "2") as started:
+        yield started
+
+
+@pytest.fixture
+def recording(server):
+    """Begins a recording, and ends it: `begin(...)` -> number, `end(number)` -> (what it tells, table)."""
+    numbers = []
+
+    def begin(**wish):
+        status, _, body = server.request("POST", "/recording", json.dumps({"for_s": 60, **wish}))
+        assert status == 200, body
+        numbers.append(json.loads(body)["number"])
+        time.sleep(0.6)  # every worker has noticed
+        return numbers[-1]
+
+    def end(number):
+        status, _, body = server.request("DELETE", f"/recording/{number}")
+        assert status == 200, body
+        status, _, trace = server.request("GET", f"/recording/{number}/trace")
+        assert status == 200
+        return json.loads(body), pq.read_table(io.BytesIO(trace))
+
+    yield begin, end
+    for number in numbers:
+        server.request("DELETE", f"/recording/{number}")
+
+
+def ask_rest(server, rows, model="tiny"):
+    status, answer = server.infer(model, {"x": ("FP32", rows.tolist())})
+    assert status == 200, answer
+
+
+def ask_grpc(server, rows):
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        tensor = tritonclient.grpc.InferInput("x", rows.shape, "FP32")
+        tensor.set_data_from_numpy(rows)
+        client.infer("tiny", [tensor])
+
+
+def test_what_is_asked_while_it_goes_on_is_recorded_whichever_worker_answers(server, recording):
+    begin, end = recording
+    rows = x_of(2)
+    ask_rest(server, rows)  # before it began
+    number = begin()
+    for _ in range(6):
+        ask_rest(server, rows)
+    ask_grpc(server, rows[:1])
+    told, table = end(number)
+    ask_rest(server, rows)  # after it ended
+    assert told == {"number": number, "going_on": False, "requests": 7, "full": False}
+    assert table.schema.names == SCHEMA.names
+    assert table.schema.metadata[VERSION_KEY] == b"1"
+    assert table.schema.metadata[STARTED_KEY].startswith(b"20")
+    assert table["protocol"].to_pylist() == ["v2-rest"] * 6 + ["v2-grpc"]
+    assert table["rows"].to_pylist() == [2] * 6 + [1]
+    assert json.loads(table["shapes"][0].as_py()) == {"x": list(rows.shape)}
+    at_ns = table["at_ns"].to_pylist()
+    assert at_ns == sorted(at_ns)
+    assert 0 < at_ns[0] < at_ns[-1] < 60e9
+    assert table["body"].null_count == table["body_hash"].null_count == len(table)
+
+
+def test_bodies_are_kept_as_tensors_that_any_protocol_can_send_again(server, recording):
+    begin, end = recording
+    number = begin(bodies="keep")
+    ask_rest(server, x_of(2))
+    ask_grpc(server, x_of(2))
+    _, table = end(number)
+    first, second = table["body"].to_pylist()
+    assert first == second
+    assert table["body_hash"].to_pylist() == [hashlib.sha256(first).hexdigest()] * 2
+    message = messages.ModelInferRequest.FromString(first)
+    assert message.raw_input_contents[0] == x_of(2).tobytes()
+
+
+def test_hashes_tell_equal_requests_and_keep_nothing(server, recording):
+    begin, end = recording
+    number = begin(bodies="hash")
+    for rows in (x_of(1), x_of(1), x_of(1) + 1):
+        ask_rest(server, rows)
+    _, table = end(number)
+    one, same, other = table["body_hash"].to_pylist()
+    assert one == same != other
+    assert table["body"].null_count == 3
+
+
+def test_only_the_model_asked_for_is_recorded(server, recording):
+    begin, end = recording
+    number = begin(model="tokens")
+    ask_rest(server, x_of(1))
+    told, table = end(number)
+    assert (told["requests"], len(table)) == (0, 0)
+
+
+def test_a_recording_ends_by_itself_when_a_worker_has_enough(server, recording, until):
+    begin, end = recording
+    number = begin(most_requests=2)
+    for _ in range(8):
+        ask_rest(server, x_of(1))
+    assert until(lambda: not server.get_json(f"/recording/{number}")["going_on"])
+    told, table = end(number)
+    assert told["full"]
+    assert 2 <= len(table) <= 4  # of each of two workers
+
+
+def test_there_is_one_at_a_time_and_a_bad_wish_is_refused(server, recording):
+    begin, _ = recording
+    number = begin()
+    status, _, body = server.request("POST", "/recording", "{}")
+    assert (status, b"goes on already" in body) == (400, True)
+    server.request("DELETE", f"/recording/{number}")
+    for wish in ('{"for_s": 0}', '{"for_s": "x"}', '{"bodies": "all"}', '{"unknown": 1}', "[", '{"keep_share": 2}'):
+        status, _, body = server.request("POST", "/recording", wish)
+        assert status == 400, (wish, body)
+    status, _, body = server.request("GET", "/recording/999")
+    assert (status, b"no recording 999" in body) == (400, True)
