@@ -8,11 +8,12 @@ INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constrain
 # What measures time, or fills the machine's cores, is not run beside anything else.
 IN_TURN := tests/bench tests/tuning tests/cli/test_bench.py
 
-.PHONY: help demo test check proto clean
+.PHONY: help demo test test-slow check proto clean
 
 help:
 	@echo "make demo    optimize, serve, load-test and compare a real model; ends with a report"
-	@echo "make test    the whole test suite"
+	@echo "make test    the test suite"
+	@echo "make test-slow   what takes longest: more kinds of models through every pass"
 	@echo "make check   formatting, lint and types"
 	@echo "make proto   compile the gRPC messages again"
 	@echo "make clean   remove .venv and what the demo wrote"
@@ -24,6 +25,9 @@ test: $(VENV)/.test-installed
 	@sh tests/install_tools.sh
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(IN_TURN:%=--ignore %)
 	$(BIN)/python -m pytest $(IN_TURN)
+
+test-slow: $(VENV)/.test-installed
+	$(BIN)/python -m pytest --slow --numprocesses 2 tests/optimize tests/cli
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .

@@ -14,6 +14,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew instead of comparing")
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, and only them")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests marked slow repeat for one more kind of model what a quicker one shows: they have a run of their own."""
+    wanted = config.getoption("--slow")
+    config.hook.pytest_deselected(items=[item for item in items if _is_slow(item) != wanted])
+    items[:] = [item for item in items if _is_slow(item) == wanted]
+
+
+def _is_slow(item):
+    return item.get_closest_marker("slow") is not None
 
 
 @pytest.fixture(scope="session")

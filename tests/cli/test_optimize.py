@@ -137,6 +137,7 @@ def test_flags_that_cannot_be_used_are_named(mlserve, digits, flags, words):
     assert words in one_line_error(mlserve("optimize", digits / "digits.pt", *flags))
 
 
+@pytest.mark.slow
 def test_a_half_precision_model_is_called_what_it_is(mlserve, tmp_path):
     from onnx import TensorProto, helper, numpy_helper, save_model
 

@@ -156,6 +156,7 @@ def test_a_variant_that_loses_too_much_is_not_published(optimize):
     assert "more than the 1% allowed" in told["refused"]["pruned"]
 
 
+@pytest.mark.slow
 def test_a_variant_for_another_engine_is_kept_in_its_format(optimize, tmp_path):
     engine = "torch-compiled"
     done = optimize("--engine", engine, "--json")
@@ -166,6 +167,7 @@ def test_a_variant_for_another_engine_is_kept_in_its_format(optimize, tmp_path):
     assert other["metrics"]["accuracy"]["value"] == fp32["metrics"]["accuracy"]["value"]
 
 
+@pytest.mark.slow
 def test_other_rows_held_out_are_other_work(trained, tmp_path):
     """What an attempt made with one split must not be judged with another."""
     (tmp_path / "network.py").write_text(NETWORK)
@@ -207,6 +209,7 @@ def test_auto_says_when_there_is_nothing_to_try(mlserve, tmp_path):
     assert Store(tmp_path / "store").versions("trees") == [1]
 
 
+@pytest.mark.slow
 def test_auto_prints_a_ranking_and_a_chart(optimize):
     done = optimize("--auto", "--max-drop", "3%", data=False)
     assert done.returncode == 0, done.stderr
@@ -214,6 +217,7 @@ def test_auto_prints_a_ranking_and_a_chart(optimize):
     assert "serve it with: mlserve serve cnn@" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_shipped_recipes_for_any_cpu_can_be_made(optimize):
     for name in ("baseline", "cpu-int8-dynamic", "cpu-int8-static", "cpu-openvino", "fused", "edge-small"):
         done = optimize("--recipe", RECIPES / f"{name}.toml", "--json")

@@ -185,7 +185,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+_SLOW = ("huggingface", "keras", "exported")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in _SLOW else kind for kind in KINDS]
+)
 def test_every_pass_of_every_importer_holds_the_law(kind, tmp_path):
     make, expected, trainable = KINDS[kind]
     source = make(tmp_path)

@@ -101,9 +101,12 @@ def test_half_precision_is_widened_and_said(weights, home):
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}, "epoch": 3},
-        lambda state: {"net": state, "accuracy": 0.9},
-        lambda state: {f"module.{name}": value for name, value in state.items()},
+        pytest.param(
+            lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}, "epoch": 3},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda state: {"net": state, "accuracy": 0.9}, marks=pytest.mark.slow),
+        pytest.param(lambda state: {f"module.{name}": value for name, value in state.items()}, marks=pytest.mark.slow),
         lambda state: {"state_dict": {f"model._orig_mod.{name}": value for name, value in state.items()}},
     ],
 )

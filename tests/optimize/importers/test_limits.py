@@ -53,6 +53,7 @@ def test_a_model_that_opens_a_connection_is_refused(weights, home, bring, listen
     assert not importing()
 
 
+@pytest.mark.slow
 def test_a_connection_whose_failure_is_swallowed_is_said(weights, home, bring, listener):
     connect = _CONNECT.format(port=listener.getsockname()[1])
     body = ["try:", f"    {connect}", "except OSError:", "    pass"]
