@@ -11,6 +11,7 @@ Rows of data are independent of one another, and are redrawn one by one.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ __all__ = [
     "Figure",
     "Floats",
     "Interval",
+    "Line",
     "Statistic",
     "bootstrap_interval",
     "difference_interval",
@@ -32,6 +34,7 @@ __all__ = [
     "ratio_interval",
     "row_interval",
     "split_blocks",
+    "trend",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -46,6 +49,16 @@ Statistic = Callable[[Blocks, Counts], Floats]
 
 Figure = Callable[[Floats], Floats]
 """(counts [n, rows]) -> [n]: the figure of n samples, of which each holds row j `counts[:, j]` times."""
+
+
+class Line(NamedTuple):
+    """A straight line through figures over [0, 1]: its value at 0, and its slope, with an interval."""
+
+    start: float
+    slope: float
+    low: float
+    high: float
+
 
 _CONFIDENCE = 0.99
 # Beyond this correlation between neighbours a run is in effect one long block, and no factor mends that.
@@ -196,6 +209,23 @@ def flip_interval(lost: int, won: int, rows: int, confidence: float = 0.95) -> I
     return difference - reach, difference + reach
 
 
+def trend(at: Floats, figures: Floats, *, confidence: float = 0.95) -> Line:
+    """The line through `figures` [n], in time order at the instants `at`, which neither a few outliers nor what
+    neighbours have in common mislead.
+
+    Theil and Sen's: the median of the slopes between all pairs, with an interval from their ranks (Sen 1968). The ranks
+    of correlated figures spread more: by the same factor as means (Hamed and Rao 1998 correct the Mann-Kendall test in
+    this way), of the correlation that is left when the line is taken away.
+    """
+    from scipy.stats import theilslopes
+
+    slope, start, _, _ = theilslopes(figures, at)
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * _widening_by(_correlation(figures - slope * at))
+    widened = min(2 * NormalDist().cdf(reach) - 1, 1 - 1e-12)
+    _, _, low, high = theilslopes(figures, at, alpha=widened)
+    return Line(float(start), float(slope), float(low), float(high))
+
+
 def _redrawn_rows(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
     """[n, rows] counts at a time, `resamples` in all: how often each row was drawn, with replacement."""
     rng = np.random.default_rng(seed)
@@ -243,16 +273,24 @@ def _widening(runs: Sequence[Blocks]) -> float:
     correlations = [_neighbour_correlation(run) for run in runs if len(run) >= 3]
     if not correlations:
         return 1.0
-    r = min(max(float(np.mean(correlations)), 0.0), _MOST_CORRELATION)
+    return _widening_by(float(np.mean(correlations)))
+
+
+def _widening_by(correlation: float) -> float:
+    r = min(max(correlation, 0.0), _MOST_CORRELATION)
     return math.sqrt((1 + r) / (1 - r))
 
 
 def _neighbour_correlation(run: Blocks) -> float:
-    levels = np.array([np.log(block).mean() for block in run])
+    return _correlation(np.array([np.log(block).mean() for block in run]))
+
+
+def _correlation(levels: Floats) -> float:
+    """Of neighbours, with Kendall's correction; 0 where it is not above zero."""
     deviations = levels - levels.mean()
     spread = float(deviations @ deviations)
     r = float(deviations[1:] @ deviations[:-1]) / spread if spread > 0 else 0.0
-    return r + 1 / len(run) if r > 0 else 0.0
+    return r + 1 / len(levels) if r > 0 else 0.0
 
 
 def _tally(runs: Sequence[Blocks]) -> tuple[float, int]:

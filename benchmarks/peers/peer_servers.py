@@ -59,11 +59,17 @@ def settings_of(peers: Sequence[str]) -> list[Setting]:
 
 
 class PeerServer(NamedTuple):
-    """A running server, its process group's leader, and how it is asked: `ways` by protocol."""
+    """A running server, its process group's leader, and how it is asked: `ways` by protocol.
+
+    `http`, `grpc` and `metrics` are its addresses, of which only MLServer has all three.
+    """
 
     setting: Setting
     process: psutil.Process
     ways: dict[str, Callable[[int, float], Timing]]
+    http: str
+    grpc: str
+    metrics: str
 
 
 @contextmanager
@@ -82,7 +88,14 @@ def serving_peer(
         )
     try:
         ways = _checked_ways(setting, process, subject, place, (port, grpc_port), log)
-        yield PeerServer(setting, psutil.Process(process.pid), ways)
+        yield PeerServer(
+            setting,
+            psutil.Process(process.pid),
+            ways,
+            f"http://127.0.0.1:{port}",
+            f"grpc://127.0.0.1:{grpc_port}" if "gRPC" in ways else "",
+            f"http://127.0.0.1:{metrics_port}/metrics" if "gRPC" in ways else "",
+        )
     finally:
         _end(process)
 

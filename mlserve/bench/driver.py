@@ -1,80 +1,48 @@
 """A load test from end to end: probe, load, certify, write."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from mlserve.bench.certificate.certificate import Facts, certify
 from mlserve.bench.counters import read_count
+from mlserve.bench.course import ByPlan, Course, Decide
 from mlserve.bench.dialects.find import find_dialect
-from mlserve.bench.generator.job import Address, Calibrated, Command, Finished, Job, Message, Started, Stop, Tick
-from mlserve.bench.generator.process import drive
+from mlserve.bench.generator.job import Address, Finished, Job
+from mlserve.bench.generator.process import Leader, Page, drive
 from mlserve.bench.load.schedule import schedule
-from mlserve.bench.payload.payload import Payload, check_batch, data_payload, synthetic_payload
-from mlserve.bench.probe import ask_once, describe_model, find_model
-from mlserve.bench.progress import Progress, ProgressMeter
-from mlserve.bench.target import Target
+from mlserve.bench.measuring.stopping import measured_part
+from mlserve.bench.measuring.warm_up import WarmUp
+from mlserve.bench.null_server.opening import open_null_server
+from mlserve.bench.payload.expected import ask_expected, encode_expected
+from mlserve.bench.payload.payload import Payload, make_payload
+from mlserve.bench.probe import ask_once
+from mlserve.bench.progress import Progress
+from mlserve.bench.subject import Subject, url_subject
+from mlserve.bench.watching.watch import watching
 from mlserve.errors import BenchError
-from mlserve.model.tensors import TensorSpec
 from mlserve.runs.load import Plan
 from mlserve.runs.machine import read_machine
-from mlserve.runs.run import Calibration, Counts, Run, ServedModel, ServerSettings, write_run
+from mlserve.runs.resources import Resources
+from mlserve.runs.run import Counts, Run, write_run
 from mlserve.runs.samples import DROPPED, Samples, read_samples
 from mlserve.runs.window import Window
 
-__all__ = ["Decide", "Subject", "run_bench", "url_subject"]
-
-Decide = Callable[[Samples, float], Stop | None]
-"""(all rows so far, warm-up included; seconds since the run's first instant) -> when to stop, None to go on."""
+__all__ = ["Crew", "Decide", "Subject", "run_bench", "url_subject"]
 
 # A server counts an answer a moment after it has sent it.
 _COUNTED_AFTER_S = 0.1
-_DECIDE_EVERY_S = 0.5
-# Deciding reads all rows: of a long run it is done more seldom, so that it stays a small part of a core.
-_DECIDE_SHARE = 0.1
 
 
-class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """What is load-tested, and what it is fed.
+class Crew(msgspec.Struct, frozen=True, kw_only=True):
+    """Where generators come from beside this machine, and the page that shows them; None for neither."""
 
-    `metrics_url` is where the server shows its counters, "" where nobody knows. `server` is how it was set, where it
-    is ours. `cpus` are the cores for the generator, empty for any. `data` holds the rows to send (made-up ones if
-    None), and `tokenizer` turns them into inputs where they are texts. `pids` are the server's processes, where they
-    are on this machine.
-    """
-
-    target: Target
-    model: ServedModel
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...] = ()
-    metrics_url: str = ""
-    server: ServerSettings | None = None
-    cpus: tuple[int, ...] = ()
-    pids: tuple[int, ...] = ()
-    data: Path | None = None
-    tokenizer: Path | None = None
-
-
-def url_subject(target: Target, data: Path | None = None) -> Subject:
-    """The model behind a URL, as its server describes it. Raises BenchError when it cannot."""
-    target = find_model(target)
-    found = describe_model(target)
-    return Subject(
-        target=target,
-        model=ServedModel(
-            url=target.url,
-            name=target.model,
-            version=target.version,
-            provider=found.provider,
-            precision=found.precision,
-        ),
-        inputs=found.inputs,
-        outputs=found.outputs,
-        metrics_url=target.url if target.url.startswith("http://") else "",
-        data=data,
-    )
+    leader: Leader | None = None
+    page: Page | None = None
 
 
 def run_bench(
@@ -84,97 +52,107 @@ def run_bench(
     label: str,
     on_progress: Callable[[Progress], None],
     decide: Decide | None = None,
+    crew: Crew = Crew(),  # noqa: B008  # a frozen value
 ) -> Run:
     """Loads `subject` by `plan` and leaves the finished run in `directory`, an empty folder.
 
-    `decide` is asked about twice a second whether the run should end before its time. Raises UsageError, DataFileError
-    or BenchError before any load when the requests do not fit the model or the server does not answer one; BenchError
-    when the generator breaks down. Cut short, the rows so far stay in `directory` without a `run.json`.
+    `decide` is asked about twice a second whether the run should end; without it the plan says when enough was seen.
+    Raises UsageError, DataFileError or BenchError before any load when the requests do not fit the model or the server
+    does not answer one; BenchError when the generator breaks down. Cut short, the rows so far stay in `directory`
+    without a `run.json`.
     """
-    payload = _payload(subject, plan)
-    dialect = find_dialect(plan.protocol)
-    version = dialect.version(ask_once(subject.target, payload.requests[0]))
-    plan = msgspec.structs.replace(plan, payload=payload.source)
-    counted_before = _count(subject)
-    course = _Course(directory, on_progress, decide)
-    finished = drive(_job(subject, plan, payload, directory), subject.cpus, course.heed)
-    counted_after = _count(subject)
-    window = Window(plan.warm_up_s, finished.end_s)
+    asked = _ask_first(subject, plan)
+    plan = msgspec.structs.replace(plan, payload=asked.payload.source)
+    with (
+        _null_server(subject, asked, crew) as null_server,
+        watching(subject.pids, subject.cpus) as watch,
+    ):
+        by_plan = ByPlan(plan)
+        open_ended = bool(plan.precision or plan.find_warm_up)
+        course = Course(directory, watch, on_progress, decide or (by_plan if open_ended else None))
+        counted_before = _count(subject)
+        job = _job(subject, plan, asked, directory, null_server)
+        finished = drive(job, subject.cpus, course.heed, crew.leader, crew.page)
+        counted_after = _count(subject)
+    whole = read_samples(directory, Window(0.0, finished.end_s))
+    warm_up, window = measured_part(whole, plan, finished.end_s)
     samples = read_samples(directory, window)
-    _check_complete(samples, plan, window, directory)
-    facts = Facts(
-        generator_cpus=finished.cpus,
-        ok=finished.ok,
-        failed=finished.failed,
-        counted_ok=None if counted_before is None or counted_after is None else counted_after - counted_before,
-        device=subject.server.device if subject.server else "",
+    _check_complete(samples, job, window)
+    watch.write(directory, course.first_s)
+    resources = watch.resources(course.first_s + window.start_s, course.first_s + window.end_s)
+    facts = _facts(
+        subject, finished, course, resources, warm_up if plan.endless else None, (counted_before, counted_after)
     )
     run = Run(
         label=label,
         started_at=course.started_at,
         plan=plan,
         window=window,
-        model=msgspec.structs.replace(subject.model, version=subject.model.version or version),
+        model=msgspec.structs.replace(subject.model, version=subject.model.version or asked.version),
         server=subject.server,
         machine=read_machine(),
         counts=_counts(samples, finished),
         calibration=course.calibration,
+        resources=resources,
+        ended=by_plan.reason if decide is None else "",
         certificate=certify(samples, plan, window, facts),
     )
     write_run(directory, run)
     return run
 
 
-class _Course:
-    """What the generators have told of a run so far."""
+class _Asked(NamedTuple):
+    """The requests, and what the server answered to the first of them before any load."""
 
-    def __init__(self, directory: Path, on_progress: Callable[[Progress], None], decide: Decide | None) -> None:
-        self._directory, self._on_progress, self._decide = directory, on_progress, decide
-        self._meter = ProgressMeter()
-        self._next_decision_s = _DECIDE_EVERY_S
-        self.started_at = ""
-        self.calibration: Calibration | None = None
-
-    def heed(self, message: Message, command: Callable[[Command], None]) -> None:
-        match message:
-            case Started():
-                self.started_at = message.started_at
-            case Calibrated():
-                self.calibration = message.calibration
-            case Tick():
-                self._on_progress(self._meter.add(message))
-                if self._decide is not None and message.elapsed_s >= self._next_decision_s:
-                    self._ask(self._decide, message.elapsed_s, command)
-            case Finished():
-                pass
-
-    def _ask(self, decide: Decide, elapsed_s: float, command: Callable[[Command], None]) -> None:
-        asked_s = time.monotonic()
-        stop = decide(read_samples(self._directory), elapsed_s)
-        took_s = time.monotonic() - asked_s
-        self._next_decision_s = elapsed_s + max(_DECIDE_EVERY_S, took_s / _DECIDE_SHARE)
-        if stop is not None:
-            self._decide = None
-            command(stop)
+    payload: Payload
+    answer: bytes
+    version: str
 
 
-def _job(subject: Subject, plan: Plan, payload: Payload, directory: Path) -> Job:
-    target, dialect = subject.target, find_dialect(plan.protocol)
+def _ask_first(subject: Subject, plan: Plan) -> _Asked:
+    """Makes the requests, and shows that the server answers them; the reference answers, where answers are checked."""
+    if plan.locustfile:
+        return _Asked(Payload(requests=(), order=(), source=f"locustfile {Path(plan.locustfile).name}"), b"", "")
+    payload = make_payload(subject.target, subject.inputs, plan, subject.wish)
+    answer = ask_once(subject.target, payload.requests[0])
+    if plan.check_answers and not payload.expected:
+        payload = msgspec.structs.replace(payload, expected=ask_expected(subject.target, payload, subject.outputs))
+    return _Asked(payload, answer, find_dialect(plan.protocol).version(answer))
+
+
+@contextmanager
+def _null_server(subject: Subject, asked: _Asked, crew: Crew) -> Iterator[Address | None]:
+    """What to calibrate against, on the server's cores, which are idle meanwhile; None where generators join from other
+    machines, which could not reach it.
+    """
+    if not asked.payload.requests or (crew.leader is not None and crew.leader.members):
+        yield None
+        return
+    cpus = subject.server.cpus if subject.server else ()
+    with open_null_server(_address(subject), asked.answer, cpus) as null_server:
+        yield null_server
+
+
+def _address(subject: Subject) -> Address:
+    target, dialect = subject.target, find_dialect(subject.target.protocol)
+    return Address(dialect.transport, target.host, target.port, dialect.path(target))
+
+
+def _job(subject: Subject, plan: Plan, asked: _Asked, directory: Path, null_server: Address | None) -> Job:
+    payload, trace = asked.payload, subject.wish.trace
     return Job(
         plan=plan,
-        name=target.model,
-        address=Address(dialect.transport, target.host, target.port, dialect.path(target)),
+        name=subject.target.title,
+        address=_address(subject),
         requests=payload.requests,
         order=payload.order,
         directory=str(directory.resolve()),
+        trace_ns=trace.arrivals_ns.tobytes() if trace is not None else b"",
+        expected=tuple(map(encode_expected, payload.expected)) if plan.check_answers else (),
+        outputs=subject.outputs,
+        null_server=null_server,
+        locustfile=plan.locustfile,
     )
-
-
-def _payload(subject: Subject, plan: Plan) -> Payload:
-    check_batch(plan.batch_rows, subject.inputs, subject.target.model)
-    if subject.data is None:
-        return synthetic_payload(subject.target, subject.inputs, plan.batch_rows, plan.seed)
-    return data_payload(subject.target, subject.inputs, plan.batch_rows, subject.data, subject.tokenizer)
 
 
 def _count(subject: Subject) -> int | None:
@@ -182,6 +160,36 @@ def _count(subject: Subject) -> int | None:
         return None
     time.sleep(_COUNTED_AFTER_S)
     return read_count(subject.metrics_url, subject.target)
+
+
+def _facts(
+    subject: Subject,
+    finished: Finished,
+    course: Course,
+    resources: Resources,
+    warm_up: WarmUp | None,
+    counted: Sequence[int | None],
+) -> Facts:
+    before, after = counted
+    model, server = subject.model, subject.server
+    return Facts(
+        generator_cpus=finished.cpus,
+        ok=finished.ok,
+        failed=finished.failed,
+        counted_ok=None if before is None or after is None else after - before,
+        device=server.device if server else "",
+        provider=model.provider,
+        precision=model.precision,
+        variant=model.variant,
+        compute_type=subject.compute_type,
+        sha256=model.sha256,
+        warm_up=warm_up,
+        server_cpus=server.cpus if server else (),
+        generator_cores=subject.cpus,
+        calibration=course.calibration,
+        resources=resources,
+        machine=read_machine(),
+    )
 
 
 def _counts(samples: Samples, finished: Finished) -> Counts:
@@ -195,12 +203,14 @@ def _counts(samples: Samples, finished: Finished) -> Counts:
     )
 
 
-def _check_complete(samples: Samples, plan: Plan, window: Window, directory: Path) -> None:
+def _check_complete(samples: Samples, job: Job, window: Window) -> None:
     """Raises BenchError unless every measured arrival of the schedule has its row."""
-    due_s = schedule(plan) / 1e9
+    if job.plan.closed or job.plan.locustfile:  # no schedule says how many there are
+        return
+    due_s = schedule(job.plan, job.trace_ns) / 1e9
     expected = int(((due_s >= window.start_s) & (due_s < window.end_s)).sum())
     if len(samples) != expected:
         raise BenchError(
-            f"the load generator wrote {len(samples)} of {expected} rows; what there is lies in {directory}, "
+            f"the load generator wrote {len(samples)} of {expected} rows; what there is lies in {job.directory}, "
             "and is no finished run"
         )

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mlserve.errors import UsageError
-from mlserve.runs.load import Plan
+from mlserve.runs.load import Flat, Plan
 from mlserve.runs.run import RUN_FILE, ServedModel
 
 __all__ = ["default_directory", "default_label", "run_directory"]
@@ -38,9 +38,11 @@ def run_directory(path: Path) -> Iterator[Path]:
 
 
 def default_label(model: ServedModel, plan: Plan) -> str:
-    """`minilm-int8-rest-200rps`: what was loaded, and how."""
+    """`minilm-int8-rest-200rps`, `minilm-int8-grpc-closed-16users`, `minilm-v2-rest-200rps-ramp`: what, and how."""
     which = model.variant or (f"v{model.version}" if model.version else "")
-    return "-".join(part for part in (model.name, which, plan.protocol, f"{plan.rate_per_s:g}rps") if part)
+    load = f"closed-{plan.users}users" if plan.closed else f"{plan.rate_per_s:g}rps"
+    shape = "" if isinstance(plan.shape, Flat) else str(plan.shape.__struct_config__.tag)
+    return "-".join(part for part in (model.name, which, plan.protocol, load, shape, plan.scenario) if part)
 
 
 def default_directory(model: ServedModel, plan: Plan, now: datetime) -> Path:

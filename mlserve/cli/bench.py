@@ -1,367 +1,346 @@
 """`mlserve bench`: load as production makes it, raw rows, and whether the figures may be believed."""
 
-import math
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
-from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, out, print_json
+from mlserve.cli import bench_flags as flag
+from mlserve.cli.bench_source import PayloadFlags, make_contenders, make_source, protocol_of, with_trace
+from mlserve.cli.bench_wishes import Asked, make_plan, parse_address, server_options
+from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, print_json
 from mlserve.errors import UsageError
-from mlserve.units import format_duration, format_rate, parse_duration_s
+from mlserve.units import parse_fraction
 
 if TYPE_CHECKING:
-    from mlserve.bench.driver import Subject
-    from mlserve.bench.progress import Progress as Moment
-    from mlserve.runs.load import Plan, Protocol
-    from mlserve.runs.run import Run
-    from mlserve.runs.samples import Samples
-    from mlserve.runs.window import Window
-    from mlserve.tuning.serving import Served, ServerOptions
+    from mlserve.bench.driver import Crew
+    from mlserve.runs.load import Plan
+    from mlserve.tuning.opening import Contender, Source, SubjectOf
+    from mlserve.tuning.serving import ServerOptions
 
 __all__ = ["bench"]
-
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @ending_well
 def bench(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[URL | NAME[@VERSION|@ALIAS] | FILE.onnx]",
-            help="What to load: a running server, or a model that is served for as long as it takes; "
-            "the store's only model if omitted.",
-            show_default=False,
-        ),
-    ] = None,
-    rps: Annotated[float, typer.Option(help="Requests a second.")] = 500.0,
-    duration: Annotated[str, typer.Option(help="How long to measure.")] = "20s",
-    warm_up: Annotated[str, typer.Option(help="The same load before it, left out of every figure.")] = "3s",
-    protocol: Annotated[
-        str | None, typer.Option(help="rest or grpc; a URL's scheme says it.", show_default="rest")
-    ] = None,
-    arrivals: Annotated[str, typer.Option(help="poisson (independent users) or constant.")] = "poisson",
-    batch: Annotated[int, typer.Option(help="Rows in each request.")] = 1,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Rows to send: npz, npy, csv, parquet, jsonl or txt; made-up rows if omitted."),
-    ] = None,
-    model: Annotated[str, typer.Option(help="The model, where a URL names none.", show_default=False)] = "",
-    seed: Annotated[int, typer.Option(help="Of the schedule and of made-up rows.")] = 0,
-    max_in_flight: Annotated[
-        int, typer.Option(help="Requests that may wait at once; one due beyond that is dropped and counted.")
-    ] = 1024,
-    timeout: Annotated[str, typer.Option(help="After which a request has failed.")] = "10s",
-    directory: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the run.", show_default="a new one in runs/")
-    ] = None,
-    label: Annotated[str, typer.Option(help="What reports call the run.", show_default=False)] = "",
+    what: flag.What = None,
+    rps: flag.Rps = None,
+    users: flag.Users = None,
+    arrivals: flag.Arrivals = None,
+    shape: flag.Shape = "flat",
+    scenario: flag.Scenario = "",
+    replay: flag.Replay = None,
+    replay_speed: flag.ReplaySpeed = 1.0,
+    seed: flag.Seed = 0,
+    max_in_flight: flag.MaxInFlight = 1024,
+    timeout: flag.Timeout = "10s",
+    protocol: flag.Protocol = None,
+    batch: flag.Batch = None,
+    data: flag.Data = None,
+    lengths: flag.Lengths = "",
+    image_sizes: flag.ImageSizes = "",
+    model: flag.Model = "",
+    inputs: flag.Inputs = "",
+    template: flag.Template = "",
+    answer: flag.Answer = "",
+    headers: flag.Headers = None,
+    check: flag.Check = False,
+    expected: flag.Expected = None,
+    duration: flag.Duration = "20s",
+    warm_up: flag.WarmUp = "auto",
+    precision: flag.Precision = "",
+    max_duration: flag.MaxDuration = "5m",
+    percentile: flag.Percentile = "p99",
+    errors: flag.Errors = None,
+    server_timing: flag.ServerTiming = "sampled",
+    workers: flag.Workers = 1,
+    master: flag.Master = "",
+    join: flag.Join = "",
+    web: flag.Web = False,
+    locustfile: flag.Locustfile = None,
+    server_workers: flag.ServerWorkers = None,
+    threads: flag.Threads = None,
+    max_batch_rows: flag.MaxBatchRows = None,
+    max_delay_ms: flag.MaxDelayMs = None,
+    device: flag.Device = None,
+    sweep: flag.Sweep = None,
+    targets: flag.Targets = None,
+    repeats: flag.Repeats = 1,
+    find_max: flag.FindMax = False,
+    slo: flag.Slo = "",
+    resolution: flag.Resolution = "5%",
+    tax: flag.Tax = False,
+    directory: flag.Directory = None,
+    label: flag.Label = "",
     store: StoreOption = Path("store"),
-    workers: Annotated[int | None, typer.Option(help="The server's processes.", show_default="1")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads one model run uses.", show_default="the server's cores over its workers")
-    ] = None,
-    max_batch_rows: Annotated[
-        int | None, typer.Option(help="Most rows the server runs together.", show_default="32")
-    ] = None,
-    max_delay_ms: Annotated[
-        float | None, typer.Option(help="How long a request may wait to share a batch.", show_default="0")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cpu")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Load a model server at a fixed rate (open loop), whether or not it keeps up.
+    """Load a model server as production would, and say whether the figures may be believed.
 
-    Latency counts from the instant a request was due. Every request is one row of samples.parquet; run.json beside it
-    says what was asked, what came of it, and whether the figures may be believed. The server settings (--workers to
-    --device) are for a model that bench serves itself.
+    Requests leave when a schedule says, whether or not the server keeps up (open loop); latency counts from the instant
+    a request was due. Every request is one row of samples.parquet; run.json beside it says what was asked, what came of
+    it, and whether it may be believed.
 
     [bold]Examples[/]
 
       mlserve bench minilm@candidate --rps 200 --data sentences.txt
 
-      mlserve bench model.onnx --protocol grpc --rps 1000 --duration 1m
+      mlserve bench model.onnx --protocol grpc --rps 1000 --precision 5%
 
-      mlserve bench http://127.0.0.1:8000 --rps 500 --out runs/today
+      mlserve bench minilm --find-max --slo p99=50ms
+
+      mlserve bench minilm --sweep batch=1,8,32 protocol=rest,grpc --repeats 3
+
+      mlserve bench --target ours=http://127.0.0.1:8000 --target triton=http://127.0.0.1:9000 --model minilm --rps 200
     """
-    from mlserve.bench.driver import run_bench
-    from mlserve.bench.plan import check_arrivals, check_plan
-    from mlserve.bench.run_directory import default_directory, default_label, run_directory
-    from mlserve.bench.target import check_protocol
-    from mlserve.runs.load import Plan
-    from mlserve.runs.samples import read_samples
-
-    options = _server_options(target, workers, threads, max_batch_rows, max_delay_ms, device)
-    plan = check_plan(
-        Plan(
-            rate_per_s=rps,
-            duration_s=parse_duration_s(duration),
-            warm_up_s=_parse_warm_up_s(warm_up),
-            arrivals=check_arrivals(arrivals),
-            protocol=_protocol_of(target) if protocol is None else check_protocol(protocol),
-            batch_rows=batch,
-            seed=seed,
-            max_in_flight=max_in_flight,
-            timeout_s=parse_duration_s(timeout),
-        )
+    if join:
+        _join(join)
+        return
+    where, axes = _split_axes(what, sweep)
+    options = server_options(server_workers, threads, max_batch_rows, max_delay_ms, device)
+    source = make_source(
+        store,
+        PayloadFlags(
+            data=data,
+            lengths=lengths,
+            image_sizes=image_sizes,
+            expected=expected,
+            server_timing=server_timing,
+            model=model,
+            inputs=inputs,
+            template=template,
+            answer=answer,
+            headers=tuple(headers or ()),
+        ),
     )
+    contenders = make_contenders(where, targets or [], source, options)
+    asked = Asked(
+        rps=rps,
+        users=users,
+        arrivals=arrivals,
+        shape=shape,
+        scenario=scenario,
+        replay=replay,
+        replay_speed=replay_speed,
+        model=model,
+        protocol=protocol or protocol_of(contenders[0], source),
+        batch=batch,
+        duration=duration,
+        warm_up=warm_up,
+        precision=precision,
+        max_duration=max_duration,
+        percentile=percentile,
+        errors=errors,
+        seed=seed,
+        max_in_flight=max_in_flight,
+        timeout=timeout,
+        workers=workers,
+        check=check or expected is not None,
+        locustfile=locustfile,
+    )
+    plan, trace = make_plan(asked)
+    source = with_trace(source, trace)
+    kinds = [tax, find_max, bool(axes) or len(contenders) > 1 or repeats > 1]
+    if sum(kinds) > 1:
+        raise UsageError(
+            "--tax, --find-max and --sweep (or several targets) are different things; ask for one at a time"
+        )
+    if any(kinds) and (master or web or locustfile):
+        raise UsageError("--master, --web and --locustfile are for a single run; leave them out")
+    if tax:
+        _run_tax(contenders[0], source, plan, options, rps, json=json)
+    elif find_max:
+        _run_find_max(contenders[0], source, plan, options, _Search(slo, errors, resolution, rps, directory, json))
+    elif any(kinds):
+        _run_sweep(contenders, source, plan, options, _Grid(axes, repeats, protocol is None, directory, json))
+    else:
+        _run_one(contenders[0], source, plan, options, _Output(directory, label, json, master, web))
+
+
+class _Output(NamedTuple):
+    directory: Path | None
+    label: str
+    json: bool
+    master: str
+    web: bool
+
+
+class _Search(NamedTuple):
+    slo: str
+    errors: str | None
+    resolution: str
+    rps: float | None
+    directory: Path | None
+    json: bool
+
+
+class _Grid(NamedTuple):
+    axes: list[str]
+    repeats: int
+    any_protocol: bool
+    directory: Path | None
+    json: bool
+
+
+def _run_one(
+    contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions | None", output: _Output
+) -> None:
+    from mlserve.bench.driver import run_bench
+    from mlserve.bench.run_directory import default_directory, default_label, run_directory
+    from mlserve.cli.bench_one import document, keeping_rows, print_run, watching
+    from mlserve.tuning.measuring import read_recorded
+
+    directory = output.directory
     with ExitStack() as stack:
         if directory is not None:
             stack.enter_context(run_directory(directory))
-        subject = stack.enter_context(_open_subject(target, plan, store, model, data, options))
+        subject = stack.enter_context(_open(contender, source, plan, options))(plan.protocol)
         if directory is None:
             directory = default_directory(subject.model, plan, datetime.now(UTC))
             stack.enter_context(run_directory(directory))
-        name = label or default_label(subject.model, plan)
-        with _keeping_rows(directory), _watching(subject, plan) as show:
-            run = run_bench(subject, plan, directory, name, show)
-    samples = read_samples(directory, run.window)
-    if json:
-        print_json(_document(run, samples, directory))
+        label = output.label or default_label(subject.model, plan)
+        with keeping_rows(directory), watching(subject, plan) as show:
+            run = run_bench(subject, plan, directory, label, show, crew=_crew(plan, output))
+    recorded = read_recorded(directory)
+    if output.json:
+        print_json(document(recorded))
     else:
-        _print_run(run, samples, directory)
+        print_run(recorded)
     if not run.counts.ok:
         raise typer.Exit(1)
 
 
-def _server_options(
-    target: str | None,
-    workers: int | None,
-    threads: int | None,
-    max_batch_rows: int | None,
-    max_delay_ms: float | None,
-    device: str | None,
-) -> "ServerOptions":
-    """What was said of the server. Raises UsageError where the server is not ours to set, or cannot be set so."""
-    import msgspec
-
-    from mlserve.bench.target import is_url
+def _run_sweep(
+    contenders: "tuple[Contender, ...]", source: "Source", plan: "Plan", options: "ServerOptions | None", grid: _Grid
+) -> None:
+    from mlserve.cli.bench_sweep import bench_sweep
+    from mlserve.tuning.grid import Sweep, parse_sweep
+    from mlserve.tuning.opening import opener
     from mlserve.tuning.serving import ServerOptions
 
-    settings: dict[str, int | float | str | None] = {
-        "workers": workers,
-        "threads": threads,
-        "max_batch_rows": max_batch_rows,
-        "max_delay_ms": max_delay_ms,
-        "device": device,
-    }
-    given = {name: value for name, value in settings.items() if value is not None}
-    if given and target is not None and is_url(target):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{flags}: {target} runs already; set it where it was started, or give a model's name")
-    for name in ("workers", "threads", "max_batch_rows"):
-        if given.get(name, 1) < 1:  # type: ignore[operator]  # these three are integers
-            raise UsageError(f"--{name.replace('_', '-')} {given[name]} cannot be used; give 1 or more")
-    if max_delay_ms is not None and not 0 <= max_delay_ms < math.inf:
-        raise UsageError(f"--max-delay-ms {max_delay_ms} cannot be used; give 0 or more")
-    return msgspec.convert(given, ServerOptions)
+    if not 1 <= grid.repeats <= 1000:
+        raise UsageError(f"--repeats {grid.repeats} is out of range; give a whole number from 1 to 1000")
+    sweep = Sweep(
+        contenders=contenders,
+        axes=parse_sweep(grid.axes),
+        plan=plan,
+        options=options or ServerOptions(),
+        repeats=grid.repeats,
+        any_protocol=grid.any_protocol,
+    )
+    bench_sweep(sweep, opener(source), grid.directory or _new_directory("sweep"), json=grid.json)
 
 
-def _protocol_of(target: str | None) -> "Protocol":
-    from mlserve.bench.target import is_url, parse_target
+def _run_find_max(
+    contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions | None", search: _Search
+) -> None:
+    from mlserve.cli.bench_max import bench_max
+    from mlserve.tuning.evidence import parse_slo
+    from mlserve.tuning.find_max import Quest
+    from mlserve.tuning.opening import opener
+    from mlserve.tuning.serving import ServerOptions
 
-    return parse_target(target).protocol if target is not None and is_url(target) else "rest"
+    if not search.slo:
+        raise UsageError("--find-max looks for the highest rate that meets an objective; give it with --slo p99=50ms")
+    quest = Quest(
+        contender=contender,
+        plan=plan,
+        options=options or ServerOptions(),
+        objective=parse_slo(search.slo, search.errors or "0.1%"),
+        resolution=parse_fraction(search.resolution),
+        start_per_s=search.rps or 0.0,
+    )
+    bench_max(quest, opener(source), search.directory or _new_directory("max"), json=search.json)
 
 
-def _parse_warm_up_s(text: str) -> float:
-    """A duration, of which zero is one here."""
-    return 0.0 if text.strip() in ("0", "0s", "0ms") else parse_duration_s(text)
+def _run_tax(
+    contender: "Contender",
+    source: "Source",
+    plan: "Plan",
+    options: "ServerOptions | None",
+    rps: float | None,
+    *,
+    json: bool,
+) -> None:
+    from mlserve.cli.bench_tax import bench_tax
+    from mlserve.tuning.serving import ServerOptions
+    from mlserve.tuning.taxing import TaxPlan
+
+    asked = TaxPlan(
+        contender=contender,
+        options=options or ServerOptions(),
+        batch_rows=plan.batch_rows,
+        duration_s=plan.duration_s,
+        rate_per_s=rps or 0.0,
+        seed=plan.seed,
+    )
+    bench_tax(asked, source, json=json)
+
+
+def _join(address: str) -> None:
+    """Makes load for others until none has come for a minute, or Ctrl-C."""
+    from mlserve.bench.generator.process import join
+
+    host, port = parse_address(address, "--join")
+    err.print(f"joining {host}:{port}; Ctrl-C ends it", highlight=False)
+    join(host, port, ())
 
 
 @contextmanager
-def _open_subject(
-    target: str | None, plan: "Plan", store: Path, model: str, data: Path | None, options: "ServerOptions"
-) -> "Iterator[Subject]":
-    """What `target` means; a model is served for as long as the block lasts."""
-    from mlserve.bench.driver import url_subject
-    from mlserve.bench.target import is_url, parse_target
-    from mlserve.model.onnx_file import inspect_onnx
-    from mlserve.model.store import Store
-    from mlserve.tuning.serving import artifact_subject, file_subject
+def _open(
+    contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions | None"
+) -> "Iterator[SubjectOf]":
+    """What is loaded, with something to look at while a server of our own starts."""
+    from mlserve.tuning.opening import opener, scenario_subject
 
-    if target is not None and is_url(target):
-        yield url_subject(parse_target(target, model, plan.protocol), data)
+    if plan.locustfile and contender.running:
+        yield lambda protocol: scenario_subject(source.target(contender.where, protocol))
         return
-    if model:
-        raise UsageError(f"--model {model} is for a URL that names no model; give the model alone: {model}")
-    if target is not None and (target.endswith(".onnx") or Path(target).is_file()):
-        path = Path(target).resolve()
-        inspect_onnx(path)
-        with _served(str(path), store, options) as served:
-            yield file_subject(served, path, plan.protocol, data)
-        return
-    artifact = Store(store).resolve(target or _only_model(store))
-    with _served(artifact.ref, store, options) as served:
-        yield artifact_subject(served, artifact, plan.protocol, data)
-
-
-@contextmanager
-def _served(ref: str, store: Path, options: "ServerOptions") -> "Iterator[Served]":
-    """`serving`, with something to look at while the server starts."""
-    from mlserve.tuning.serving import serving
-
     with ExitStack() as stack:
-        with err.status(f"starting a server for {ref}"):
-            served = stack.enter_context(serving(ref, store, options))
-        yield served
+        with err.status(f"starting a server for {contender.name}" if not contender.running else "asking the server"):
+            subject_of = stack.enter_context(opener(source)(contender, options))
+        yield subject_of
 
 
-def _only_model(store: Path) -> str:
-    from mlserve.model.store import Store
+def _crew(plan: "Plan", output: _Output) -> "Crew":
+    from mlserve.bench.driver import Crew
+    from mlserve.bench.generator.process import Leader, Page
 
-    names = Store(store).names()
-    if len(names) != 1:
-        held = f"holds {', '.join(names)}" if names else "holds no model"
-        raise UsageError(f"nothing was named to load, and the store {store} {held}; give a NAME, a FILE.onnx or a URL")
-    return names[0]
+    page = Page(hold=_hold_page) if output.web else None
+    if not output.master:
+        return Crew(page=page)
+    host, port = parse_address(output.master, "--master")
+    return Crew(leader=Leader(members=plan.generators, bind_host=host, bind_port=port), page=page)
 
 
-@contextmanager
-def _keeping_rows(directory: Path) -> Iterator[None]:
-    """Says where the rows of an interrupted run are."""
+def _hold_page() -> None:
+    """Until Ctrl-C, which here ends the page and not the program."""
+    err.print("the run is over; its page stays at http://127.0.0.1:8089 until Ctrl-C", highlight=False)
     try:
-        yield
+        signal.pause()
     except KeyboardInterrupt:
-        if any(directory.glob("samples.*")):
-            err.print(f"the rows so far are kept in {directory}; it is no finished run", highlight=False)
-        raise
+        err.print()
 
 
-@contextmanager
-def _watching(subject: "Subject", plan: "Plan") -> "Iterator[Any]":
-    """A live line on the terminal; yields what draws it."""
-    total_s = plan.warm_up_s + plan.duration_s
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[figures]}"))
-    with Progress(*columns, console=err, transient=True, refresh_per_second=4, disable=not err.is_terminal) as bar:
-        task = bar.add_task("starting", total=total_s, figures="")
-        said = False
-
-        def show(moment: "Moment") -> None:
-            nonlocal said
-            if not said:
-                err.print(_announcement(subject, plan), highlight=False)
-                said = True
-            bar.update(
-                task,
-                completed=min(max(moment.elapsed_s, 0.0), total_s),
-                description=_phase(moment.elapsed_s, plan),
-                figures=_figures(moment),
-            )
-
-        yield show
+def _split_axes(what: list[str] | None, sweep: list[str] | None) -> tuple[str | None, list[str]]:
+    """What is loaded, and the axes of a sweep, which may stand behind it one by one."""
+    words = list(what or ())
+    axes = [word for text in sweep or () for word in text.split()]
+    if sweep:
+        axes += [word for word in words if _is_axis(word)]
+        words = [word for word in words if not _is_axis(word)]
+    if len(words) > 1:
+        raise UsageError(f"one thing is loaded at a time, and {len(words)} are named: {', '.join(words)}; see --target")
+    return (words[0] if words else None), axes
 
 
-def _figures(moment: "Moment") -> str:
-    faults = {"failed": moment.failed, "dropped": moment.dropped}
-    return "  ".join(
-        [
-            f"sent {moment.sent:,}  done {moment.done:,}  in flight {moment.in_flight:,}",
-            f"p50 {format_duration(moment.p50_s)}  p99 {format_duration(moment.p99_s)}",
-            *(f"[red]{name} {count:,}[/]" for name, count in faults.items() if count),
-        ]
-    )
+def _is_axis(word: str) -> bool:
+    return "=" in word and "://" not in word
 
 
-def _announcement(subject: "Subject", plan: "Plan") -> str:
-    return (
-        f"loading {subject.model.name} over {plan.protocol} at {format_rate(plan.rate_per_s)} for "
-        f"{format_duration(plan.duration_s)} after {format_duration(plan.warm_up_s)} of warm-up"
-    )
-
-
-def _phase(elapsed_s: float, plan: "Plan") -> str:
-    if elapsed_s < 0:
-        return "starting"
-    if elapsed_s < plan.warm_up_s:
-        return "warming up"
-    return "measuring" if elapsed_s < plan.warm_up_s + plan.duration_s else "last answers"
-
-
-def _achieved_per_s(samples: "Samples", window: "Window") -> float:
-    """Good answers a second, from the first instant of the measured part to the last answer, if that is later."""
-    if not samples.ok.any():
-        return 0.0
-    return float(samples.ok.sum()) / max(window.duration_s, float(samples.done_s[samples.ok].max()) - window.start_s)
-
-
-def _quantile_s(values: Any, q: float) -> float | None:
-    """None where there are too few values to claim it."""
-    from mlserve.stats import minimum_samples, quantile
-
-    return quantile(values, q) if len(values) >= minimum_samples(q) else None
-
-
-def _document(run: "Run", samples: "Samples", directory: Path) -> dict[str, Any]:
-    import msgspec
-
-    document: dict[str, Any] = msgspec.to_builtins(run)
-    kinds = {"latency_s": samples.latency_s, "service_s": samples.service_s, "dispatch_lag_s": samples.dispatch_lag_s}
-    return document | {
-        "directory": str(directory),
-        "valid": run.certificate.valid,
-        "summary": {
-            "offered_per_s": run.counts.scheduled / run.window.duration_s,
-            "achieved_per_s": _achieved_per_s(samples, run.window),
-            **{kind: {p: _quantile_s(values, q) for p, q in _QUANTILES.items()} for kind, values in kinds.items()},
-        },
-    }
-
-
-def _print_run(run: "Run", samples: "Samples", directory: Path) -> None:
-    counts = run.counts
-    offered, achieved = counts.scheduled / run.plan.duration_s, _achieved_per_s(samples, run.window)
-    out.print(f"[bold]{run.label}[/]", highlight=False)
-    out.print(f"rate        offered {format_rate(offered)}, achieved {format_rate(achieved)}", highlight=False)
-    out.print(f"requests    {counts.ok:,} ok, {counts.failed:,} failed, {counts.dropped:,} dropped", highlight=False)
-    for status, count in _failures(samples).items():
-        out.print(f"            {status}: {count:,}", highlight=False, markup=False, style="red")
-    out.print(f"generator   {counts.generator_cpu:.0%} of a core", highlight=False)
-    out.print(_quantile_table(samples))
-    _print_certificate(run)
-    out.print(f"run         {directory}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_certificate(run: "Run") -> None:
-    checks, faults = run.certificate.checks, run.certificate.faults
-    verdict = f"[bold green]VALID[/], {len(checks)} checks hold"
-    if faults:
-        verdict = f"[bold red]INVALID[/], {len(faults)} of {len(checks)} checks fail: do not decide by these figures"
-    out.print(f"certificate {verdict}", highlight=False)
-    for check in faults:
-        out.print(
-            f"  [red]{check.name}[/]: {check.found}, limit: {check.limit}. {check.advice}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def _quantile_table(samples: "Samples") -> Table:
-    """Response time, which counts from when a request was due, above service time, which counts from its sending."""
-    from mlserve.stats import minimum_samples
-
-    table = Table("", *_QUANTILES)
-    for kind, values in (("latency", samples.latency_s), ("service time", samples.service_s)):
-        found = {p: _quantile_s(values, q) for p, q in _QUANTILES.items()}
-        table.add_row(kind, *("-" if value is None else format_duration(value) for value in found.values()))
-    refused = [f"{p} needs {minimum_samples(q)}" for p, q in _QUANTILES.items() if _too_few(samples, q)]
-    if refused:
-        table.caption = f"{len(samples.latency_s)} answers: {', '.join(refused)}"
-    return table
-
-
-def _too_few(samples: "Samples", q: float) -> bool:
-    return _quantile_s(samples.latency_s, q) is None
-
-
-def _failures(samples: "Samples") -> dict[str, int]:
-    from collections import Counter
-
-    from mlserve.runs.samples import DROPPED, OK
-
-    return {status: n for status, n in Counter(samples.status).most_common() if status not in (OK, DROPPED)}
+def _new_directory(kind: str) -> Path:
+    return Path("runs") / f"{kind}-{datetime.now(UTC):%Y%m%dT%H%M%S}"

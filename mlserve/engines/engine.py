@@ -6,7 +6,7 @@ import msgspec
 
 from mlserve.model.tensors import Tensors, TensorSpec
 
-__all__ = ["Engine", "EngineSettings", "GraphOptimization"]
+__all__ = ["Engine", "EngineSettings", "Execution", "GraphOptimization"]
 
 GraphOptimization = Literal["off", "basic", "extended", "all"]
 
@@ -38,6 +38,17 @@ class EngineSettings(msgspec.Struct, frozen=True):
     split_batches: bool | None = None
 
 
+class Execution(msgspec.Struct, frozen=True):
+    """What a loaded model really runs on, as the engine tells once it is loaded.
+
+    `provider` is onnxruntime's execution provider (`CPUExecutionProvider`) or the engine and its device
+    (`openvino CPU`, `torch cuda:0`). `precision` is the type it computes in, "" where that is the type of the weights.
+    """
+
+    provider: str = ""
+    precision: str = ""
+
+
 class Engine(Protocol):
     """A loaded model.
 
@@ -47,6 +58,7 @@ class Engine(Protocol):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    execution: Execution
 
     def run(self, inputs: Tensors) -> Tensors: ...
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from mlserve.engines.engine import Execution
 from mlserve.model.tensors import Tensors, TensorSpec
 
 __all__ = ["FakeEngine"]
@@ -14,6 +15,7 @@ class FakeEngine:
         self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], answer: Callable[[Tensors], Tensors]
     ) -> None:
         self.inputs, self.outputs, self._answer = inputs, outputs, answer
+        self.execution = Execution("fake")
         self.batches: list[int] = []
         self.closed = False
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlserve.engines.engine import EngineSettings
+from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.onnx_providers import loadable_providers, operators_by_provider
 from mlserve.engines.onnx_session import open_session, reason
 from mlserve.errors import EngineError, InvalidRequest
@@ -45,6 +45,7 @@ class OnnxEngine:
         settings = settings or EngineSettings()
         self._session = open_session(path, settings, digest)
         self._check_device_used(settings)
+        self.execution = Execution(self._session.get_providers()[0], settings.compute_type)
         self.inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlserve.engines.compiled_cache import CacheEntry, cache_entry
 from mlserve.engines.device import Device, parse_device
-from mlserve.engines.engine import EngineSettings
+from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.feed import arrays_in_order
 from mlserve.engines.onnx_dimensions import declared_shapes
 from mlserve.errors import EngineError
@@ -30,6 +30,7 @@ _one_at_a_time = threading.Lock()
 
 # What each type is called in OpenVINO's hints and in what it says a device can do.
 _HINTS = {"": "f32", "fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_TYPE_OF_HINT = {hint: name for name, hint in _HINTS.items() if name}
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 _DTYPE_OF_ELEMENT = {
@@ -65,6 +66,7 @@ class OpenvinoEngine:
     ) -> None:
         settings = settings or EngineSettings()
         self._model = _open(path, settings, digest)
+        self.execution = _execution(self._model)
         named = {spec.name: spec.shape for spec in (*inputs, *outputs)} or declared_shapes(path)
         found = [_spec(port, named, path) for port in self._model.inputs]
         self.inputs = _agreeing(inputs, found, path)
@@ -191,6 +193,12 @@ def _check_used(model: "CompiledModel", settings: EngineSettings, device: str, h
             f"--compute-type {settings.compute_type}: OpenVINO would compute in {element}; leave it away, or see: "
             "mlserve doctor"
         )
+
+
+def _execution(model: "CompiledModel") -> Execution:
+    devices = " ".join(str(name) for name in model.get_property("EXECUTION_DEVICES"))
+    element = model.get_property("INFERENCE_PRECISION_HINT").to_string()
+    return Execution(f"openvino {devices}", _TYPE_OF_HINT[element])
 
 
 def _spec(port: "ConstOutput", named: dict[str, Dims], path: Path) -> TensorSpec:

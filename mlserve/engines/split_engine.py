@@ -28,7 +28,7 @@ class SplitEngine:
     """
 
     def __init__(self, whole: Engine, part: Engine, streams: int) -> None:
-        self.inputs, self.outputs = whole.inputs, whole.outputs
+        self.inputs, self.outputs, self.execution = whole.inputs, whole.outputs, whole.execution
         self._whole, self._part, self._streams = whole, part, streams
         self._pool = ThreadPoolExecutor(streams, "piece")
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from mlserve.engines.device import parse_device
-from mlserve.engines.engine import EngineSettings
+from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.feed import arrays_in_order
 from mlserve.errors import EngineError, InvalidRequest
 from mlserve.model.synthesis import synthesize
@@ -56,6 +56,7 @@ class TorchEngine:
         self.inputs, self.outputs = inputs, outputs
         self._threads = settings.threads
         self._device = _device(settings.device)
+        self.execution = Execution(f"{'torch-compiled' if compiled else 'torch'} {self._device}")
         program = _load(path, self._device)
         _check_counts(program, inputs, outputs, path)
         self._in_spec = program.call_spec.in_spec

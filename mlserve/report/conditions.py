@@ -4,23 +4,41 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mlserve.runs.load import Bursts, Plan, Ramp, Replay, Shape, Spikes, Steps
 from mlserve.runs.run import Run
+from mlserve.units import format_duration
 
 __all__ = ["LOAD_FIELDS", "SERVER_FIELDS", "Conditions", "conditions_of", "differences", "shown", "words"]
 
-_PROTOCOLS = {"rest": "REST", "grpc": "gRPC"}
+_PROTOCOLS = {
+    "rest": "REST",
+    "rest-binary": "REST (binary)",
+    "grpc": "gRPC",
+    "tfserving": "TensorFlow Serving's REST",
+    "tfserving-grpc": "TensorFlow Serving's gRPC",
+    "torchserve": "TorchServe's REST",
+    "sagemaker": "SageMaker's REST",
+    "mlflow": "MLflow's REST",
+    "json": "JSON",
+}
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     """What must be alike before two latencies may be compared: the load, the machine, the server's settings.
 
-    The settings are None where the bench did not start the server.
+    The settings are None where the bench did not start the server. `users` is above 0 for a closed loop, which has no
+    rate. `shape` and `row_mix` are words, empty for a steady rate and for requests of one size.
     """
 
     protocol: str
     rate_per_s: float
     batch_rows: int
     arrivals: str
+    users: int = 0
+    shape: str = ""
+    row_mix: str = ""
+    scenario: str = ""
+    generators: int = 1
     payload: str
     cpu: str
     cores: int
@@ -34,13 +52,19 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def load(self) -> str:
-        """`60 requests/s over gRPC`; rows and arrivals only where they are unusual."""
-        rows = f" of {self.batch_rows} rows" if self.batch_rows > 1 else ""
-        spacing = f", {self.arrivals} arrivals" if self.arrivals != "poisson" else ""
-        return f"{self.rate_per_s:,.10g} requests/s{rows} over {_PROTOCOLS.get(self.protocol, self.protocol)}{spacing}"
+        """`60 requests/s over gRPC`, `closed loop of 16 users over REST`; the rest only where it is unusual."""
+        rows = f" of {self.row_mix or self.batch_rows} rows" if self.batch_rows > 1 else ""
+        over = f"over {_PROTOCOLS.get(self.protocol, self.protocol)}"
+        if self.users:
+            words = [f"closed loop of {self.users:,} user{'' if self.users == 1 else 's'}{rows} {over}"]
+        else:
+            words = [f"{self.rate_per_s:,.10g} requests/s{rows} {over}"]
+            words += [self.shape] if self.shape else []
+            words += [f"{self.arrivals} arrivals"] if self.arrivals not in ("poisson", "replay") else []
+        return ", ".join(words + ([f"scenario {self.scenario}"] if self.scenario else []))
 
 
-LOAD_FIELDS = ("protocol", "rate_per_s", "batch_rows", "arrivals")
+LOAD_FIELDS = ("protocol", "rate_per_s", "batch_rows", "arrivals", "users", "shape", "row_mix", "scenario")
 SERVER_FIELDS = ("workers", "threads", "max_batch_rows", "max_delay_ms", "device", "server_cores")
 
 
@@ -52,6 +76,11 @@ def conditions_of(run: Run) -> Conditions:
         rate_per_s=plan.rate_per_s,
         batch_rows=plan.batch_rows,
         arrivals=plan.arrivals,
+        users=plan.users if plan.closed else 0,
+        shape=_shape_words(plan.shape),
+        row_mix=_mix_words(plan),
+        scenario=plan.scenario,
+        generators=plan.generators,
         payload=plan.payload,
         cpu=run.machine.cpu,
         cores=run.machine.cores,
@@ -81,3 +110,28 @@ def shown(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _shape_words(shape: Shape) -> str:
+    """How the rate moves; "" where it does not."""
+    match shape:
+        case Ramp():
+            return f"ramp to {shape.to_per_s:g}/s"
+        case Steps():
+            return f"steps of {', '.join(f'{rate:g}' for rate in shape.rates_per_s)}/s"
+        case Spikes():
+            length, every = format_duration(shape.length_s), format_duration(shape.every_s)
+            return f"spikes of {shape.factor:g}x for {length} every {every}"
+        case Bursts():
+            return f"bursts of {format_duration(shape.on_s)} with pauses of {format_duration(shape.off_s)}"
+        case Replay():
+            speed = f" at {shape.speed:g}x speed" if shape.speed != 1 else ""
+            return f"replay of {shape.source} ({shape.sha256[:12]}){speed}"
+    return ""
+
+
+def _mix_words(plan: Plan) -> str:
+    """`1 (80%), 32 (20%)`; "" where all requests carry as many rows."""
+    if len(plan.row_mix) < 2:
+        return ""
+    return ", ".join(f"{one.rows} ({one.share:.0%})" for one in plan.row_mix)

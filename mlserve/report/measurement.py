@@ -5,21 +5,15 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from mlserve.report.conditions import Conditions, conditions_of
 from mlserve.report.names import ModelIdentity, identity_of
+from mlserve.runs.percentiles import block_numbers, latency_blocks
 from mlserve.runs.run import Run, ServedModel, find_runs, read_run
 from mlserve.runs.samples import Samples, read_samples
 from mlserve.stats import Blocks, Floats, split_blocks
 
 __all__ = ["Measurement", "Recorded", "group", "read_runs"]
-
-# As many as show both the spread between blocks and what neighbours have in common, and so each as long as can be:
-# a block must outlast the queues and stalls within it. What outlasts a block widens the interval (stats).
-_BLOCKS_A_RUN = 20
-# Logarithms are taken of latencies, and a clock may tick more slowly than a null server answers.
-_SHORTEST_S = 1e-9
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -42,18 +36,13 @@ class Recorded(msgspec.Struct, frozen=True):
     @property
     def latency_blocks(self) -> Blocks:
         """Latencies of the requests answered well, one block for each twentieth of the run (seconds)."""
-        latency_s = np.maximum(self.samples.latency_s, _SHORTEST_S)
-        return split_blocks(latency_s, self._block_of(self.due_s[self.samples.ok]))
+        return latency_blocks(self.samples, self.run.window)
 
     @property
     def failure_blocks(self) -> Blocks:
         """1 for each request that was not answered well, dropped ones included, 0 for each other."""
         failed: Floats = (~self.samples.ok).astype(np.float64)
-        return split_blocks(failed, self._block_of(self.due_s))
-
-    def _block_of(self, due_s: Floats) -> npt.NDArray[np.int64]:
-        numbers = np.floor(due_s / self.run.window.duration_s * _BLOCKS_A_RUN).astype(np.int64)
-        return np.clip(numbers, 0, _BLOCKS_A_RUN - 1)
+        return split_blocks(failed, block_numbers(self.samples.scheduled_s, self.run.window))
 
 
 class Measurement(msgspec.Struct, frozen=True):

@@ -7,26 +7,11 @@ import msgspec
 import numpy as np
 
 from mlserve.report.measurement import Recorded
+from mlserve.runs.percentiles import PERCENTILES, Percentile, confidence_of, percentiles, too_few
 from mlserve.runs.samples import DROPPED
-from mlserve.stats import Floats, bootstrap_interval, minimum_samples, quantile, quantile_of
+from mlserve.stats import quantile
 
 __all__ = ["PERCENTILES", "Percentile", "Summary", "summarize", "too_few"]
-
-PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
-
-
-class Percentile(msgspec.Struct, frozen=True, kw_only=True):
-    """One percentile. Latency counts from the scheduled instant, service time from sending (seconds).
-
-    `low_s` and `high_s` bound the latency with 95% confidence. All are None where `refused` says why.
-    """
-
-    name: str
-    latency_s: float | None = None
-    low_s: float | None = None
-    high_s: float | None = None
-    service_s: float | None = None
-    refused: str = ""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,14 +41,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 def summarize(runs: Sequence[Recorded]) -> Summary:
     """The figures of `runs`, repeats of one measurement; at least one."""
     latency_s = np.concatenate([one.samples.latency_s for one in runs])
-    service_s = np.concatenate([one.samples.service_s for one in runs])
     lag_s = np.concatenate([one.samples.dispatch_lag_s for one in runs])
     scheduled = sum(len(one.samples) for one in runs)
     loaded_s = sum(one.run.window.duration_s for one in runs)
     answering_s = sum(_answering_s(one) for one in runs)
     rows = sum(int(one.samples.rows[one.samples.ok].sum()) for one in runs)
     return Summary(
-        percentiles=tuple(_percentile(name, q, runs, latency_s, service_s) for name, q in PERCENTILES.items()),
+        percentiles=percentiles(
+            [(one.samples, one.run.window) for one in runs], confidence=confidence_of(runs[0].run.plan)
+        ),
         mean_s=float(latency_s.mean()) if len(latency_s) else None,
         max_s=float(latency_s.max()) if len(latency_s) else None,
         scheduled=scheduled,
@@ -74,29 +60,6 @@ def summarize(runs: Sequence[Recorded]) -> Summary:
         answered_per_s=len(latency_s) / answering_s,
         rows_per_s=rows / answering_s,
         dispatch_lag_p99_s=quantile(lag_s, 0.99) if len(lag_s) else None,
-    )
-
-
-def too_few(name: str, q: float, samples: int) -> str:
-    """Why nothing may be said of percentile `name`; "" where there are samples enough."""
-    needed = minimum_samples(q)
-    if samples >= needed:
-        return ""
-    return f"{name} needs {needed:,} answered requests, there are {samples:,}"
-
-
-def _percentile(name: str, q: float, runs: Sequence[Recorded], latency_s: Floats, service_s: Floats) -> Percentile:
-    refused = too_few(name, q, len(latency_s))
-    if refused:
-        return Percentile(name=name, refused=refused)
-    low_s, high_s = bootstrap_interval([one.latency_blocks for one in runs], quantile_of(q))
-    known = not np.isnan(low_s)
-    return Percentile(
-        name=name,
-        latency_s=quantile(latency_s, q),
-        low_s=low_s if known else None,
-        high_s=high_s if known else None,
-        service_s=quantile(service_s, q),
     )
 
 

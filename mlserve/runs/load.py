@@ -126,6 +126,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.arrivals == "closed"
 
     @property
+    def endless(self) -> bool:
+        """Whether the load is the same for as long as it is wanted, so that a run of it can be extended."""
+        return self.arrivals != "replay" and not isinstance(self.shape, Ramp | Steps)
+
+    @property
     def longest_s(self) -> float:
         """The most the run may take, without its last answers: warm-up, what it may be extended to, and room for
         more warm-up than was planned.

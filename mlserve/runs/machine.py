@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import which
@@ -11,7 +12,9 @@ import msgspec
 
 from mlserve import __version__
 
-__all__ = ["Gpu", "Machine", "package_version", "read_machine", "usable_cores"]
+__all__ = ["SYS", "Gpu", "Machine", "package_version", "read_governor", "read_machine", "usable_cores"]
+
+SYS = Path("/sys")
 
 _PACKAGES = (
     "numpy",
@@ -50,7 +53,12 @@ class Gpu(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine and the software on it. `cores` are those this process may use."""
+    """The machine and the software on it. `cores` are those this process may use.
+
+    `governor` is how the cores' clocks are chosen (`performance`, or several names where cores differ), and `turbo`
+    whether they may go beyond what they keep up; `clocksource` is what the kernel counts time by. "", and None, where
+    the system does not tell, as in most virtual machines.
+    """
 
     cpu: str
     cpu_flags: tuple[str, ...]
@@ -60,10 +68,13 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     packages: dict[str, str]
     gpus: tuple[Gpu, ...] = ()
+    governor: str = ""
+    turbo: bool | None = None
+    clocksource: str = ""
 
 
-def read_machine() -> Machine:
-    """This machine, now."""
+def read_machine(sys: Path = SYS) -> Machine:
+    """This machine, now. What it says of its devices lies in the folder `sys`."""
     cpu, flags = _cpu()
     return Machine(
         cpu=cpu,
@@ -74,12 +85,25 @@ def read_machine() -> Machine:
         python=platform.python_version(),
         packages={"mlserve": __version__} | {name: found for name in _PACKAGES if (found := package_version(name))},
         gpus=_gpus(),
+        governor=read_governor(_own_cores(), sys),
+        turbo=_turbo(sys),
+        clocksource=_read(sys / "devices/system/clocksource/clocksource0/current_clocksource"),
     )
+
+
+def read_governor(cpus: Collection[int] = (), sys: Path = SYS) -> str:
+    """How the clocks of the cores `cpus`, or of all, are chosen: see `Machine`."""
+    found = {
+        _read(path)
+        for path in (sys / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
+        if not cpus or int(path.parts[-3].removeprefix("cpu")) in cpus
+    }
+    return ", ".join(sorted(found - {""}))
 
 
 def usable_cores() -> int:
     """How many cores this process may use; all there are where only Linux would tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_own_cores()) or os.cpu_count() or 1
 
 
 def package_version(name: str) -> str:
@@ -87,6 +111,24 @@ def package_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
+        return ""
+
+
+def _own_cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _turbo(sys: Path) -> bool | None:
+    """Intel's driver says when turbo is off, the others when it is on."""
+    cpus = sys / "devices/system/cpu"
+    on = {"0": True, "1": False}.get(_read(cpus / "intel_pstate/no_turbo"))
+    return {"1": True, "0": False}.get(_read(cpus / "cpufreq/boost")) if on is None else on
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
         return ""
 
 

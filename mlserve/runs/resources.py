@@ -6,8 +6,9 @@ __all__ = ["DeviceUse", "ProcessUse", "Resources"]
 
 
 class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One process over the measured part. `role` is "server", "generator" or "bench"; `cpu` is in cores, of user and
-    system time; `cpus` are the cores it was held to, empty for any.
+    """One process over the measured part. `role` is "server", "generator", "bench", or "other" for the busiest that
+    belong to none of them; `cpu` is in cores, of user and system time, for others over the whole run; `cpus` are the
+    cores it was held to, empty for any. `name` is what the system calls it, where that was asked.
     """
 
     role: str
@@ -15,6 +16,7 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float
     rss_max_bytes: int
     cpus: tuple[int, ...] = ()
+    name: str = ""
 
 
 class DeviceUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,17 +29,26 @@ class DeviceUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen. None, or empty, where the machine does not tell or the server is elsewhere.
+    """What was seen. None, or empty, where the machine does not tell, the server is elsewhere, or too little time was
+    measured.
 
-    `steal` is the share of the time of all cores that a hypervisor gave to others. `others_cpu` is what processes that
-    belong to neither server nor generators used of the cores that those run on, in cores. `clock_step_s` is by how much
-    the wall clock moved against the monotonic one. `energy_j` is the energy of CPU packages (RAPL) and GPUs (NVML).
+    `cores_in_use` is how many cores server and generators may run on. `steal` is the share of their time that a
+    hypervisor gave to others, `others_cpu` what processes that belong to neither server nor bench used of them, and
+    `shared_cpu` what anything but the generators used of the generators' cores, both in cores.
+
+    `clock_step_s` is by how much the wall clock moved against the monotonic one, and `clock_rate` how much faster than
+    the hardware's counter the monotonic clock ran, as a share. `energy_j` is the energy of all of `energy_of`: "cpu",
+    the packages (RAPL), and "gpu", the devices (NVML).
     """
 
     processes: tuple[ProcessUse, ...] = ()
     devices: tuple[DeviceUse, ...] = ()
+    cores_in_use: int = 0
     steal: float | None = None
     others_cpu: float | None = None
+    shared_cpu: float | None = None
     clock_step_s: float | None = None
+    clock_rate: float | None = None
     energy_j: float | None = None
+    energy_of: tuple[str, ...] = ()
     governor: str = ""

@@ -111,7 +111,9 @@ class Certificate(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One load test. `window` is the measured part; what lies before it was warm-up."""
+    """One load test. `window` is the measured part; what lies before it was warm-up. `ended` says why it ended where
+    that was not simply the plan's time.
+    """
 
     format_version: int = FORMAT_VERSION
     label: str
@@ -124,6 +126,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     counts: Counts
     calibration: Calibration | None = None
     resources: Resources = Resources()
+    ended: str = ""
     certificate: Certificate
 
 

@@ -20,12 +20,15 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """What pages tell of a served version beside its signature.
 
     `platform` is V2's name for its format (`onnxruntime_onnx`, `openvino`, `pytorch_pt2`), `engine` what runs it,
+    `provider` and `precision` what the engine itself says it runs it on and in (engine.Execution),
     `max_rows` the most rows that run together, `labels` the names of the classes, `loaded_at` ISO 8601.
     """
 
     platform: str = "onnxruntime_onnx"
     engine: str = ""
     device: str = "cpu"
+    provider: str = ""
+    precision: str = ""
     variant: str = ""
     size_bytes: int = 0
     max_rows: int = 1

@@ -11,8 +11,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from mlserve.bench.driver import Subject, url_subject
 from mlserve.bench.leash import leashed
+from mlserve.bench.payload.payload import PayloadWish
+from mlserve.bench.subject import Subject, url_subject
 from mlserve.bench.target import parse_target
 from mlserve.errors import EngineError
 from mlserve.model.artifact import MODEL_FILE, Artifact
@@ -20,7 +21,7 @@ from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE
 from mlserve.model.tensors import TensorSpec
 from mlserve.runs.load import Protocol
-from mlserve.runs.run import ServedModel, ServerSettings
+from mlserve.runs.run import ServerSettings
 
 __all__ = ["Served", "ServerOptions", "artifact_subject", "file_subject", "serving", "split_cores"]
 
@@ -39,7 +40,10 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """A running server of one model version. `http` and `grpc` are URLs; `spare_cpus` are the cores it leaves."""
+    """A running server of one model version. `http` and `grpc` are URLs; `spare_cpus` are the cores it leaves.
+
+    `pids` are its processes: the supervisor first, then the workers.
+    """
 
     http: str
     grpc: str
@@ -47,6 +51,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     settings: ServerSettings
     spare_cpus: tuple[int, ...]
+    pids: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -82,35 +87,38 @@ def serving(ref: str, store: Path, options: ServerOptions) -> Iterator[Served]:
                 version=ready.models[0].version,
                 settings=settings,
                 spare_cpus=spare_cpus,
+                pids=(process.pid, *ready.workers),
             )
         finally:
             _stop(process)
 
 
-def artifact_subject(served: Served, artifact: Artifact, protocol: Protocol, data: Path | None) -> Subject:
+def artifact_subject(served: Served, artifact: Artifact, protocol: Protocol, wish: PayloadWish) -> Subject:
     """A version of the store behind `served`, to be load-tested by what its manifest says."""
     manifest = artifact.manifest
-    model = ServedModel(
-        url=_url(served, protocol),
-        name=served.model,
-        version=served.version,
-        variant=manifest.variant,
-        sha256=manifest.files[MODEL_FILE].sha256 if MODEL_FILE in manifest.files else "",
-        size_bytes=artifact.size_bytes,
-        accuracy=manifest.metrics.accuracy,
+    subject = _subject(served, protocol, wish, artifact.directory)
+    return msgspec.structs.replace(
+        subject,
+        model=msgspec.structs.replace(
+            subject.model,
+            variant=manifest.variant,
+            sha256=manifest.files[MODEL_FILE].sha256 if MODEL_FILE in manifest.files else "",
+            size_bytes=artifact.size_bytes,
+            accuracy=manifest.metrics.accuracy,
+        ),
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        wish=msgspec.structs.replace(subject.wish, processing=manifest.processing, outputs=manifest.outputs),
+        compute_type=manifest.compute_type,
     )
-    return _subject(served, model, manifest.inputs, data, artifact.directory)
 
 
-def file_subject(served: Served, path: Path, protocol: Protocol, data: Path | None) -> Subject:
+def file_subject(served: Served, path: Path, protocol: Protocol, wish: PayloadWish) -> Subject:
     """A bare ONNX file behind `served`: inputs as the server describes them, bounds as the file's graph shows them."""
-    target = parse_target(_url(served, protocol), served.model)
     bounds = inspect_onnx(path).bounds
-    inputs = tuple(
-        TensorSpec(spec.name, spec.dtype, spec.shape, bounds.get(spec.name)) for spec in url_subject(target).inputs
-    )
-    model = ServedModel(url=target.url, name=served.model, version=served.version)
-    return _subject(served, model, inputs, data, path.parent)
+    subject = _subject(served, protocol, wish, path.parent)
+    inputs = tuple(TensorSpec(spec.name, spec.dtype, spec.shape, bounds.get(spec.name)) for spec in subject.inputs)
+    return msgspec.structs.replace(subject, inputs=inputs)
 
 
 def split_cores(cpus: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -132,26 +140,30 @@ class _Ready(msgspec.Struct):
     http: str
     grpc: str
     models: list[_Model]
+    workers: tuple[int, ...] = ()
 
 
-def _subject(
-    served: Served, model: ServedModel, inputs: tuple[TensorSpec, ...], data: Path | None, folder: Path
-) -> Subject:
+def _subject(served: Served, protocol: Protocol, wish: PayloadWish, folder: Path) -> Subject:
+    """What the server says of itself, which it says in V2, asked over `protocol`."""
+    described = url_subject(parse_target(served.http, served.model))
+    target = parse_target(_url(served, protocol), served.model, protocol)
     tokenizer = folder / TOKENIZER_FILE
-    return Subject(
-        target=parse_target(model.url, served.model),
-        model=model,
-        inputs=inputs,
+    return msgspec.structs.replace(
+        described,
+        target=target,
+        model=msgspec.structs.replace(described.model, url=target.url, version=served.version),
+        wish=msgspec.structs.replace(
+            wish, tokenizer=tokenizer if tokenizer.is_file() else None, outputs=described.outputs
+        ),
         metrics_url=served.http,
         server=served.settings,
         cpus=served.spare_cpus,
-        data=data,
-        tokenizer=tokenizer if tokenizer.is_file() else None,
+        pids=served.pids,
     )
 
 
 def _url(served: Served, protocol: Protocol) -> str:
-    return served.grpc if protocol == "grpc" else served.http
+    return served.grpc if protocol in ("grpc", "tfserving-grpc") else served.http
 
 
 def _own_cores() -> list[int]:

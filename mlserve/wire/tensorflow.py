@@ -6,21 +6,25 @@ https://github.com/tensorflow/tensorflow, tensorflow/core/framework/tensor.proto
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mlserve.errors import InvalidRequest
-from mlserve.model.tensors import Array, Tensors
+from mlserve.model.tensors import Array, Tensors, TensorSpec
+from mlserve.wire.messages import parse_message
 from mlserve.wire.plain import from_columns
 from mlserve.wire.raw import from_raw
-from mlserve.wire.signature import Field, InferRequest, Signature
-from mlserve.wire.tensorflow_messages import DataType, TensorProto
+from mlserve.wire.signature import Field, InferRequest, Signature, answered_field
+from mlserve.wire.tensorflow_messages import DataType, PredictRequest, PredictResponse, TensorProto
 
 __all__ = [
     "TYPE_OF",
     "decode_predict",
+    "decode_predicted",
+    "encode_predict",
     "examples_of",
     "from_examples",
     "from_tensor",
@@ -85,8 +89,31 @@ def decode_predict(message: Any, signature: Signature) -> InferRequest:
     return request
 
 
+def encode_predict(model: str, version: str, inputs: Tensors, specs: Sequence[TensorSpec]) -> bytes:
+    """A PredictRequest for `inputs`, of the default signature; `version` is a number, or "" for the default one.
+
+    Numbers travel in `tensor_content`, as TensorFlow's own clients send them.
+    """
+    request = PredictRequest(model_spec={"name": model, **({"version": {"value": int(version)}} if version else {})})
+    for spec in specs:
+        request.inputs[spec.name].CopyFrom(_to_content(inputs[spec.name], spec.datatype))
+    payload: bytes = request.SerializeToString()
+    return payload
+
+
+def decode_predicted(payload: bytes, specs: Mapping[str, TensorSpec]) -> Tensors:
+    """The output tensors of a PredictResponse. Raises InvalidRequest when it is none, or does not hold `specs`."""
+    tensors = parse_message(PredictResponse, payload).outputs
+    return {name: _read(tensors[name], name, partial(answered_field, specs, name)) for name in sorted(tensors)}
+
+
 def from_tensor(tensor: Any, name: str, signature: Signature) -> Array:
     """The input `name` of the model from a TensorProto. Raises InvalidRequest where it does not fit."""
+    return _read(tensor, name, partial(signature.field, name), signature.name)
+
+
+def _read(tensor: Any, name: str, field_of: Callable[[str, list[int]], Field], model: str = "") -> Array:
+    """The array of a TensorProto, once `field_of` has taken its type and shape."""
     if tensor.tensor_shape.unknown_rank:
         raise InvalidRequest(f"input '{name[:64]}' has no shape (unknown_rank); send one")
     datatype = _DATATYPE.get(tensor.dtype)
@@ -96,12 +123,12 @@ def from_tensor(tensor: Any, name: str, signature: Signature) -> Array:
     if len(dims) > _MOST_DIMS:
         raise InvalidRequest(f"input '{name[:64]}' has {len(dims)} dimensions; {_MOST_DIMS} is the most")
     shape = [dim.size for dim in dims]
-    field = signature.field(name, datatype, shape)
+    field = field_of(datatype, shape)
     if not tensor.tensor_content:
         return _from_list(tensor, field, shape)
     if datatype == "BYTES":
         raise InvalidRequest(f"input '{name}': strings travel in string_val, not in tensor_content")
-    return from_raw(tensor.tensor_content, field, shape, signature.name)
+    return from_raw(tensor.tensor_content, field, shape, model)
 
 
 def to_tensor(array: Array, datatype: str) -> Any:
@@ -121,6 +148,16 @@ def to_tensor(array: Array, datatype: str) -> Any:
         bits = array.view(np.uint16) if datatype in ("FP16", "BF16") else array
         getattr(tensor, _LIST_OF[datatype]).extend(bits.ravel().tolist())
     return tensor
+
+
+def _to_content(array: Array, datatype: str) -> Any:
+    if datatype == "BYTES":
+        return to_tensor(array, datatype)
+    return TensorProto(
+        dtype=DataType[TYPE_OF[datatype]],
+        tensor_shape={"dim": [{"size": size} for size in array.shape]},
+        tensor_content=array.tobytes(),
+    )
 
 
 def examples_of(message: Any) -> list[dict[str, list[Any]]]:

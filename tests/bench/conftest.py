@@ -31,7 +31,7 @@ class SlowServer:
         self.answered = 0
         self.bodies: list[bytes] = []
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"slow": self}))
+        self._http = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"slow": self}))
         self._http.daemon_threads = True
         self._http.connections = set()
         self.port = self._http.server_address[1]
@@ -54,6 +54,10 @@ class SlowServer:
             for connection in list(self._http.connections):
                 with suppress(OSError):  # its client was quicker
                     connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512  # as many as connect at once, or the system lets some wait for a second
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,24 +2,26 @@ import socket
 
 import pytest
 
-from mlserve.bench.probe import find_model, open_prober
+from mlserve.bench.clients.client import Request
+from mlserve.bench.dialects.find import find_dialect
+from mlserve.bench.probe import ask_once, describe_model, find_model, inputs_of
 from mlserve.bench.target import parse_target
-from mlserve.errors import BenchError
+from mlserve.errors import BenchError, MlserveError
 from mlserve.model.tensors import TensorSpec
 
 
-def prober(server, model="slow"):
-    return open_prober(parse_target(server.url, model))
+def slow(server, model="slow"):
+    return parse_target(server.url, model)
 
 
 def test_a_server_describes_its_model(slow_server):
-    found = prober(slow_server()).metadata()
+    found = describe_model(slow(slow_server()))
     assert found.inputs == (TensorSpec("x", "float32", ("batch", 4)),)
     assert (found.name, found.versions) == ("slow", ("7",))
 
 
 def test_an_answer_tells_the_version(slow_server):
-    assert prober(slow_server()).infer(b"{}", {}) == "7"
+    assert find_dialect("rest").version(ask_once(slow(slow_server()), Request(b"{}"))) == "7"
 
 
 def test_the_only_model_is_found(slow_server):
@@ -46,17 +48,17 @@ def test_grpc_without_a_model_says_what_to_add():
 
 def test_an_unknown_model_is_told_with_those_there_are(slow_server):
     with pytest.raises(BenchError, match=r"HTTP 404: nothing at /v2/models/other; it serves slow"):
-        prober(slow_server(), "other").metadata()
+        describe_model(slow(slow_server(), "other"))
 
 
 def test_the_servers_own_words_are_passed_on(slow_server):
     with pytest.raises(BenchError, match="HTTP 503: as asked"):
-        prober(slow_server(status=503)).infer(b"{}", {})
+        ask_once(slow(slow_server(status=503)), Request(b"{}"))
 
 
 def test_a_body_cut_short_is_one_clear_line(slow_server):
     with pytest.raises(BenchError, match="does not speak HTTP"):
-        prober(slow_server(cut=True)).infer(b"{}", {})
+        ask_once(slow(slow_server(cut=True)), Request(b"{}"))
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -65,9 +67,28 @@ def test_a_port_where_nobody_listens_is_told(scheme):
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     with pytest.raises(BenchError, match=f"{scheme}://127.0.0.1:{port} cannot be reached: .*mlserve serve"):
-        open_prober(parse_target(f"{scheme}://127.0.0.1:{port}", "m")).metadata()
+        describe_model(parse_target(f"{scheme}://127.0.0.1:{port}", "m"))
 
 
 def test_grpc_to_an_http_port_is_one_clear_line(slow_server):
     with pytest.raises(BenchError, match="cannot be reached"):
-        open_prober(parse_target(slow_server().url.replace("http", "grpc"), "m")).metadata()
+        describe_model(parse_target(slow_server().url.replace("http", "grpc"), "m"))
+
+
+@pytest.mark.parametrize("protocol", ["torchserve", "mlflow", "sagemaker", "tfserving", "json"])
+def test_nobody_there_is_told_for_a_protocol_that_describes_nothing(protocol):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    form = {"template": "{{rows}}"} if protocol == "json" else {}
+    with pytest.raises(BenchError, match="cannot be reached"):
+        describe_model(parse_target(f"http://127.0.0.1:{port}", "m", protocol, **form))
+
+
+def test_a_file_or_a_model_of_the_store_says_what_a_server_does_not(tiny_onnx, tmp_path):
+    x, scores = TensorSpec("x", "float32", ("batch", 30)), TensorSpec("scores", "float32", ("batch", 2))
+    assert inputs_of(str(tiny_onnx), tmp_path) == ((x,), (scores,))
+    with pytest.raises(MlserveError, match="no-such"):
+        inputs_of("no-such-model", tmp_path)
+    with pytest.raises(MlserveError, match="no-such"):
+        inputs_of("no-such.onnx", tmp_path)

@@ -1,6 +1,6 @@
 import pytest
 
-from mlserve.bench.target import Target, parse_target
+from mlserve.bench.target import Target, parse_header, parse_named_target, parse_target
 from mlserve.errors import UsageError
 
 
@@ -18,10 +18,136 @@ from mlserve.errors import UsageError
         ("http://[::1]:80", Target(protocol="rest", host="::1", port=80)),
         ("grpc://h:9", Target(protocol="grpc", host="h", port=9)),
         ("grpc://h:9/m", Target(protocol="grpc", host="h", port=9, model="m")),
+        ("http://h:80/v1/models/m:predict", Target(protocol="tfserving", host="h", port=80, model="m")),
+        (
+            "http://h:80/v1/models/m/versions/3:predict",
+            Target(protocol="tfserving", host="h", port=80, model="m", version="3"),
+        ),
+        ("http://h:80/predictions/m", Target(protocol="torchserve", host="h", port=80, model="m")),
+        ("http://h:80/predictions/m/2.0", Target(protocol="torchserve", host="h", port=80, model="m", version="2.0")),
+        (
+            "http://h:80/models/m/invoke",
+            Target(protocol="sagemaker", host="h", port=80, model="m", path="/models/m/invoke"),
+        ),
+        (
+            "mlflow+http://h:80/invocations",
+            Target(protocol="mlflow", host="h", port=80, path="/invocations"),
+        ),
+        ("rest-binary+http://h:80/v2/models/m", Target(protocol="rest-binary", host="h", port=80, model="m")),
+        ("tfserving-grpc+grpc://h:9/m", Target(protocol="tfserving-grpc", host="h", port=9, model="m")),
     ],
 )
 def test_a_url_names_protocol_address_and_model(url, expected):
     assert parse_target(url) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "path"),
+    [
+        ("http://h:80", "sagemaker", "/invocations"),
+        ("http://h:80/invocations", "sagemaker", "/invocations"),
+        ("http://h:80/invocations", "mlflow", "/invocations"),
+        ("http://h:80", "torchserve", ""),
+        ("http://h:80/v1/models/m", "tfserving", ""),
+        ("http://h:80/v2/models/m/infer", "rest-binary", ""),
+        ("grpc://h:9/m", "tfserving-grpc", ""),
+    ],
+)
+def test_the_protocol_says_what_a_path_does_not(url, protocol, path):
+    target = parse_target(url, "", protocol)
+    assert (target.protocol, target.path) == (protocol, path)
+
+
+def test_any_path_is_asked_by_a_template(tmp_path):
+    text = '{"rows": {{rows}}}'
+    target = parse_target("http://h:80/a/b?model=cats", "", "json", template=text, answer="outputs.y")
+    assert (target.path, target.template, target.answer) == ("/a/b?model=cats", text, "outputs.y")
+    assert (target.model, target.title) == ("", "a/b?model=cats")
+    (tmp_path / "template.json").write_text(text)
+    assert parse_target("http://h:80", "", "json", template=str(tmp_path / "template.json")).template == text
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("", "say with --template how a request is written"),
+        ("{}", "neither a file to read nor a text with"),
+        ("no-such-file.json", "neither a file to read nor a text with"),
+        ('{"x": {{tensor}}}', r"has \{\{tensor\}\}; it may have"),
+        ('{"x": {{rows}}', "is no JSON once it is filled"),
+        ('{"x": a{{rows}}}', "is no JSON once it is filled"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_is_refused(template, fault):
+    with pytest.raises(UsageError, match=fault):
+        parse_target("http://h:80/predict", "", "json", template=template)
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "fault"),
+    [
+        ("http://h:80/invocations", None, "add --protocol sagemaker or mlflow"),
+        ("http://h:80/predict", None, "Add --protocol json and --template"),
+        ("http://h:80/predict", "mlflow", "names no model of mlflow"),
+        ("http://h:80/v2/models/m", "tfserving", "names no model of tfserving"),
+        ("grpc://h:9/m", "torchserve", "contradicts"),
+        ("http://h:80/v1/models/m", "tfserving-grpc", "contradicts"),
+        ("mlflow+http://h:80", "sagemaker", "contradicts"),
+        ("v3+http://h:80", None, "--protocol 'v3' is unknown"),
+        ("mlflow+https://h:443", None, "TLS is not supported yet"),
+    ],
+)
+def test_a_path_that_does_not_fit_its_protocol_is_refused(url, protocol, fault):
+    with pytest.raises(UsageError, match=fault):
+        parse_target(url, "", protocol)
+
+
+def test_a_template_is_for_json_alone():
+    with pytest.raises(UsageError, match="--template and --answer are for --protocol json"):
+        parse_target("http://h:80/v2/models/m", template="{{rows}}")
+
+
+@pytest.mark.parametrize("name", ["content-length", "Transfer-Encoding", "connection"])
+def test_a_header_that_ends_requests_is_refused(name):
+    with pytest.raises(UsageError, match=f"--header {name.lower()} cannot be chosen"):
+        parse_header(f"{name}: 1")
+
+
+@pytest.mark.parametrize("name", ["x!y", "key-bin", "grpc-timeout"])
+def test_a_header_that_grpc_does_not_carry_is_refused_for_it_alone(name):
+    header = parse_header(f"{name}: 1")
+    assert parse_target("http://h:80", headers=[header]).headers == (header,)
+    with pytest.raises(UsageError, match="cannot be sent over gRPC"):
+        parse_target("grpc://h:80", headers=[header])
+
+
+def test_several_targets_have_names():
+    name, target = parse_named_target("triton=http://127.0.0.1:8000/v2/models/m")
+    assert (name, target) == ("triton", parse_target("http://127.0.0.1:8000/v2/models/m"))
+    url = "http://h:80/predict?a=b"
+    name, target = parse_named_target(url, protocol="json", template="{{rows}}")
+    assert (name, target.path) == ("h:80", "/predict?a=b")
+    name, target = parse_named_target("mine=json+http://h:80/p", template="{{rows}}", headers=[("x-key", "1")])
+    assert (name, target.protocol, target.headers) == ("mine", "json", (("x-key", "1"),))
+    with pytest.raises(UsageError, match="'my server' is no name"):
+        parse_named_target("my server=http://h:80")
+
+
+def test_headers_go_with_every_request_and_their_values_are_not_shown():
+    header = parse_header("Authorization:  Bearer sEcReT ")
+    assert header == ("authorization", "Bearer sEcReT")
+    target = parse_target("http://h:80", headers=[header])
+    assert target.with_headers([("content-type", "a/b")]) == (("content-type", "a/b"), header)
+    assert target.with_headers([("authorization", "none")]) == (header,)
+    assert "sEcReT" not in f"{target} {target!r}"
+    assert "authorization" in repr(target)
+
+
+@pytest.mark.parametrize("text", ["sEcReT", ": sEcReT", "a b: sEcReT", "x:", "x: sEcReT\r\ny: z", "x: \u2603sEcReT"])
+def test_a_header_of_another_form_is_refused_without_its_value(text):
+    with pytest.raises(UsageError, match="--header") as caught:
+        parse_header(text)
+    assert "sEcReT" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +165,8 @@ def test_a_url_names_protocol_address_and_model(url, expected):
         "http://h:80/v2/models",
         "http://h:80/v2/models/m/versions",
         "http://h:80?x=1",
+        "http://h:80/v2/models/a b",
+        "http://h:80/v2/models/\u00e9",
         "http://user@h:80",
         "http://[::1:80",
         "grpc://h:9/a/b",

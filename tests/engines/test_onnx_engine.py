@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
 
-from mlserve.engines.engine import EngineSettings
+from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.onnx_engine import OnnxEngine, loadable_providers
 from mlserve.errors import EngineError, InvalidRequest
 from mlserve.model.tensors import TensorSpec
@@ -45,6 +45,10 @@ def test_an_engine_says_its_inputs_and_outputs_and_answers_what_onnxruntime_answ
     session = onnxruntime.InferenceSession(str(tiny_onnx), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(engine.run({"x": rows})["scores"], session.run(None, {"x": rows})[0], rtol=1e-6)
     engine.close()
+
+
+def test_an_engine_tells_the_provider_it_runs_on(tiny_onnx):
+    assert OnnxEngine(tiny_onnx).execution == Execution("CPUExecutionProvider")
 
 
 def test_several_threads_may_run_at_once(tiny_onnx):

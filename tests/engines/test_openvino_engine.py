@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, save_model
 
-from mlserve.engines.engine import EngineSettings
+from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.engines.openvino_engine import OpenvinoEngine, openvino_devices
 from mlserve.errors import EngineError
@@ -59,6 +59,14 @@ def test_an_operator_openvino_lacks_is_named(tmp_path):
     save_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(EngineError, match=r"m\.onnx cannot be loaded: .*NoSuchOperator"):
         OpenvinoEngine(tmp_path / "m.onnx")
+
+
+def test_it_tells_the_device_and_the_type_that_openvino_uses(tmp_path):
+    path = echo(tmp_path / "echo.onnx", TensorProto.FLOAT)
+    assert OpenvinoEngine(path).execution == Execution("openvino CPU", "fp32")
+    if "BF16" in CAPABILITIES:
+        rounded = OpenvinoEngine(path, EngineSettings(compute_type="bf16"))
+        assert rounded.execution == Execution("openvino CPU", "bf16")
 
 
 def test_without_a_compute_type_nothing_is_rounded_to_bf16(kept, rows_of):

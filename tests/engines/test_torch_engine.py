@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from mlserve.engines.engine import EngineSettings
+from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.opening import open_engine
 from mlserve.engines.torch_engine import TorchEngine, torch_facts
 from mlserve.errors import EngineError
@@ -16,7 +16,7 @@ from mlserve.model.tensors import TensorSpec
 _OPEN_COMPILED = """
 import sys
 from pathlib import Path
-from mlserve.engines.engine import EngineSettings
+from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.torch_engine import TorchEngine
 from mlserve.errors import EngineError
 from mlserve.model.tensors import TensorSpec
@@ -53,7 +53,9 @@ def test_without_a_compiler_the_error_says_what_to_install(kept, tmp_path):
 def test_a_manifest_with_another_number_of_tensors_is_refused(kept, side):
     with pytest.raises(EngineError, match=r"model\.pt2 has 1 inputs and 2 outputs, its manifest names \d and \d"):
         open_engine(kept("conv", "torch", **{side: (TensorSpec("a", "float32", (1,)),) * 3}))
-    open_engine(kept("conv", "torch")).close()
+    opened = open_engine(kept("conv", "torch"))
+    assert opened.execution == Execution("torch cpu")
+    opened.close()
 
 
 def test_a_program_that_writes_to_its_input_leaves_the_caller_s_rows_alone(tmp_path):

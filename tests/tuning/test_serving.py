@@ -4,7 +4,8 @@ import urllib.request
 import psutil
 import pytest
 
-from mlserve.bench.driver import url_subject
+from mlserve.bench.payload.payload import PayloadWish
+from mlserve.bench.subject import url_subject
 from mlserve.bench.target import parse_target
 from mlserve.errors import EngineError
 from mlserve.tuning.serving import ServerOptions, file_subject, serving, split_cores
@@ -40,6 +41,7 @@ def test_a_server_answers_while_the_block_lasts_and_is_gone_after_it(tiny_onnx, 
         assert [spec.name for spec in url_subject(parse_target(served.grpc, "tiny")).inputs] == ["x"]
         held = {tuple(child.cpu_affinity()) for child in children()}
         assert held == {served.settings.cpus}
+        assert set(served.pids) == {child.pid for child in children()}
     assert children() == []
 
 
@@ -67,9 +69,9 @@ def test_a_file_is_a_subject_with_our_settings_and_its_neighbours(tiny_onnx, tmp
     model.write_bytes(tiny_onnx.read_bytes())
     (tmp_path / "tokenizer.json").write_text("{}")
     with serving(str(model), tmp_path, ServerOptions()) as served:
-        subject = file_subject(served, model, "grpc", None)
+        subject = file_subject(served, model, "grpc", PayloadWish())
         assert (subject.target.protocol, subject.target.model) == ("grpc", "tiny")
         assert subject.inputs[0].shape == ("batch", 30)
         assert (subject.metrics_url, subject.server) == (served.http, served.settings)
         assert subject.cpus == served.spare_cpus
-        assert subject.tokenizer == tmp_path / "tokenizer.json"
+        assert subject.wish.tokenizer == tmp_path / "tokenizer.json"

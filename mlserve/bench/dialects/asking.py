@@ -1,33 +1,38 @@
 """One question at a time, before the load: over HTTP or gRPC, with errors that say what to do."""
 
 import http.client
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from mlserve.bench.target import Target
-from mlserve.errors import BenchError
+from mlserve.bench.target import Header, Target
+from mlserve.errors import BenchError, InvalidRequest
 
-__all__ = ["NotFound", "ask", "call", "parse", "read_page"]
+__all__ = ["NotFound", "RefusedError", "ask", "call", "parse", "read_page", "reading"]
 
 _WAIT_S = 30.0
+_PAGE_WAIT_S = 5.0
+# V2's and TensorFlow Serving's; TorchServe's and MLflow's; FastAPI's.
+_REASONS = ("error", "message", "detail")
 
 
-class NotFound(BenchError):
+class RefusedError(BenchError):
+    """An answer that is an error: a status of HTTP, or of gRPC."""
+
+
+class NotFound(RefusedError):
     """HTTP 404."""
 
 
-class _Refusal(msgspec.Struct):
-    error: str
-
-
-def ask(target: Target, method: str, path: str, body: bytes = b"", headers: tuple[tuple[str, str], ...] = ()) -> bytes:
-    """The body of the answer. Raises NotFound, or BenchError for every other failure."""
+def ask(target: Target, method: str, path: str, body: bytes = b"", headers: tuple[Header, ...] = ()) -> bytes:
+    """The body of the answer. Raises NotFound, RefusedError for another status, or BenchError where none comes."""
     try:
         connection = http.client.HTTPConnection(target.host, target.port, timeout=_WAIT_S)
         try:
-            connection.request(method, path, body, dict(headers))
+            connection.request(method, path, body, dict(target.with_headers(headers)))
             reply = connection.getresponse()
             answer = reply.read()
         finally:
@@ -39,45 +44,54 @@ def ask(target: Target, method: str, path: str, body: bytes = b"", headers: tupl
     except http.client.HTTPException as error:
         raise BenchError(f"{target.url} does not speak HTTP: {error!r}; check the port") from error
     if reply.status != 200:
-        kind = NotFound if reply.status == 404 else BenchError
+        kind = NotFound if reply.status == 404 else RefusedError
         raise kind(f"{target.url} answered {path} with HTTP {reply.status}: {_reason(answer)}")
     return answer
 
 
-def call(target: Target, method: str, payload: bytes, headers: tuple[tuple[str, str], ...] = ()) -> bytes:
-    """The answer to `/package.Service/Method`. Raises BenchError."""
+def call(target: Target, method: str, payload: bytes, headers: tuple[Header, ...] = ()) -> bytes:
+    """The answer to `/package.Service/Method`. Raises RefusedError, or BenchError where no answer comes."""
     import grpc
 
     with grpc.insecure_channel(target.authority, options=[("grpc.max_receive_message_length", -1)]) as channel:
         try:
-            answer: bytes = channel.unary_unary(method)(payload, timeout=_WAIT_S, metadata=headers)
+            answer: bytes = channel.unary_unary(method)(payload, timeout=_WAIT_S, metadata=target.with_headers(headers))
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise BenchError(_unreachable(target, error.details())) from error
             name = method.rpartition("/")[2]
-            raise BenchError(
+            raise RefusedError(
                 f"{target.url} answered {name} with {error.code().name}: {_short(error.details() or '')}"
             ) from error
     return answer
 
 
-def parse(target: Target, content: bytes, kind: Any, path: str) -> Any:
-    """`content` as `kind`. Raises BenchError when it is something else."""
+def parse(target: Target, content: bytes, kind: Any, path: str, protocol: str) -> Any:
+    """`content` as `kind`, numbers written as texts included. Raises BenchError when it is something else."""
     try:
-        return msgspec.json.decode(content, type=kind)
+        return msgspec.json.decode(content, type=kind, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BenchError(
-            f"{target.url} does not speak the Open Inference Protocol (V2): its answer to {path} is "
-            f"something else ({error}); check host and port"
+            f"{target.url} does not speak {protocol}: its answer to {path} is something else ({error}); "
+            "check host and port"
         ) from error
 
 
-def read_page(url: str) -> bytes:
+@contextmanager
+def reading() -> Iterator[None]:
+    """What is wrong with an answer becomes a BenchError."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise BenchError(f"the answer cannot be read: {error}") from error
+
+
+def read_page(url: str, headers: tuple[Header, ...] = ()) -> bytes:
     """One page over plain HTTP. Raises OSError or http.client.HTTPException where there is none."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_PAGE_WAIT_S)
     try:
-        connection.request("GET", parts.path)
+        connection.request("GET", parts.path, headers=dict(headers))
         reply = connection.getresponse()
         if reply.status != 200:
             raise OSError(f"{url} answered with HTTP {reply.status}")
@@ -87,10 +101,13 @@ def read_page(url: str) -> bytes:
 
 
 def _reason(answer: bytes) -> str:
+    """What a server says is wrong, under the names that the protocols have for it; else the answer itself."""
     try:
-        return msgspec.json.decode(answer, type=_Refusal).error
+        said = msgspec.json.decode(answer)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _short(answer.decode("utf-8", "replace").strip()) or "it gave no reason"
+        said = None
+    reason = next((said[name] for name in _REASONS if name in said), None) if isinstance(said, dict) else None
+    return _short(reason if isinstance(reason, str) else answer.decode("utf-8", "replace")) or "it gave no reason"
 
 
 def _short(text: str) -> str:

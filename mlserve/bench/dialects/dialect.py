@@ -35,6 +35,11 @@ class Dialect(Protocol):
     @property
     def transport(self) -> Transport: ...
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether a request cannot be written without a model's name."""
+        ...
+
     def path(self, target: Target) -> str:
         """Where inference is asked for: a path, or `/package.Service/Method`."""
         ...
@@ -42,7 +47,7 @@ class Dialect(Protocol):
     def encode(self, target: Target, tensors: Tensors, specs: Sequence[TensorSpec]) -> Request: ...
 
     def decode(self, content: bytes, outputs: Mapping[str, TensorSpec]) -> Tensors:
-        """The tensors of an answer. A dialect that names no outputs gives them the names of `outputs`, in turn."""
+        """The tensors of an answer. One that names none can only be read where `outputs` has just one, whose it is."""
         ...
 
     def version(self, content: bytes) -> str:
@@ -56,5 +61,5 @@ class Dialect(Protocol):
         ...
 
     def models(self, target: Target) -> tuple[str, ...] | None:
-        """The names of the models it serves; None where servers of this kind do not tell."""
+        """The names of the models it serves; None where it does not tell."""
         ...

@@ -1,8 +1,8 @@
 """The generator: one run of one job, or of its share of one, in a process that gevent has patched. Knows nothing of
 Locust.
 
-Rows leave ten times a second, a few at a time: turning a second's worth of rows into Arrow at once would hold up the
-dispatcher for milliseconds, and the requests due meanwhile with it.
+Rows leave ten times a second: what a sink does with a second's worth of them at once would hold up the dispatcher for
+milliseconds, and the requests due meanwhile with it.
 """
 
 import gc
@@ -21,7 +21,8 @@ from mlserve.bench.generator.dispatcher import Dispatcher, Reader
 from mlserve.bench.generator.job import Address, Job, Tick
 from mlserve.bench.generator.pacer import Pacer, open_pacer
 from mlserve.bench.load.schedule import schedule
-from mlserve.bench.progress import bucket_of
+from mlserve.bench.payload.expected import WRONG_ANSWER, open_expected
+from mlserve.bench.progress import count_latencies
 from mlserve.runs.samples import DROPPED, OK, Sample
 
 __all__ = ["Generator", "Share", "Sink", "Total", "open_client"]
@@ -64,47 +65,47 @@ def open_client(address: Address, job: Job) -> Client:
 
 
 class Generator:
-    """Runs its share of `job` once. `observe` sees every row as it comes; `sink` gets them all, a tenth of a second's at a
-    time.
+    """Runs its share of `job` once. `observe` sees every row as it comes; `sink` gets them all, a tenth of a second's
+    at a time.
     """
 
     def __init__(self, job: Job, share: Share, client: Client, observe: Callable[[Sample], None], sink: Sink) -> None:
         self._job, self._share, self._client, self._observe, self._sink = job, share, client, observe, sink
         self._rows: list[Sample] = []
         self._dispatcher = Dispatcher(client, job.requests, _reader(job), self._record, job.plan.max_in_flight)
+        self._due_ns = None if job.plan.closed else schedule(job.plan, job.trace_ns)
         self._start_ns = 0
         self._ok = self._failed = self._dropped = 0
-        self._end_s = job.plan.warm_up_s + job.plan.duration_s
+        plan = job.plan
+        self.stop(plan.longest_s if plan.precision or plan.find_warm_up else plan.warm_up_s + plan.duration_s)
 
     def run(self, start_ns: int) -> Total:
-        """Sends its share of the schedule, of which the first instant is `start_ns` on the monotonic clock, and waits for
-        the last answer.
+        """Sends its share of the schedule, of which the first instant is `start_ns` on the monotonic clock, and waits
+        for the last answer.
         """
         pacer = open_pacer()
         quiet_collector()
         self._start_ns = start_ns
         flushing = gevent.spawn(self._keep_flushing)
-        cpu = self._send(pacer)
-        self._dispatcher.join()
-        flushing.kill()
+        try:
+            cpu = self._send(pacer)
+            self._dispatcher.join()
+        finally:
+            flushing.kill()
+            pacer.close()
+            self._client.close()
         self.flush()
-        pacer.close()
-        self._client.close()
         return Total(end_s=self._end_s, cpu=cpu, ok=self._ok, failed=self._failed)
 
     def stop(self, at_s: float) -> None:
         """Sends what is due before `at_s`, and nothing after."""
         self._end_s = at_s
-        self._dispatcher.end_ns = round(at_s * 1e9)
+        self._dispatcher.stop(round(at_s * 1e9))
 
     def flush(self) -> None:
         """Hands over the rows so far; also where a run is cut short."""
         rows, self._rows = self._rows, []
-        latencies: dict[int, int] = {}
-        for row in rows:
-            if row.status == OK and row.done_ns is not None:
-                bucket = bucket_of(row.done_ns - row.scheduled_ns)
-                latencies[bucket] = latencies.get(bucket, 0) + 1
+        answered_ns = [row.done_ns - row.scheduled_ns for row in rows if row.status == OK and row.done_ns is not None]
         self._sink.take(
             rows,
             Tick(
@@ -114,23 +115,21 @@ class Generator:
                 failed=self._failed,
                 dropped=self._dropped,
                 in_flight=self._dispatcher.in_flight,
-                latencies=latencies,
+                latencies=count_latencies(answered_ns),
             ),
         )
 
     def _send(self, pacer: Pacer) -> float:
         """Sends everything; the share of a core that this process used meanwhile."""
         job, share = self._job, self._share
-        plan, start_ns = job.plan, self._start_ns
-        self.stop(plan.longest_s if plan.precision or plan.find_warm_up else plan.warm_up_s + plan.duration_s)
+        start_ns = self._start_ns
         pacer.sleep_until(start_ns)
         wall_s, cpu_s = time.monotonic(), time.process_time()
-        if plan.closed:
-            users = len(range(share.number, plan.users, share.of))
-            self._dispatcher.run_closed(users, _in_turn(job, share), start_ns, pacer, round(self._end_s * 1e9))
+        if self._due_ns is None:
+            users = len(range(share.number, job.plan.users, share.of))
+            self._dispatcher.run_closed(users, _in_turn(job, share), start_ns, pacer)
         else:
-            self._dispatcher.run(_arrivals(job, share, schedule(plan, job.trace_ns)), start_ns, pacer)
-            pacer.sleep_until(start_ns + round(self._end_s * 1e9))
+            self._dispatcher.run(_arrivals(job, share, self._due_ns), start_ns, pacer)
         return (time.process_time() - cpu_s) / (time.monotonic() - wall_s)
 
     def _record(self, sample: Sample) -> None:
@@ -150,13 +149,15 @@ class Generator:
 
 
 def quiet_collector() -> None:
-    """Takes what was imported out of the garbage collector's sight.
+    """Takes what was imported out of the garbage collector's sight, and full collections out of the run.
 
     Locust and what it brings are 60,000 objects. A full collection walks them all, and every request due meanwhile
-    leaves 12 ms late; afterwards it takes a microsecond.
+    leaves 12 ms late; so would they for the 100,000 requests that may be in flight. The youngest are still collected,
+    in half a millisecond at most.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(700, 3, 1_000_000)
 
 
 def _reader(job: Job) -> Reader:
@@ -165,7 +166,15 @@ def _reader(job: Job) -> Reader:
     def read(_: int, reply: Reply) -> tuple[str, str]:
         return (OK, version_of(reply.content)) if reply.status == OK else (reply.status, "")
 
-    return read
+    if not job.expected:
+        return read
+    right = open_expected(job.plan.protocol, job.outputs, job.expected)
+
+    def read_and_check(number: int, reply: Reply) -> tuple[str, str]:
+        status, version = read(number, reply)
+        return (WRONG_ANSWER, version) if status == OK and not right(number, reply.content) else (status, version)
+
+    return read_and_check
 
 
 def _arrivals(job: Job, share: Share, due_ns: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

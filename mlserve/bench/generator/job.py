@@ -16,12 +16,17 @@ __all__ = [
     "Address",
     "Calibrated",
     "Command",
+    "Failed",
     "Finished",
     "Job",
+    "Joined",
+    "Listening",
     "Message",
+    "Report",
     "Started",
     "Stop",
     "Tick",
+    "Waiting",
     "read_job",
     "write_job",
 ]
@@ -76,7 +81,8 @@ class Calibrated(msgspec.Struct, frozen=True, kw_only=True, tag="calibrated"):
 class Tick(msgspec.Struct, frozen=True, kw_only=True, tag="tick"):
     """How far the generators are, counted from the run's first instant; `elapsed_s` is negative before it.
 
-    `latencies` counts the good answers since the tick before by the bucket of their latency (progress.LatencyHistogram).
+    `latencies` counts the good answers since the tick before by the bucket of their latency, see
+    progress.LatencyHistogram.
     """
 
     elapsed_s: float
@@ -102,7 +108,34 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     failed: int
 
 
-Message = Started | Calibrated | Tick | Finished
+class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag="waiting"):
+    """How many of the generators that share the schedule have joined."""
+
+    joined: int
+    expected: int
+
+
+Message = Started | Calibrated | Tick | Finished | Waiting
+
+
+class Listening(msgspec.Struct, frozen=True, kw_only=True, tag="listening"):
+    """The leader of several generators is there; the others may join it on this port."""
+
+    port: int
+
+
+class Joined(msgspec.Struct, frozen=True, tag="joined"):
+    """A generator was welcomed by the leader."""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The run cannot go on, for a reason that its user can mend."""
+
+    reason: str
+
+
+Report = Message | Listening | Joined | Failed
+"""What comes through the pipe of a generator's process: messages, and what only whoever started it heeds."""
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):

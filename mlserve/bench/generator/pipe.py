@@ -10,7 +10,7 @@ import msgspec
 from gevent.os import make_nonblocking, nb_read, nb_write
 from gevent.queue import Queue
 
-from mlserve.bench.generator.job import Command, Message
+from mlserve.bench.generator.job import Command, Report
 
 __all__ = ["Pipe"]
 
@@ -22,20 +22,22 @@ class Pipe:
     """
 
     def __init__(self, report_fd: int | None, command_fd: int | None) -> None:
-        self._waiting: Queue[Message | None] = Queue()
+        self._waiting: Queue[Report | None] = Queue()
         self._writing: Any = None
         self._command_fd = command_fd
         if report_fd is not None:
             make_nonblocking(report_fd)
             self._writing = gevent.spawn(self._write, report_fd)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Report) -> None:
         """Hands `message` over; it is written when the reader takes it."""
         if self._writing is not None:
             self._waiting.put(message)
 
     def follow(self, obey: Callable[[Command], None]) -> None:
-        """Calls `obey` with every command that comes from now on."""
+        """Calls `obey` with every command that comes from now on. Ends this process, as SIGTERM does, when whoever
+        gives them has gone: that holds where no leash does.
+        """
         if self._command_fd is not None:
             make_nonblocking(self._command_fd)
             gevent.spawn(self._read, self._command_fd, obey)
@@ -64,3 +66,4 @@ class Pipe:
             *lines, text = (text + more).split(b"\n")
             for line in lines:
                 obey(decoder.decode(line))
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -10,11 +10,17 @@ __all__ = ["ServerTiming", "read_server_timing"]
 ServerTiming = tuple[int | None, int | None, int | None]
 """(queue_ns, compute_ns, batch_rows), each None where the header does not say it."""
 
+# As mlserve's own server writes it: every answer may hold one, and taking it apart entry by entry costs 7 us.
+_OURS = re.compile(
+    r"queue;dur=(\d+\.\d+), compute;dur=(\d+\.\d+)(?:, [a-z]+;dur=\d+\.\d+)*, batch;desc=\"(\d+) rows?\""
+)
 _ENTRY = re.compile(r"([A-Za-z0-9_-]+)((?:\s*;[^,;\"]*(?:\"[^\"]*\")?)*)")
 
 
 def read_server_timing(header: str) -> ServerTiming:
     """What a `server-timing` header says; whatever else it holds is passed over."""
+    if ours := _OURS.fullmatch(header):
+        return round(float(ours[1]) * 1e6), round(float(ours[2]) * 1e6), int(ours[3])
     durations: dict[str, str] = {}
     rows = None
     for name, parameters in _ENTRY.findall(header):

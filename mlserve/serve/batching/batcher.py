@@ -33,11 +33,15 @@ _log = logging.getLogger("mlserve.serve")
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """One run of the engine: how many rows, when it started (`time.perf_counter`) and how long it computed."""
+    """One run of the engine: how many rows, when it started (`time.perf_counter`) and how long it computed.
+
+    `free_s` is when the run before it ended, on the same clock: from then on it might have started.
+    """
 
     rows: int
     started_s: float
     compute_s: float
+    free_s: float = 0.0
 
 
 class Ticket(ABC):
@@ -102,6 +106,7 @@ class Batcher:
         self.name = name
         self._engine, self._window, self._observer = engine, window, observer
         self._typical_s = typical_s
+        self._free_s = 0.0
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._deadlines = threading.Condition(self._lock)
@@ -293,7 +298,8 @@ class Batcher:
         started_s = time.perf_counter()
         results = self._results(tickets)
         compute_s = time.perf_counter() - started_s
-        batch = Batch(sum([ticket.rows for ticket in tickets]), started_s, compute_s)
+        batch = Batch(sum([ticket.rows for ticket in tickets]), started_s, compute_s, self._free_s)
+        self._free_s = started_s + compute_s
         if here:  # the answers first: at this length of a run they wait for every microsecond
             self._answer(results, batch)
             self._observer.ran(batch, tickets, _outcome(results), self._window.waiting_rows)

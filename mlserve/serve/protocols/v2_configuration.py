@@ -57,6 +57,12 @@ def _configuration(model: ServedModel, service: Service) -> dict[str, Any]:
     }
     versions = [int(version) for version in service.versions(signature.name) if version.isdecimal()]
     on_gpu = facts.device != "cpu"
+    told = {
+        "variant": facts.variant,
+        "device": facts.device,
+        "provider": facts.provider,
+        "precision": facts.precision,
+    }
     return {
         "name": signature.name,
         "platform": facts.platform,
@@ -73,7 +79,7 @@ def _configuration(model: ServedModel, service: Service) -> dict[str, Any]:
                 "gpus": [_device_number(facts.device)] if on_gpu else [],
             }
         ],
-        "parameters": {"variant": {"string_value": facts.variant}, "device": {"string_value": facts.device}},
+        "parameters": {name: {"string_value": value} for name, value in told.items()},
         "model_transaction_policy": {"decoupled": False},
         **({"dynamic_batching": batching} if batched else {}),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mlserve.engines.engine import Execution
 from mlserve.errors import InvalidRequest, PayloadTooLarge
 from mlserve.model.tensors import Tensors, TensorSpec
 from mlserve.serve.batching.batcher import Batcher, Ticket
@@ -69,6 +70,7 @@ class _Reading:
 
     inputs: tuple[TensorSpec, ...] = (_VALUES,)
     outputs: tuple[TensorSpec, ...] = (_READ,)
+    execution = Execution()
 
     def __init__(self, read: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
         self._read = read

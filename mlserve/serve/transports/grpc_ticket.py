@@ -30,23 +30,30 @@ class Caller(Protocol):
 class GrpcTicket(Ticket):
     """One call of inference on its way through the batcher."""
 
-    __slots__ = ("call", "caller", "model")
+    __slots__ = ("call", "caller", "model", "parse_s")
 
-    def __init__(self, call: InferCall, caller: Caller, model: ServedModel, request: InferRequest, loop: Any) -> None:
+    def __init__(
+        self, call: InferCall, caller: Caller, model: ServedModel, request: InferRequest, loop: Any, began_s: float
+    ) -> None:
+        """`began_s` is `time.perf_counter` before the message was parsed."""
         self.inputs, self.rows = request.inputs, request.rows
         self.key, self.loop = model.signature.batch_key(request.inputs), loop
         self.call, self.caller, self.model, self.request = call, caller, model, request
         self.protocol = call.protocol
         self.arrived_s = time.perf_counter()
+        self.parse_s = self.arrived_s - began_s
         self.priority = request.priority
         self.deadline_s = self.arrived_s + request.timeout_s if request.timeout_s else inf
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
+        if not self.request.timing:
+            self.caller.respond(self.call.encode(self.model, self.request, outputs))
+            return
+        began_s = time.perf_counter()
         payload = self.call.encode(self.model, self.request, outputs)
-        if self.request.timing:
-            self.caller.respond(payload, ((SERVER_TIMING, server_timing(self.arrived_s, batch)),))
-        else:
-            self.caller.respond(payload)
+        encode_s = time.perf_counter() - began_s
+        told = server_timing(self.arrived_s, batch, parse_s=self.parse_s, encode_s=encode_s)
+        self.caller.respond(payload, ((SERVER_TIMING, told),))
 
     def fail(self, error: RequestError) -> None:
         self.caller.fail(error)
@@ -57,6 +64,7 @@ def infer(
 ) -> GrpcTicket | None:
     """Puts one call into the transport's turn; None when it failed at once."""
     model = None
+    began_s = time.perf_counter()
     try:
         service.check_serving()
         message = call.parse(payload)
@@ -67,7 +75,7 @@ def infer(
             model.meter.failed(call.protocol, error)
         caller.fail(error)
         return None
-    ticket = GrpcTicket(call, caller, model, request, loop)
+    ticket = GrpcTicket(call, caller, model, request, loop, began_s)
     turn.add(model.batcher, ticket)
     return ticket
 

@@ -211,6 +211,7 @@ class HttpLane(ReplyingProtocol):
         model, inference, noted, service = route.model, route.inference, self.noted, self.service
         close = close or service.draining
         headers: Headers = dict(self.headers) if inference.all_headers else noted
+        began_s = time.perf_counter() if noted and WANTS_TIMING in noted else None
         try:
             service.check_serving()
             if self._catalog is not service.catalog:  # it changed while the body came
@@ -230,7 +231,7 @@ class HttpLane(ReplyingProtocol):
         if isinstance(request, Asked):
             self._answer_later(model, inference, request, headers, close=close)
             return
-        ticket = HttpTicket(self, model, inference, request, close=close)
+        ticket = HttpTicket(self, model, inference, request, close=close, began_s=began_s)
         self._order.append(ticket)
         self.answering.turn.add(model.batcher, ticket)
 

@@ -44,13 +44,23 @@ def failure(status: int, body: bytes, extra: bytes = b"") -> bytes:
 
 
 def asked_fields(
-    headers: Mapping[bytes, bytes], arrived_s: float, batches: Sequence[Batch], *, timing: bool = False
+    headers: Mapping[bytes, bytes],
+    arrived_s: float,
+    batches: Sequence[Batch],
+    *,
+    timing: bool = False,
+    parse_s: float | None = None,
+    encode_s: float | None = None,
 ) -> bytes:
-    """The header lines that a request asked for by its own: its id, and where its time went in `batches`."""
+    """The header lines that a request asked for by its own: its id, and where its time went in `batches`.
+
+    For `parse_s` and `encode_s` see `server_timing`.
+    """
     identity = headers.get(REQUEST_ID, b"")
     fields = b"%b: %b\r\n" % (REQUEST_ID, identity) if 0 < len(identity) <= _LONGEST_ID_BYTES else b""
     if batches and (timing or WANTS_TIMING in headers):
-        fields += f"{SERVER_TIMING}: {server_timing(arrived_s, *batches)}\r\n".encode()
+        told = server_timing(arrived_s, *batches, parse_s=parse_s, encode_s=encode_s)
+        fields += f"{SERVER_TIMING}: {told}\r\n".encode()
     return fields
 
 

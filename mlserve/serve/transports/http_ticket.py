@@ -35,14 +35,22 @@ class Connection(Protocol):
 class HttpTicket(Ticket):
     """One request of the fast lane. Its reply is kept until those before it on the connection have gone out."""
 
-    __slots__ = ("close", "connection", "headers", "inference", "model", "reply", "task")
+    __slots__ = ("close", "connection", "headers", "inference", "model", "parse_s", "reply", "task")
 
     last = False
     task: "asyncio.Task[None]"  # what packs the reply, kept from being collected while it runs
 
     def __init__(
-        self, connection: Connection, model: ServedModel, inference: Inference, request: InferRequest, *, close: bool
+        self,
+        connection: Connection,
+        model: ServedModel,
+        inference: Inference,
+        request: InferRequest,
+        *,
+        close: bool,
+        began_s: float | None = None,
     ) -> None:
+        """`began_s` is `time.perf_counter` before the body was decoded, of a request whose head asks for timing."""
         self.inputs, self.rows = request.inputs, request.rows
         self.key, self.loop = model.signature.batch_key(request.inputs), connection.loop
         self.connection, self.model, self.inference = connection, model, inference
@@ -51,14 +59,15 @@ class HttpTicket(Ticket):
         self.protocol = inference.protocol
         self.reply: bytes | None = None
         self.arrived_s = time.perf_counter()
+        self.parse_s = None if began_s is None else self.arrived_s - began_s
         self.priority = request.priority
         self.deadline_s = self.arrived_s + request.timeout_s if request.timeout_s else inf
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
-        content = self.inference.encode(self.model, self.request, outputs)
         if self.headers or self.close or self.request.timing:
-            self._answer_as_asked(content, batch)
+            self._answer_as_asked(outputs, batch)
         else:
+            content = self.inference.encode(self.model, self.request, outputs)
             self.reply = success(self.connection.default_headers, content)
             self.connection.flush()
 
@@ -66,8 +75,10 @@ class HttpTicket(Ticket):
         status = error.http_status
         self._reply(failure(status, self.inference.error(status, str(error)), self._extra(())))
 
-    def _answer_as_asked(self, content: Content, batch: Batch) -> None:
-        extra = self._extra((batch,))
+    def _answer_as_asked(self, outputs: Tensors, batch: Batch) -> None:
+        began_s = time.perf_counter()
+        content = self.inference.encode(self.model, self.request, outputs)
+        extra = self._extra((batch,), time.perf_counter() - began_s)
         packed = pack_at_once(content.body, self.headers.get(ACCEPT_ENCODING))
         if packed is None:
             assert self.loop is not None
@@ -79,8 +90,15 @@ class HttpTicket(Ticket):
         body, fields = await pack(content.body, self.headers.get(ACCEPT_ENCODING))
         self._reply(success(self.connection.default_headers, Content(body, content.fields + fields), extra))
 
-    def _extra(self, batches: tuple[Batch, ...]) -> bytes:
-        asked = asked_fields(self.headers, self.arrived_s, batches, timing=self.request.timing)
+    def _extra(self, batches: tuple[Batch, ...], encode_s: float | None = None) -> bytes:
+        asked = asked_fields(
+            self.headers,
+            self.arrived_s,
+            batches,
+            timing=self.request.timing,
+            parse_s=self.parse_s,
+            encode_s=encode_s,
+        )
         return asked + CLOSE if self.close else asked
 
     def _reply(self, reply: bytes) -> None:

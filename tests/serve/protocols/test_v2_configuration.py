@@ -62,3 +62,10 @@ def test_a_model_that_is_not_there_has_none(http, grpc):
             client.get_model_config("nobody")
         with pytest.raises(InferenceServerException, match="version 99 is not found"):
             client.get_model_config("tiny", "99")
+
+
+def test_it_tells_what_the_model_really_runs_on(http, grpc):
+    told = http.get_model_config("tiny")["parameters"]
+    assert told["provider"] == {"string_value": "CPUExecutionProvider"}
+    assert told["precision"] == {"string_value": ""}  # that of the weights
+    assert grpc.get_model_config("tiny").config.parameters["provider"].string_value == "CPUExecutionProvider"

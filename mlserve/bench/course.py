@@ -1,0 +1,87 @@
+"""What the generators tell of a run while it goes on, and what is decided by it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlserve.bench.generator.job import Calibrated, Command, Finished, Message, Started, Stop, Tick, Waiting
+from mlserve.bench.measuring.stopping import decide
+from mlserve.bench.progress import Progress, ProgressMeter
+from mlserve.bench.watching.watch import ResourceWatch
+from mlserve.errors import RunFileError
+from mlserve.runs.load import Plan
+from mlserve.runs.samples import Samples, read_samples
+
+if TYPE_CHECKING:
+    from mlserve.runs.run import Calibration
+
+__all__ = ["ByPlan", "Course", "Decide"]
+
+Decide = Callable[[Samples, float], Stop | None]
+"""(all rows so far, warm-up included; seconds since the run's first instant) -> when to stop, None to go on."""
+
+_DECIDE_EVERY_S = 0.5
+# Deciding reads all rows: of a long run it is done more seldom, so that it stays a small part of a core.
+_DECIDE_SHARE = 0.1
+
+
+class ByPlan:
+    """Ends a run when the plan says that enough was seen; `reason` says why it ended."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.reason = ""
+
+    def __call__(self, samples: Samples, elapsed_s: float) -> Stop | None:
+        decision = decide(samples, elapsed_s, self._plan)
+        self.reason = decision.reason
+        return Stop(at_s=decision.at_s) if decision.action == "stop" else None
+
+
+class Course:
+    """One run's. `first_s` is its first instant on `time.monotonic()`; NaN before it is known."""
+
+    def __init__(
+        self,
+        directory: Path,
+        watch: ResourceWatch,
+        on_progress: Callable[[Progress], None],
+        decide: Decide | None,
+    ) -> None:
+        self._directory, self._watch, self._on_progress, self._decide = directory, watch, on_progress, decide
+        self._meter = ProgressMeter()
+        self._next_decision_s = _DECIDE_EVERY_S
+        self.started_at = ""
+        self.first_s = float("nan")
+        self.calibration: Calibration | None = None
+
+    def heed(self, message: Message, command: Callable[[Command], None]) -> None:
+        """Takes one message; `command` hands back a decision."""
+        match message:
+            case Waiting():
+                self._on_progress(self._meter.waiting(message))
+            case Calibrated():
+                self.calibration = message.calibration
+            case Started():
+                self.started_at = message.started_at
+                self.first_s = time.monotonic() + message.lead_s
+                self._watch.add_generators(message.pids)
+            case Tick():
+                self._on_progress(self._meter.add(message))
+                if self._decide is not None and message.elapsed_s >= self._next_decision_s:
+                    self._ask(self._decide, message.elapsed_s, command)
+            case Finished():
+                self._watch.look()
+
+    def _ask(self, decide: Decide, elapsed_s: float, command: Callable[[Command], None]) -> None:
+        asked_s = time.monotonic()
+        try:
+            stop = decide(read_samples(self._directory), elapsed_s)
+        except RunFileError:  # the generator has just turned its stream into the finished file
+            return
+        took_s = time.monotonic() - asked_s
+        self._next_decision_s = elapsed_s + max(_DECIDE_EVERY_S, took_s / _DECIDE_SHARE)
+        if stop is not None:
+            self._decide = None
+            command(stop)

@@ -1,0 +1,81 @@
+"""The generator that is alone: the whole schedule from one process."""
+
+import os
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+from mlserve.bench.generator.file_sink import FileSink
+from mlserve.bench.generator.generator import Share
+from mlserve.bench.generator.job import Calibrated, Failed, Finished, Job, Started
+from mlserve.bench.generator.part import Part, planned_end_s
+from mlserve.bench.generator.pipe import Pipe
+from mlserve.errors import MlserveError
+
+__all__ = ["Solo"]
+
+_LEAD_S = 0.3
+
+
+class Solo:
+    """Under a Locust of its own. `pipe` leads to `mlserve bench`. Runs once, when Locust first starts its test, however
+    often its page is told to start or to change the number of users.
+    """
+
+    def __init__(self, environment: Any, job: Job, pipe: Pipe) -> None:
+        self._environment, self._runner, self._job, self._pipe = environment, environment.runner, job, pipe
+        self._sink = FileSink(Path(job.directory), pipe.send)
+        self._part = Part(environment, job, Share(), self._sink)
+        self._begun = self._over = False
+        environment.events.test_start.add_listener(lambda **_: self._begin())
+        environment.events.test_stopping.add_listener(lambda **_: self._stop(0.0))
+        environment.events.quitting.add_listener(lambda **_: self._close())
+        pipe.follow(lambda command: self._stop(command.at_s))
+
+    def _begin(self) -> None:
+        if self._over:
+            gevent.spawn_later(_LEAD_S, self._runner.stop)
+        elif not self._begun:
+            self._begun = True
+            gevent.spawn(self._run_on)
+
+    def _run_on(self) -> None:
+        try:
+            self._run()
+        except MlserveError as error:
+            self._pipe.send(Failed(reason=str(error)))
+            self._pipe.close()
+        except Exception:
+            traceback.print_exc()
+            self._environment.process_exit_code = 1
+        self._over = True
+        if self._environment.web_ui is None:
+            self._runner.quit()
+        else:
+            self._runner.stop()
+
+    def _run(self) -> None:
+        pipe = self._pipe
+        calibration = self._part.prepare()
+        if calibration is not None:
+            pipe.send(Calibrated(calibration=calibration))
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        pipe.send(Started(started_at=started_at, pids=(os.getpid(),), lead_s=_LEAD_S))
+        total = self._part.run(time.monotonic_ns() + round(_LEAD_S * 1e9))
+        self._over = True
+        self._close()
+        pipe.send(Finished(end_s=total.end_s, cpus=(total.cpu,), ok=total.ok, failed=total.failed))
+        pipe.close()
+
+    def _stop(self, at_s: float) -> None:
+        """At `at_s` since the first instant, or now if that is over."""
+        if not self._over:
+            self._part.stop(min(max(at_s, self._part.elapsed_s), planned_end_s(self._job.plan)))
+
+    def _close(self) -> None:
+        self._part.flush()
+        self._sink.close()

@@ -1,0 +1,1 @@
+"""What of a run is measured: where its warm-up ends, whether it was steady after that, and when enough was seen."""

@@ -1,0 +1,1 @@
+"""A server that answers every inference at once with the same bytes: what a run is calibrated against."""

@@ -1,0 +1,83 @@
+"""A folder of many runs that belong together: one file says what was asked, so that it can go on where it stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlserve.errors import UsageError
+from mlserve.runs.run import RUN_FILE
+
+__all__ = ["is_finished", "make_room", "open_campaign"]
+
+_MOST_SET_ASIDE = 1000
+
+
+def open_campaign(directory: Path, file: str, asked: msgspec.Struct) -> bool:
+    """Makes `directory` the place of what is `asked`, which is written to `file` in it; whether it was that already.
+
+    Raises UsageError when it cannot be written, or is the place of something else.
+    """
+    path = directory / file
+    try:
+        if path.exists():
+            _check_same(path, asked)
+            return True
+        if directory.is_dir() and any(directory.iterdir()):
+            raise UsageError(f"--out {directory} holds something else; choose another folder, or an empty one")
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / f"{file}.partial"
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(asked), indent=2) + b"\n")
+        partial.rename(path)
+    except OSError as error:
+        raise UsageError(f"--out {directory} cannot be written: {error.strerror}; choose another folder") from error
+    return False
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether `folder` holds a finished run."""
+    return (folder / RUN_FILE).is_file()
+
+
+def make_room(folder: Path) -> None:
+    """Makes `folder` an empty one for a run; what an interrupted run left there is set aside, and kept."""
+    if folder.exists() and any(folder.iterdir()):
+        aside = next(
+            path
+            for number in range(1, _MOST_SET_ASIDE)
+            if not (path := folder.with_name(f"{folder.name}.interrupted-{number}")).exists()
+        )
+        folder.rename(aside)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_same(path: Path, asked: msgspec.Struct) -> None:
+    try:
+        held = msgspec.json.decode(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path} is damaged: {error}; choose another folder for --out") from error
+    unlike = _differences(held, msgspec.json.decode(msgspec.json.encode(asked)))
+    if unlike:
+        raise UsageError(
+            f"--out {path.parent} holds another {path.stem}: {'; '.join(unlike[:3])}; ask for the same again to go on "
+            "with it, or choose another folder"
+        )
+
+
+def _differences(held: Any, wanted: Any, name: str = "") -> list[str]:
+    """`["plan.rate_per_s 100 there, 200 now"]`: in which fields two documents differ."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        keys = list(dict.fromkeys([*held, *wanted]))
+        return [
+            line
+            for key in keys
+            for line in _differences(held.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    if held == wanted:
+        return []
+    return [f"{name} {_short(held)} there, {_short(wanted)} now"]
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."

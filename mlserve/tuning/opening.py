@@ -1,0 +1,146 @@
+"""What several runs are made of, one after the other: a server that runs already, or a model served meanwhile."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from mlserve.bench.local_server import listening_pids
+from mlserve.bench.payload.payload import PayloadWish
+from mlserve.bench.probe import inputs_of
+from mlserve.bench.subject import Subject, url_subject
+from mlserve.bench.target import Header, Target, is_url, parse_target
+from mlserve.errors import UsageError
+from mlserve.model.onnx_file import inspect_onnx
+from mlserve.model.store import Store
+from mlserve.runs.load import Protocol
+from mlserve.runs.run import ServedModel
+from mlserve.tuning.serving import ServerOptions, artifact_subject, file_subject, serving
+
+__all__ = [
+    "Contender",
+    "Opens",
+    "Source",
+    "SubjectOf",
+    "contender_protocol",
+    "named_contender",
+    "opener",
+    "scenario_subject",
+    "settled",
+]
+
+
+class Contender(msgspec.Struct, frozen=True):
+    """What is loaded: a URL, NAME[@VERSION|@ALIAS] or FILE.onnx. `name` is what tables call it."""
+
+    where: str
+    name: str
+
+    @property
+    def running(self) -> bool:
+        """Whether it is a server that runs already."""
+        return is_url(self.where)
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where models and rows come from.
+
+    Where a server runs already, `model` is the one asked for if its URL names none, `inputs` the model or file that
+    says what it takes if it does not; `template`, `answer` and `headers` say how it is asked.
+    """
+
+    store: Path
+    wish: PayloadWish = PayloadWish()
+    model: str = ""
+    inputs: str = ""
+    template: str = ""
+    answer: str = ""
+    headers: tuple[Header, ...] = ()
+
+    def target(self, where: str, protocol: Protocol | None = None) -> Target:
+        """The server behind the URL `where`. Raises UsageError as `parse_target` does."""
+        return parse_target(
+            where, self.model, protocol, template=self.template, answer=self.answer, headers=self.headers
+        )
+
+
+SubjectOf = Callable[[Protocol], Subject]
+"""What is open, as it is loaded over a protocol."""
+
+Opens = Callable[[Contender, ServerOptions | None], AbstractContextManager[SubjectOf]]
+"""How a contender is opened for as long as a block lasts; with settings where the server is ours."""
+
+
+def named_contender(text: str) -> Contender:
+    """`ours=http://127.0.0.1:8080` -> that URL, called "ours"; without a name it is called by what it is.
+
+    Raises UsageError for an empty name or place.
+    """
+    name, equals, where = text.partition("=")
+    if not equals or "://" in name:
+        name, where = text, text
+    if not (name.strip() and where.strip()):
+        raise UsageError(f"--target {text!r} names nothing; write NAME=URL, such as triton=http://127.0.0.1:8000")
+    return Contender(where.strip(), name.strip())
+
+
+def contender_protocol(contender: Contender, model: str = "") -> Protocol:
+    """What a URL's scheme says; REST for a model of our own. Raises UsageError for a URL of another form."""
+    return parse_target(contender.where, model).protocol if contender.running else "rest"
+
+
+def settled(contender: Contender, store: Path) -> Contender:
+    """`contender`, a name of the store as the version that it means now, so that all runs are of one version.
+
+    Raises StoreError for what there is not.
+    """
+    if contender.running or _is_file(contender.where):
+        return contender
+    ref = Store(store).resolve(contender.where).ref
+    return Contender(ref, ref if contender.name == contender.where else contender.name)
+
+
+def opener(source: Source) -> Opens:
+    """Opens contenders: asks a running server what it serves, or starts a server of our own."""
+
+    @contextmanager
+    def opened(contender: Contender, options: ServerOptions | None) -> Iterator[SubjectOf]:
+        options = options or ServerOptions()
+        if contender.running:
+            interface = inputs_of(source.inputs, source.store) if source.inputs else None
+            yield lambda protocol: _named(
+                url_subject(source.target(contender.where, protocol), source.wish, interface), contender
+            )
+        elif _is_file(contender.where):
+            path = Path(contender.where).resolve()
+            inspect_onnx(path)
+            with serving(str(path), source.store, options) as served:
+                yield lambda protocol: file_subject(served, path, protocol, source.wish)
+        else:
+            artifact = Store(source.store).resolve(contender.where)
+            with serving(artifact.ref, source.store, options) as served:
+                yield lambda protocol: artifact_subject(served, artifact, protocol, source.wish)
+
+    return opened
+
+
+def scenario_subject(target: Target) -> Subject:
+    """A server that a user's own scenario asks: nobody needs to know what it takes."""
+    return Subject(
+        target=target,
+        model=ServedModel(url=target.url, name=target.title, version=target.version),
+        inputs=(),
+        pids=listening_pids(target),
+    )
+
+
+def _named(subject: Subject, contender: Contender) -> Subject:
+    """With its name where a store's model has its variant, so that reports call it so too."""
+    if contender.name == contender.where:
+        return subject
+    return msgspec.structs.replace(subject, model=msgspec.structs.replace(subject.model, variant=contender.name))
+
+
+def _is_file(where: str) -> bool:
+    return where.endswith(".onnx") or Path(where).is_file()
