@@ -25,10 +25,13 @@ from typing import NamedTuple
 import numpy as np
 import uvloop
 
-LANES = 8
+LANES = 12
 MODEL = "known"
 INFER = f"/v2/models/{MODEL}/infer"
 BEHAVIOURS = ("fixed", "stall", "ramp", "bimodal", "errors")
+TRIAL = "short stall"
+# Every so many seconds, from the one second to the other, nothing begins.
+STALLS = {"stall": (10.0, 6.0, 7.0), TRIAL: (3.0, 1.5, 2.0)}
 QUIET_S = 0.5
 
 _SEED = 20
@@ -54,10 +57,11 @@ class KnownQueue:
     """What becomes of requests that come in order. Pure.
 
     fixed      40 ms each
-    stall      the same, but for one second in ten, from the sixth on, nothing begins
-    ramp       from 20 ms at the beginning to 48 ms after `seconds`
-    bimodal    20 ms, and 120 ms for one request in ten
+    stall      the same, but from the sixth second of every ten to the seventh nothing begins
+    ramp       from 30 ms at the beginning to 72 ms after `seconds`
+    bimodal    40 ms, and 160 ms for one request in ten
     errors     40 ms each, and one request in a hundred fails when they are over
+    short stall   for a test: as stall, but from 1.5 s to 2 s of every 3
     """
 
     def __init__(self, behaviour: str, seconds: float) -> None:
@@ -68,8 +72,10 @@ class KnownQueue:
     def arrive(self, at_s: float) -> Served:
         """The request that comes at `at_s`."""
         begun_s = max(at_s, heapq.heappop(self._free_s))
-        if self._behaviour == "stall" and 6 <= begun_s % 10 < 7:
-            begun_s += 7 - begun_s % 10
+        if self._behaviour in STALLS:
+            every_s, from_s, to_s = STALLS[self._behaviour]
+            if from_s <= begun_s % every_s < to_s:
+                begun_s += to_s - begun_s % every_s
         chance = self._chances.random()
         done_s = begun_s + self._service_s(at_s, chance)
         heapq.heappush(self._free_s, done_s)
@@ -77,9 +83,9 @@ class KnownQueue:
 
     def _service_s(self, at_s: float, chance: float) -> float:
         if self._behaviour == "ramp":
-            return 0.020 + 0.028 * min(1.0, at_s / self._seconds)
+            return 0.030 + 0.042 * min(1.0, at_s / self._seconds)
         if self._behaviour == "bimodal":
-            return 0.120 if chance < 0.1 else 0.020
+            return 0.160 if chance < 0.1 else 0.040
         return 0.040
 
 
@@ -138,7 +144,8 @@ class KnownService:
     def _send_due(self, now_ns: int) -> None:
         while self._waiting and self._waiting[0][0] <= now_ns:
             _, _, transport, answer = heapq.heappop(self._waiting)
-            transport.write(answer)
+            if not transport.is_closing():
+                transport.write(answer)
         if self._waiting:
             self._timer.set(self._waiting[0][0])
 
@@ -194,7 +201,7 @@ async def _serve(behaviour: str, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("behaviour", choices=BEHAVIOURS)
+    parser.add_argument("behaviour", choices=(*BEHAVIOURS, TRIAL))
     parser.add_argument("--seconds", type=float, required=True, help="how long the ramp takes")
     arguments = parser.parse_args()
     uvloop.run(_serve(arguments.behaviour, arguments.seconds))

@@ -42,7 +42,9 @@ FACES_OUTSIDE = {
     ("optimize/importers/worker.py", "os._exit"): "the main of a process of its own",
     ("optimize/importers/worker.py", "sys.stdout"): "its answers to the importer",
     ("optimize/importing.py", "os.environ"): "hands its environment to the worker",
-    ("bench/generator/process.py", "os.environ"): "hands its environment to Locust, without Locust's own settings",
+    ("bench/generator/locust_process.py", "os.environ"): "hands its environment to Locust, without Locust's settings",
+    ("bench/generator/user_scenario.py", "SystemExit"): "a user's locustfile may raise it while it is imported",
+    ("bench/null_server/__main__.py", "sys.stdout"): "its one line to who started it",
     ("bench/leash.py", "sys.exit"): "ends a Locust process whose parent has gone",
 }
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import t
+from scipy.stats import t, theilslopes
 
 from mlserve.stats import (
     bootstrap_interval,
@@ -21,6 +21,7 @@ from mlserve.stats import (
     ratio_interval,
     row_interval,
     split_blocks,
+    trend,
 )
 
 positive = st.floats(1e-6, 1e3)
@@ -243,3 +244,35 @@ def test_flips_the_other_way_round_turn_the_interval_around(lost, won, rows):
     low, high = flip_interval(lost, won, rows)
     assert (-high, -low) == pytest.approx(flip_interval(won, lost, rows))
     assert low <= (lost - won) / rows <= high
+
+
+def test_the_trend_of_a_straight_line_is_the_line_whatever_a_few_outliers_say():
+    at = np.arange(20) / 20
+    line = trend(at, 3 + 2 * at)
+    assert (line.start, line.slope, line.low, line.high) == pytest.approx((3, 2, 2, 2))
+    stalled = 3 + 2 * at
+    stalled[[4, 11]] = 100
+    assert trend(at, stalled).slope == pytest.approx(2)
+
+
+def _series(seed, r):
+    """20 figures of an AR(1) series that goes nowhere."""
+    rng = np.random.default_rng(seed)
+    figures = [rng.standard_normal()]
+    for noise in rng.standard_normal(19):
+        figures.append(r * figures[-1] + math.sqrt(1 - r * r) * noise)
+    return np.array(figures)
+
+
+@pytest.mark.parametrize(("r", "least"), [(0.0, 0.9), (0.6, 0.82)])
+def test_the_interval_of_a_trend_holds_the_truth_also_where_neighbours_correlate(r, least):
+    at = np.arange(20) / 20
+    lines = [trend(at, _series(seed, r)) for seed in range(200)]
+    assert np.mean([line.low <= 0 <= line.high for line in lines]) >= least
+
+
+def test_an_interval_that_takes_correlated_figures_for_independent_is_too_narrow():
+    """The control of the test above: Sen's interval as it is."""
+    at = np.arange(20) / 20
+    bounds = [theilslopes(_series(seed, 0.6), at, alpha=0.95)[2:] for seed in range(200)]
+    assert np.mean([low <= 0 <= high for low, high in bounds]) < 0.8

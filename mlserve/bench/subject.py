@@ -35,8 +35,12 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     compute_type: str = ""
 
 
-def url_subject(target: Target, wish: PayloadWish | None = None, interface: Interface | None = None) -> Subject:
+def url_subject(
+    target: Target, wish: PayloadWish | None = None, interface: Interface | None = None, metrics_url: str = ""
+) -> Subject:
     """The model behind a URL: as its server describes it, or with the `interface` that is known from elsewhere.
+
+    `metrics_url` is where it shows its counters, where that is not where it is asked.
 
     Raises BenchError when the server cannot be reached, or when nobody says what it takes.
     """
@@ -54,6 +58,6 @@ def url_subject(target: Target, wish: PayloadWish | None = None, interface: Inte
         inputs=inputs,
         outputs=outputs,
         wish=msgspec.structs.replace(wish or PayloadWish(), outputs=outputs),
-        metrics_url=target.url if target.url.startswith("http://") else "",
+        metrics_url=metrics_url or (target.url if target.url.startswith("http://") else ""),
         pids=listening_pids(target),
     )

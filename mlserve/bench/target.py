@@ -19,6 +19,7 @@ __all__ = [
     "parse_header",
     "parse_named_target",
     "parse_target",
+    "spoken_protocol",
 ]
 
 Header = tuple[str, str]
@@ -135,6 +136,12 @@ def parse_header(text: str) -> Header:
     if not _HEADER_VALUE.fullmatch(value):
         raise UsageError(f"--header {name}: its value is empty, or holds what no header can")
     return name, value
+
+
+def spoken_protocol(url: str) -> Protocol:
+    """The protocol that a URL says by its scheme or its path. Raises UsageError where neither does."""
+    plain, spoken = _protocol_of(url, None)
+    return spoken or _protocol_by_path(_split(plain)[2], url)
 
 
 def parse_target(

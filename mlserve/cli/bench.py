@@ -48,6 +48,7 @@ def bench(
     template: flag.Template = "",
     answer: flag.Answer = "",
     headers: flag.Headers = None,
+    metrics: flag.Metrics = "",
     check: flag.Check = False,
     expected: flag.Expected = None,
     duration: flag.Duration = "20s",
@@ -115,6 +116,7 @@ def bench(
             template=template,
             answer=answer,
             headers=tuple(headers or ()),
+            metrics=metrics,
         ),
     )
     contenders = make_contenders(where, targets or [], source, options)
@@ -127,7 +129,7 @@ def bench(
         replay=replay,
         replay_speed=replay_speed,
         model=model,
-        protocol=protocol or protocol_of(contenders[0], source),
+        protocol=protocol or protocol_of(contenders[0]),
         batch=batch,
         duration=duration,
         warm_up=warm_up,

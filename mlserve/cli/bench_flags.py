@@ -112,6 +112,14 @@ Headers = Annotated[
         show_default=False,
     ),
 ]
+Metrics = Annotated[
+    str,
+    _option(
+        _PAYLOAD,
+        help="Where the server shows its counters, if not where it is asked: http://127.0.0.1:8002/metrics.",
+        show_default=False,
+    ),
+]
 Check = Annotated[
     bool,
     _option(_PAYLOAD, "--check", help="Compare every answer with what the server answered before the load."),

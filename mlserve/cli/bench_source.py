@@ -28,6 +28,7 @@ class PayloadFlags(msgspec.Struct, frozen=True, kw_only=True):
     template: str
     answer: str
     headers: tuple[str, ...]
+    metrics: str
 
 
 def make_source(store: Path, flags: PayloadFlags) -> "Source":
@@ -53,6 +54,7 @@ def make_source(store: Path, flags: PayloadFlags) -> "Source":
         template=_read_template(flags.template),
         answer=flags.answer,
         headers=tuple(map(parse_header, flags.headers)),
+        metrics=flags.metrics,
     )
 
 
@@ -83,15 +85,22 @@ def make_contenders(
             "that bench starts; set them where it was started, or give a model's name"
         )
     if not running:
-        for flag, said in (("--model", source.model), ("--inputs", source.inputs), ("--template", source.template)):
+        for flag, said in (
+            ("--model", source.model),
+            ("--inputs", source.inputs),
+            ("--template", source.template),
+            ("--metrics", source.metrics),
+        ):
             if said:
                 raise UsageError(f"{flag} is for a URL, whose server may not say it; {named[0].where} says it itself")
     return tuple(settled(one, source.store) for one in named)
 
 
-def protocol_of(contender: "Contender", source: "Source") -> str:
+def protocol_of(contender: "Contender") -> str:
     """What a URL says; REST for a model of our own."""
-    return source.target(contender.where).protocol if contender.running else "rest"
+    from mlserve.tuning.opening import contender_protocol
+
+    return contender_protocol(contender)
 
 
 def _read_template(text: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlserve.tuning.opening import Opens
     from mlserve.tuning.sweep import CellResult, Course, Outcome
 
-__all__ = ["bench_sweep", "many_runs", "percentile_text"]
+__all__ = ["Line", "bench_sweep", "many_runs", "percentile_text"]
 
 
 def bench_sweep(sweep: "Sweep", opens: "Opens", directory: Path, *, json: bool) -> None:

@@ -52,8 +52,8 @@ def timeline(runs: Sequence[Recorded]) -> Timeline:
     """The course of `runs`, repeats of one plan."""
     latency_s = np.concatenate([one.samples.latency_s for one in runs])
     duration_s = max(one.run.window.duration_s for one in runs)
-    # By what was planned, not by what came: so the results of one load have the same stretches.
-    expected = sum(one.run.plan.rate_per_s * one.run.window.duration_s for one in runs)
+    # By what was planned, not by what came, where there was a plan: so the results of one load have the same stretches.
+    expected = sum(one.run.plan.rate_per_s * one.run.window.duration_s or len(one.samples) for one in runs)
     stretches = max(1, min(_MOST_STRETCHES, math.floor(expected / _ANSWERS_A_STRETCH), math.floor(duration_s)))
     stretch_s = duration_s / stretches
     stretch_of = np.floor(np.concatenate([one.due_s[one.samples.ok] for one in runs]) / stretch_s)

@@ -163,10 +163,16 @@ def _protocols(valid: Sequence[Measurement], chosen: ModelIdentity) -> list[str]
     found = [compare_percentile("p99", 0.99, rest, grpc, confidence_of_each(len(pairs))) for rest, grpc in pairs]
     return [
         f"Its p99 over gRPC is {format_ratio(one.change)} ({format_ratio(one.low)} to {format_ratio(one.high)}) "
-        f"that over REST, at {rest.conditions.rate_per_s:g} requests/s."
+        f"that over REST, {_pace(rest.conditions)}."
         for (rest, _), one in zip(pairs, found, strict=True)
         if isinstance(one, Difference) and not one.low <= 1 <= one.high
     ]
+
+
+def _pace(conditions: Conditions) -> str:
+    if conditions.users:
+        return f"with {conditions.users:,} users in a closed loop"
+    return f"at {conditions.rate_per_s:g} requests/s"
 
 
 def _only_protocol_differs(one: Conditions, other: Conditions) -> bool:

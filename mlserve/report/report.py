@@ -1,11 +1,11 @@
 """A report: everything the pages show, as values. Each renderer is fed this and nothing else."""
 
-import shlex
 from collections.abc import Sequence
 
 import msgspec
 
 from mlserve import __version__
+from mlserve.report.command import bench_command
 from mlserve.report.curves import Distribution, Timeline, distribution, timeline
 from mlserve.report.measurement import Measurement, Recorded, group
 from mlserve.report.names import Names
@@ -13,9 +13,9 @@ from mlserve.report.recommendation import Recommendation, recommend
 from mlserve.report.summary import Summary, summarize
 from mlserve.runs.load import Plan
 from mlserve.runs.machine import Machine
-from mlserve.runs.run import Certificate, Counts, Run, ServedModel, ServerSettings
+from mlserve.runs.run import Certificate, Counts, ServedModel, ServerSettings
 
-__all__ = ["Report", "Result", "RunResult", "bench_command", "build_report"]
+__all__ = ["Report", "Result", "RunResult", "build_report"]
 
 # 1: first format (0.1.0)
 FORMAT_VERSION = 1
@@ -81,36 +81,6 @@ def build_report(runs: Sequence[Recorded], *, max_accuracy_loss: float, created_
         results=tuple(sorted(results, key=lambda one: (loads.index(one.load), variants.index(one.variant)))),
         machines=tuple(machines),
     )
-
-
-def bench_command(run: Run) -> str:
-    """The command that makes `run` again. Files it cannot know by path are named as they were."""
-    plan, server, model = run.plan, run.server, run.model
-    flags: dict[str, object] = {
-        "--protocol": plan.protocol,
-        "--rps": f"{plan.rate_per_s:g}",
-        "--duration": f"{plan.duration_s:g}s",
-        "--warm-up": f"{plan.warm_up_s:g}s",
-        "--arrivals": plan.arrivals,
-        "--batch": plan.batch_rows,
-        "--seed": plan.seed,
-        "--max-in-flight": plan.max_in_flight,
-        "--timeout": f"{plan.timeout_s:g}s",
-    }
-    if not plan.payload.startswith("synthetic"):
-        flags["--data"] = plan.payload.partition(" (")[0]
-    if server is None:
-        target = model.url
-    else:
-        target = f"{model.name}@{model.version}" if model.sha256 else f"{model.name}.onnx"
-        flags |= {
-            "--workers": server.workers,
-            "--threads": server.threads,
-            "--max-batch-rows": server.max_batch_rows,
-            "--max-delay-ms": f"{server.max_delay_ms:g}",
-            "--device": server.device,
-        }
-    return shlex.join(["mlserve", "bench", target, *(str(part) for pair in flags.items() for part in pair)])
 
 
 def _result(measurement: Measurement, names: Names, recommendation: Recommendation, machines: list[Machine]) -> Result:

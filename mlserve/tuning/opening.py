@@ -10,7 +10,7 @@ from mlserve.bench.local_server import listening_pids
 from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.probe import inputs_of
 from mlserve.bench.subject import Subject, url_subject
-from mlserve.bench.target import Header, Target, is_url, parse_target
+from mlserve.bench.target import Header, Target, is_url, parse_target, spoken_protocol
 from mlserve.errors import UsageError
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.store import Store
@@ -47,7 +47,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where models and rows come from.
 
     Where a server runs already, `model` is the one asked for if its URL names none, `inputs` the model or file that
-    says what it takes if it does not; `template`, `answer` and `headers` say how it is asked.
+    says what it takes if it does not; `template`, `answer` and `headers` say how it is asked, and `metrics` is
+    the page of its counters.
     """
 
     store: Path
@@ -57,6 +58,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     template: str = ""
     answer: str = ""
     headers: tuple[Header, ...] = ()
+    metrics: str = ""
 
     def target(self, where: str, protocol: Protocol | None = None) -> Target:
         """The server behind the URL `where`. Raises UsageError as `parse_target` does."""
@@ -85,9 +87,9 @@ def named_contender(text: str) -> Contender:
     return Contender(where.strip(), name.strip())
 
 
-def contender_protocol(contender: Contender, model: str = "") -> Protocol:
-    """What a URL's scheme says; REST for a model of our own. Raises UsageError for a URL of another form."""
-    return parse_target(contender.where, model).protocol if contender.running else "rest"
+def contender_protocol(contender: Contender) -> Protocol:
+    """What a URL says; REST for a model of our own. Raises UsageError for a URL of another form."""
+    return spoken_protocol(contender.where) if contender.running else "rest"
 
 
 def settled(contender: Contender, store: Path) -> Contender:
@@ -110,7 +112,7 @@ def opener(source: Source) -> Opens:
         if contender.running:
             interface = inputs_of(source.inputs, source.store) if source.inputs else None
             yield lambda protocol: _named(
-                url_subject(source.target(contender.where, protocol), source.wish, interface), contender
+                url_subject(source.target(contender.where, protocol), source.wish, interface, source.metrics), contender
             )
         elif _is_file(contender.where):
             path = Path(contender.where).resolve()

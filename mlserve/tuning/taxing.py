@@ -181,9 +181,7 @@ def _timed(request: Request, protocol: Protocol) -> Request:
     """The same, asking where its time went: by a header, or by a parameter of the message."""
     if protocol != "grpc":
         return msgspec.structs.replace(request, headers=(*request.headers, (WANTS_TIMING.decode(), "1")))
-    message = grpc.parse_request(request.body)
-    message.parameters["timing"].bool_param = True
-    return msgspec.structs.replace(request, body=message.SerializeToString())
+    return msgspec.structs.replace(request, body=grpc.ask_timing(request.body))
 
 
 def _rows(subject: Subject, plan: TaxPlan, engine: Engine) -> list[Tensors]:

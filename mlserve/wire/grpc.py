@@ -14,7 +14,7 @@ from mlserve.wire.parameters import check_tensor_parameters, read_classes, read_
 from mlserve.wire.raw import from_raw, to_raw
 from mlserve.wire.signature import Field, InferRequest, Signature, answered_field
 
-__all__ = ["decode_request", "decode_response", "encode_request", "encode_response", "parse_request"]
+__all__ = ["ask_timing", "decode_request", "decode_response", "encode_request", "encode_response", "parse_request"]
 
 _CONTENTS_FIELD = {
     "BOOL": "bool_contents",
@@ -128,6 +128,14 @@ def encode_request(model: str, version: str, inputs: Tensors, specs: Sequence[Te
         raw_input_contents=[to_raw(inputs[spec.name]) for spec in specs],
     ).SerializeToString()
     return payload
+
+
+def ask_timing(payload: bytes) -> bytes:
+    """The ModelInferRequest `payload` with the parameter by which a client asks where its request's time went."""
+    message = parse_request(payload)
+    message.parameters["timing"].bool_param = True
+    asking: bytes = message.SerializeToString()
+    return asking
 
 
 def decode_response(payload: bytes, specs: Mapping[str, TensorSpec]) -> Tensors:

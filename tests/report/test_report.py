@@ -4,7 +4,8 @@ import shlex
 
 import msgspec
 
-from mlserve.report.report import bench_command, build_report
+from mlserve.report.command import bench_command
+from mlserve.report.report import build_report
 
 
 def test_results_of_one_load_stand_together_and_variants_keep_their_order(demo_report):

@@ -10,8 +10,10 @@ from mlserve.runs.load import Plan, Ramp
 from mlserve.runs.run import Check
 from mlserve.tuning.curve import curve_of
 from mlserve.tuning.evidence import Objective
-from mlserve.tuning.find_max import Quest, find_max
-from mlserve.tuning.opening import Contender
+from mlserve.tuning.find_max import Judge, Quest, find_max, judged
+from mlserve.tuning.measuring import measure_run, read_recorded
+from mlserve.tuning.opening import Contender, Source, opener
+from mlserve.tuning.serving import ServerOptions
 
 MODEL = Contender("minilm@1", "minilm@1")
 # Of a queue whose service takes 1 ms: see test_search.
@@ -123,3 +125,19 @@ def test_only_a_steady_open_loop_is_searched(tmp_path, formula_server, quiet):
     ):
         with pytest.raises(UsageError, match="searches a steady rate of an open loop"):
             search(quest(plan=plan), tmp_path / "out", formula_server(), quiet)
+
+
+def test_a_real_run_is_ended_by_the_evidence_and_kept(tiny_onnx, tmp_path):
+    """A limit that no server meets is proven to be missed long before the half minute that the run might take."""
+    asked = quest(objective=Objective(percentile=0.9, limit_s=1e-6, max_errors=0.5))
+    plan = Plan(rate_per_s=400.0, duration_s=30.0, warm_up_s=0.5, percentile=0.9)
+    judge = Judge(asked.objective, plan)
+    with opener(Source(store=tmp_path))(Contender(str(tiny_onnx), "tiny"), ServerOptions()) as subject_of:
+        folder = tmp_path / "step"
+        folder.mkdir()
+        measure_run(subject_of, plan, folder, "step", lambda _: None, judge)
+    recorded = read_recorded(folder)
+    assert (judge.verdict.met, judge.verdict.sure) == (False, True)
+    assert recorded.run.window.duration_s < 25
+    assert len(recorded.samples) > 300
+    assert not judged(asked, recorded).verdict.met

@@ -23,7 +23,7 @@ _CLAIMED = 0.99
 _LAG_FLOOR_S, _LAG_SHARE = 1e-3, 0.1
 _MOST_CPU = 0.8
 _LEAST_RATE = 0.95
-_NULL_FLOOR_S, _NULL_SHARE = 1e-3, 0.2
+_NULL_FLOOR_S, _NULL_SHARE = {0.5: 1e-3, 0.99: 2e-3}, 0.2
 _MOST_STEAL = 0.02
 _MOST_SHARED = 0.1
 _MOST_OTHERS = 0.05
@@ -150,22 +150,23 @@ def calibrated_rate(plan: Plan, facts: Facts) -> Check | None:
 
 
 def calibrated_latency(samples: Samples, plan: Plan, facts: Facts) -> Check | None:
-    """Against a server that answers at once, p99 is at most a fifth of the p99 claimed, or 1 ms where that is more:
-    what generator, client and kernel cost by themselves.
+    """Against a server that answers at once, requests take at most a fifth of what is claimed: what generator, client
+    and kernel cost by themselves. The medians are compared, and p99 where the null server was asked enough for one.
 
-    Where the null server was asked too little for a p99, the medians are compared instead.
+    Where a fifth is less, the median may be 1 ms and p99 2 ms. On a quiet machine of two cores they are 0.12 to 0.46 ms
+    and 0.42 to 1.4 ms (28 calibrations, 300 to 1,000 requests/s over REST and gRPC); beside other work, p99 is 2 to 10.
     """
     found = facts.calibration
     if found is None or plan.closed or not samples.ok.any():
         return None
-    q, found_s = (0.99, found.p99_s) if found.requests >= minimum_samples(0.99) else (0.5, found.p50_s)
-    claimed_s = quantile(samples.latency_s, q)
-    limit_s = max(_NULL_FLOOR_S, _NULL_SHARE * claimed_s)
+    limits_s = {q: max(floor_s, _NULL_SHARE * quantile(samples.latency_s, q)) for q, floor_s in _NULL_FLOOR_S.items()}
+    asked_enough = found.requests >= minimum_samples(0.99)
+    judged = {"p50": (found.p50_s, limits_s[0.5])} | ({"p99": (found.p99_s, limits_s[0.99])} if asked_enough else {})
     return Check(
         name="calibration latency",
-        ok=found_s <= limit_s,
-        found=f"p{100 * q:g} {format_duration(found_s)} against the null server",
-        limit=f"at most {format_duration(limit_s)}, of a p{100 * q:g} of {format_duration(claimed_s)}",
+        ok=all(found_s <= limit_s for found_s, limit_s in judged.values()),
+        found=", ".join(f"{name} {format_duration(one)}" for name, (one, _) in judged.items()) + " of the null server",
+        limit="at most " + ", ".join(f"{name} {format_duration(limit_s)}" for name, (_, limit_s) in judged.items()),
         advice=(
             "The generator's own cost is too large a part of the latency: lower --rps, give --workers more generators, "
             "or stop other work on this machine."

@@ -25,7 +25,7 @@ from mlserve.bench.payload.expected import WRONG_ANSWER, open_expected
 from mlserve.bench.progress import count_latencies
 from mlserve.runs.samples import DROPPED, OK, Sample
 
-__all__ = ["Generator", "Share", "Sink", "Total", "open_client"]
+__all__ = ["Generator", "Share", "Sink", "Total", "open_client", "quiet_collector"]
 
 _FLUSH_EVERY_S = 0.1
 _BLOCK = 4096
@@ -168,7 +168,7 @@ def _reader(job: Job) -> Reader:
 
     if not job.expected:
         return read
-    right = open_expected(job.plan.protocol, job.outputs, job.expected)
+    right = open_expected(job.plan.protocol, job.outputs, job.expected, job.answer)
 
     def read_and_check(number: int, reply: Reply) -> tuple[str, str]:
         status, version = read(number, reply)

@@ -46,9 +46,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     Arrival k of the schedule sends request `order[k % len(order)]`. `trace_ns` holds the arrivals of a replay, int64s
     since its beginning; empty otherwise. `expected[number]` are the tensors that the answer to request `number` must
-    hold, as payload.expected writes them, and `outputs` what they are called; empty where answers are not checked.
-    `null_server` is the one to calibrate against first. `locustfile` is a user's own scenario. `name` is what Locust
-    calls the requests.
+    hold, as payload.expected writes them, `outputs` what they are called and `answer` where in a document they are;
+    empty where answers are not checked. `null_server` is the one to calibrate against first. `locustfile` is a user's
+    own scenario. `name` is what Locust calls the requests.
     """
 
     plan: Plan
@@ -60,6 +60,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     trace_ns: bytes = b""
     expected: tuple[bytes, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    answer: str = ""
     null_server: Address | None = None
     locustfile: str = ""
 

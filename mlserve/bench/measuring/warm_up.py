@@ -135,19 +135,19 @@ def _slow_first_rows(relevant_s: Floats, slowest_s: float, block_rows: int) -> i
     return int(slower[-1]) + 1 if len(slower) else 0
 
 
-def _judged(end_s: float, most_s: float, last_s: float, answered_s: Floats) -> WarmUp:
+def _judged(end_s: float, most_s: float, length_s: float, answered_s: Floats) -> WarmUp:
     """The start-up that seems to end at `end_s`, unless latency falls on in the second half.
 
     By how much latency falls from the first quarter of the answers to the second, and from the third to the fourth: in
     a decaying start-up the second is a small part of the first. Their lower quartiles, which no stall moves much.
     """
     over = end_s < most_s
-    if end_s > _LONG * last_s:
-        quarters = [math.log(max(quantile(part, 1 - _QUARTILE), 1e-9)) for part in np.array_split(answered_s, 4)]
-        early, late = quarters[0] - quarters[1], quarters[2] - quarters[3]
-        if late > max(_FALLS_ON, _AS_MUCH * early):
+    if end_s > _LONG * length_s:
+        first_s, second_s, third_s, last_s = (quantile(part, 1 - _QUARTILE) for part in np.array_split(answered_s, 4))
+        early_s, late_s = first_s - second_s, third_s - last_s
+        if late_s > max(_FALLS_ON * last_s, _AS_MUCH * early_s):
             return _FALLS
-        over = over and late <= _STILL_FALLS
+        over = over and late_s <= _STILL_FALLS * last_s
     if not over:
         reason = f"requests still got quicker {format_duration(most_s)} after the beginning"
         return WarmUp(end_s=most_s, found=True, over=False, reason=reason)

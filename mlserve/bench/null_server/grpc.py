@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["serve_grpc"]
+__all__ = ["serve_by_grpcio", "serve_grpc"]
 
 _MOST_CALLS = 256
 

@@ -44,7 +44,7 @@ def ask_expected(target: Target, payload: Payload, outputs: Sequence[TensorSpec]
 
     Requests with the same body are asked once. Raises BenchError where one is not answered, or not readably.
     """
-    dialect, specs = find_dialect(target.protocol), {spec.name: spec for spec in outputs}
+    dialect, specs = find_dialect(target.protocol, target.answer), {spec.name: spec for spec in outputs}
     answers: dict[bytes, Tensors] = {}
     for request in payload.requests:
         if request.body not in answers:
@@ -62,15 +62,20 @@ def encode_expected(tensors: Tensors) -> bytes:
 
 
 def open_expected(
-    protocol: Protocol, outputs: Sequence[TensorSpec], encoded: Sequence[bytes], tolerance: float = _TOLERANCE
+    protocol: Protocol,
+    outputs: Sequence[TensorSpec],
+    encoded: Sequence[bytes],
+    answer: str = "",
+    tolerance: float = _TOLERANCE,
 ) -> Callable[[int, bytes], bool]:
     """(request's number, answer) -> whether the answer holds the tensors of `encoded[number]`.
 
-    Every tensor that is expected must be there, in the same shape; others may be too. Where a float is expected it is
-    right within `tolerance` of it or of the largest magnitude in its tensor: sums depend on what else was in the batch,
-    and where they nearly cancel out their own size says nothing. Everything else is right when it is the same.
+    `answer` is the target's, for answers of no protocol. Every tensor that is expected must be there, in the same
+    shape; others may be too. Where a float is expected it is right within `tolerance` of it or of the largest
+    magnitude in its tensor: sums depend on what else was in the batch, and where they nearly cancel out their own
+    size says nothing. Everything else is right when it is the same.
     """
-    decode, specs = find_dialect(protocol).decode, {spec.name: spec for spec in outputs}
+    decode, specs = find_dialect(protocol, answer).decode, {spec.name: spec for spec in outputs}
     known: list[dict[int, bool]] = [{} for _ in encoded]
 
     def right(number: int, content: bytes) -> bool:

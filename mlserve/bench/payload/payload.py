@@ -21,7 +21,8 @@ from mlserve.bench.target import Target
 from mlserve.errors import UsageError
 from mlserve.model.processing import Processing
 from mlserve.model.tensors import Tensors, TensorSpec
-from mlserve.runs.load import Plan, RowShare
+from mlserve.runs.load import Plan, Protocol, RowShare
+from mlserve.wire import grpc
 
 __all__ = ["Payload", "PayloadWish", "Timed", "check_batch", "make_payload"]
 
@@ -96,7 +97,7 @@ def make_payload(target: Target, inputs: Sequence[TensorSpec], plan: Plan, wish:
         encoded, numbers = encode_kinds([supply.batches(size.rows) for size in mix], target, inputs)
         order, source = mixed_order([size.share for size in mix], numbers, plan.seed), supply.source
     source = f"{source}, {len(encoded)} bodies"
-    encoded, order = _timed(encoded, order, wish.timed, plan.seed)
+    encoded, order = _timed(encoded, order, wish.timed, plan.seed, target.protocol)
     expected = tuple(each.outputs for each in encoded if each.outputs is not None)
     return Payload(
         requests=tuple(each.request for each in encoded),
@@ -126,14 +127,14 @@ def _supply(inputs: Sequence[TensorSpec], seed: int, wish: PayloadWish) -> Suppl
 
 
 def _timed(
-    encoded: list[Encoded], order: npt.NDArray[np.int64], timed: Timed, seed: int
+    encoded: list[Encoded], order: npt.NDArray[np.int64], timed: Timed, seed: int, protocol: Protocol
 ) -> tuple[list[Encoded], npt.NDArray[np.int64]]:
     """The same with the wish to be told where the time went: in all, or at random places of the order, so that it falls
     in with nothing that repeats itself.
     """
     if timed == "none":
         return encoded, order
-    wishing = [each._replace(request=_wishing(each.request)) for each in encoded]
+    wishing = [each._replace(request=_wishing(each.request, protocol)) for each in encoded]
     if timed == "all":
         return wishing, order
     order = np.tile(order, max(1, _ONE_TIMED_OF // len(order)))
@@ -144,5 +145,8 @@ def _timed(
     return [both[number] for number in used], order.ravel()
 
 
-def _wishing(request: Request) -> Request:
+def _wishing(request: Request, protocol: Protocol) -> Request:
+    """By a header, or by a parameter of the message: our gRPC server reads no metadata where it need not."""
+    if protocol == "grpc":
+        return msgspec.structs.replace(request, body=grpc.ask_timing(request.body))
     return msgspec.structs.replace(request, headers=(*request.headers, _TIMING))

@@ -6,7 +6,6 @@ import pytest
 
 from mlserve.bench.measuring.warm_up import WarmUp
 from mlserve.runs.resources import ProcessUse
-from mlserve.runs.run import Calibration
 
 HOG = ProcessUse(role="other", pid=99, name="stress", cpu=0.9, rss_max_bytes=0)
 
@@ -177,25 +176,22 @@ def test_a_core_that_was_stolen(clean, steal, faults):
 
 
 @pytest.mark.parametrize(
-    ("p99_s", "achieved_per_s", "latency_s", "faults"),
+    ("calibration", "latency_s", "faults"),
     [
-        (0.0019, 100, 0.010, []),
-        (0.0021, 100, 0.010, ["calibration latency"]),
-        (0.0009, 100, 0.001, []),
-        (0.0004, 94, 0.010, []),  # 500 arrivals scatter that much
-        (0.0004, 80, 0.010, ["calibration rate"]),
+        ({"p50_s": 0.0039, "p99_s": 0.0039}, 0.020, []),
+        ({"p99_s": 0.0041}, 0.020, ["calibration latency"]),
+        ({"p50_s": 0.0041}, 0.020, ["calibration latency"]),
+        ({"p50_s": 0.0009, "p99_s": 0.0019}, 0.001, []),
+        ({"p50_s": 0.0011}, 0.001, ["calibration latency"]),
+        ({"p99_s": 0.0021}, 0.001, ["calibration latency"]),
+        ({"p99_s": 0.5, "requests": 300}, 0.010, []),  # too few for a p99
+        ({"achieved_per_s": 88.0}, 0.010, []),  # 500 arrivals scatter that much
+        ({"achieved_per_s": 80.0}, 0.010, ["calibration rate"]),
     ],
 )
-def test_a_null_server_that_is_no_better(clean, make_samples, p99_s, achieved_per_s, latency_s, faults):
-    found = Calibration(requests=500, p50_s=1e-4, p99_s=p99_s, lag_p99_s=1e-4, achieved_per_s=achieved_per_s)
+def test_a_null_server_that_is_no_better(clean, make_samples, calibration, latency_s, faults):
+    found = msgspec.structs.replace(clean.facts.calibration, **calibration)
     assert clean.with_(samples=make_samples(latency_s=latency_s), calibration=found).faults == faults
-
-
-def test_a_null_server_that_was_asked_little_is_judged_by_its_median(clean):
-    few = Calibration(requests=300, p50_s=1e-4, p99_s=0.02, lag_p99_s=1e-4, achieved_per_s=100)
-    assert clean.with_(calibration=few).faults == []
-    slow = msgspec.structs.replace(few, p50_s=0.0021)
-    assert clean.with_(calibration=slow).faults == ["calibration latency"]
 
 
 def test_a_machine_that_nobody_knows(clean):

@@ -1,8 +1,3 @@
-import math
-import os
-import time
-
-import gevent
 import msgspec
 import pytest
 from hypothesis import given
@@ -10,162 +5,136 @@ from hypothesis import strategies as st
 
 from mlserve.bench.clients.client import Reply, Request
 from mlserve.bench.clients.fake import FakeClient
-from mlserve.bench.generator.calibration import calibrate, combine
+from mlserve.bench.generator.calibration import calibrate, calibration_of, calibration_plan, combine
 from mlserve.bench.generator.generator import Share, open_client
 from mlserve.bench.generator.job import Address, Job
 from mlserve.bench.null_server.opening import open_null_server
 from mlserve.errors import BenchError
-from mlserve.runs.load import Plan, Spikes
+from mlserve.runs.load import Flat, Plan, Ramp, Spikes
 from mlserve.runs.run import Calibration
+from mlserve.runs.samples import DROPPED, Sample
 
-NULL = Address("http", "127.0.0.1", 1, "/null")
-PLAN = Plan(rate_per_s=200, duration_s=60, warm_up_s=5, timeout_s=10)
+MS = 1_000_000
+PLAN = Plan(rate_per_s=400, duration_s=60, warm_up_s=5)
+ADDRESS = Address("grpc", "far.invalid", 1, "/a.B/C")
 
 
 @pytest.fixture
-def trial(tmp_path):
-    """Calibrates a plan against a function that answers; the calibration, the numbers sent, and for how long."""
-
-    def run(plan, answer=lambda _: Reply("ok"), share=Share(), **job):
-        clients = []
-
-        def opens(address, job):
-            assert address == NULL
-            assert job.plan.timeout_s <= 5
-            clients.append(FakeClient(answer))
-            return clients[-1]
-
-        job = Job(
-            **{"plan": plan, "name": "m", "address": Address("http", "real.invalid", 80, "/"), "null_server": NULL}
-            | {"requests": (Request(b"a"), Request(b"b")), "order": (0, 1), "directory": str(tmp_path)}
-            | job
-        )
-        began_s = time.monotonic()
-        found = calibrate(job, share, opens)
-        (client,) = clients
-        assert client.closed
-        assert not os.listdir(tmp_path)
-        return found, client.sent, time.monotonic() - began_s
-
-    return run
+def job(tmp_path):
+    return Job(
+        plan=msgspec.structs.replace(PLAN, arrivals="constant", protocol="grpc"),
+        name="m",
+        address=ADDRESS,
+        requests=(Request(b"a"), Request(b"b")),
+        order=(0, 1),
+        directory=str(tmp_path),
+        null_server=msgspec.structs.replace(ADDRESS, host="null.invalid"),
+    )
 
 
-def test_the_runs_requests_go_to_the_null_server_at_the_runs_rate_for_a_while(trial):
-    found, sent, took_s = trial(PLAN)
-    assert abs(found.requests - 300) < 5 * math.sqrt(300)
-    assert found.achieved_per_s == pytest.approx(found.requests / 1.5)
-    assert found.requests < len(sent) < found.requests + 200  # with half a second of warm-up
-    assert abs(sent.count(0) - sent.count(1)) <= 1
-    assert took_s < 10
-    assert 0 <= found.p50_s <= found.p99_s < 1
+def row(scheduled_ms, latency_ms=1.0, lag_ms=0.1, status="ok"):
+    due_ns = round(scheduled_ms * MS)
+    sent_ns, done_ns = due_ns + round(lag_ms * MS), due_ns + round(latency_ms * MS)
+    return Sample(due_ns, sent_ns, None, done_ns, 1, 0, status, "")
+
+
+# Which load
+
+
+@given(
+    rate_per_s=st.floats(0.001, 1e5),
+    arrivals=st.sampled_from(["poisson", "constant", "replay"]),
+    shape=st.sampled_from([Flat(), Ramp(9000), Spikes(factor=50, length_s=1, every_s=2)]),
+    generators=st.integers(1, 8),
+    timeout_s=st.floats(0.1, 100),
+)
+def test_a_load_is_calibrated_at_its_rate_for_a_bounded_time(rate_per_s, arrivals, shape, generators, timeout_s):
+    plan = msgspec.structs.replace(
+        PLAN,
+        rate_per_s=rate_per_s,
+        arrivals=arrivals,
+        shape=shape,
+        timeout_s=timeout_s,
+        precision=0.01,
+        max_duration_s=600,
+        find_warm_up=True,
+    )
+    found = calibration_plan(plan, generators)
+    assert found.rate_per_s == max(rate_per_s, 10 * generators)
+    assert found.arrivals == ("poisson" if arrivals == "replay" else arrivals)
+    assert found.shape == Flat()
+    assert (found.warm_up_s, found.longest_s) == (0.5, 0.5 + found.duration_s)
+    assert 1 <= found.duration_s <= 5
+    expected = found.rate_per_s * found.duration_s / generators
+    assert found.duration_s == 5 or expected >= 299.99
+    assert found.timeout_s <= min(5, timeout_s)
+    assert not found.precision
+    assert not found.find_warm_up
+
+
+def test_a_closed_loop_is_calibrated_with_its_users():
+    plan = msgspec.structs.replace(PLAN, rate_per_s=0, arrivals="closed", users=7)
+    found = calibration_plan(plan, 2)
+    assert (found.closed, found.users, found.rate_per_s, found.duration_s) == (True, 7, 0, 1)
+
+
+# What its rows say
+
+
+def test_only_good_answers_after_the_warm_up_count():
+    plan = calibration_plan(PLAN, 1)
+    counted = [row(500), row(600, latency_ms=3, lag_ms=0.5), row(1400, latency_ms=2)]
+    others = [
+        row(499, latency_ms=90),
+        row(700, latency_ms=90, status="HTTP 503"),
+        Sample(800 * MS, None, None, None, 1, 0, DROPPED, ""),
+    ]
+    assert calibration_of([*others, *counted], plan) == Calibration(
+        requests=3, p50_s=0.002, p99_s=0.003, lag_p99_s=0.0005, achieved_per_s=3.0
+    )
+
+
+@pytest.mark.parametrize(("count", "p99_ms"), [(1, 1), (458, 458), (459, 455), (1000, 990)])
+def test_p99_is_exact_and_with_too_few_samples_the_largest_seen(count, p99_ms):
+    rows = [row(500 + number / 10, latency_ms=number + 1, lag_ms=(number + 1) / 10) for number in range(count)]
+    found = calibration_of(reversed(rows), calibration_plan(PLAN, 1))
+    assert found.p99_s == pytest.approx(p99_ms / 1e3)
+    assert found.lag_p99_s == pytest.approx(p99_ms / 1e4)
+
+
+@pytest.mark.parametrize("rows", [[], [row(100)], [row(600, status="connection refused")]])
+def test_a_null_server_that_answers_nothing_is_a_fault(rows):
+    with pytest.raises(BenchError, match="answered nothing"):
+        calibration_of(rows, calibration_plan(PLAN, 1))
+
+
+# The whole
+
+
+def test_a_generator_sends_its_share_of_the_requests_to_the_null_server(job):
+    clients = []
+
+    def opens(address, trial):
+        assert address == job.null_server
+        assert trial.requests == job.requests
+        clients.append(FakeClient(lambda _: Reply("ok")))
+        return clients[-1]
+
+    job = msgspec.structs.replace(job, plan=msgspec.structs.replace(job.plan, rate_per_s=600))
+    found = calibrate(job, Share(1, 2), opens)
+    (client,) = clients
+    assert client.closed
+    assert client.sent == [1] * 450  # every second one of them, for a second and the warm-up
+    assert (found.requests, found.achieved_per_s) == (300, 300)
     assert 0 <= found.lag_p99_s <= found.p99_s
 
 
-def test_what_the_null_server_takes_is_in_the_times(trial):
-    def answer(_):
-        gevent.sleep(0.1)
-        return Reply("ok")
-
-    found, _, _ = trial(PLAN, answer)
-    assert 0.1 <= found.p50_s <= found.p99_s
-    assert found.lag_p99_s < found.p50_s
-
-
-def test_warm_up_is_not_counted(trial):
-    began_s = time.monotonic()
-
-    def answer(_):
-        if time.monotonic() < began_s + 0.3:
-            gevent.sleep(0.3)
-        return Reply("ok")
-
-    assert trial(PLAN, answer)[0].p50_s < 0.1
-
-
-def test_failures_and_what_was_dropped_are_not_counted_and_lower_the_rate(trial):
-    numbers = iter(range(10_000))
-    found, sent, _ = trial(PLAN, lambda _: Reply("ok" if next(numbers) % 2 else "HTTP 503"))
-    assert found.achieved_per_s == pytest.approx(100, rel=0.3)
-    assert found.requests < len(sent) / 2 + 50
-
-
-def test_each_of_several_generators_sends_its_share(trial):
-    plan = msgspec.structs.replace(PLAN, rate_per_s=600, arrivals="constant", generators=2)
-    found, sent, _ = trial(plan, share=Share(1, 2))
-    assert (found.requests, found.achieved_per_s) == (300, 300)
-    assert set(sent) == {1}
-
-
-def test_a_closed_loop_keeps_its_users_busy(trial):
-    in_flight, most = 0, 0
-
-    def answer(_):
-        nonlocal in_flight, most
-        in_flight += 1
-        most = max(most, in_flight)
-        gevent.sleep(0.01)
-        in_flight -= 1
-        return Reply("ok")
-
-    plan = msgspec.structs.replace(PLAN, rate_per_s=0, arrivals="closed", users=7)
-    found, _, _ = trial(plan, answer)
-    assert most == 7
-    assert 0 < found.achieved_per_s <= 700
-    assert found.p50_s >= 0.01
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"arrivals": "replay"},
-        {"shape": Spikes(factor=50, length_s=1, every_s=2)},
-        {"precision": 0.01, "max_duration_s": 600, "find_warm_up": True},
-        {"check_answers": True},
-    ],
-)
-def test_every_plan_is_calibrated_at_its_rate(trial, changes):
-    plan = msgspec.structs.replace(PLAN, rate_per_s=400, **changes)
-    found, _, took_s = trial(plan, trace_ns=bytes(8), expected=(b"other", b"answers"))
-    assert abs(found.achieved_per_s - 400) < 100
-    assert took_s < 10
-
-
-def test_a_low_rate_is_bounded_in_time_and_its_p99_the_largest_seen(trial):
-    numbers = iter(range(10_000))
-
-    def answer(_):
-        if next(numbers) == 30:
-            gevent.sleep(0.3)
-        return Reply("ok")
-
-    plan = msgspec.structs.replace(PLAN, rate_per_s=0.01, arrivals="constant")
-    found, _, took_s = trial(plan, answer)
-    assert found.requests == 50
-    assert found.p99_s >= 0.3 > found.p50_s
-    assert took_s < 12
-
-
-def test_a_null_server_that_answers_nothing_well_is_a_fault(trial):
-    with pytest.raises(BenchError, match="answered nothing"):
-        trial(PLAN, lambda _: Reply("connection refused"))
-
-
-def test_against_the_real_null_server(tmp_path):
-    address = Address("grpc", "far.invalid", 1, "/a.B/C")
-    plan = msgspec.structs.replace(PLAN, protocol="grpc", arrivals="constant", rate_per_s=300)
-    with open_null_server(address, b"answer") as null_server:
-        job = Job(
-            plan=plan,
-            name="m",
-            address=address,
-            requests=(Request(b"hello"),),
-            order=(0,),
-            directory=str(tmp_path),
-            null_server=null_server,
-        )
-        found = calibrate(job, Share(), open_client)
-    assert (found.requests, found.achieved_per_s) == (300, 300)
+def test_the_real_null_server_is_answered_by_and_timed(job):
+    with open_null_server(ADDRESS, b"answer") as null_server:
+        found = calibrate(msgspec.structs.replace(job, null_server=null_server), Share(), open_client)
+    assert (found.requests, found.achieved_per_s) == (400, 400)
     assert 0 < found.p50_s <= found.p99_s
+    assert found.lag_p99_s <= found.p99_s
 
 
 TIMES = st.floats(0, 10)

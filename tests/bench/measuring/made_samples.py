@@ -17,6 +17,7 @@ def make_samples(due_s, latency_s, failed=None) -> Samples:
     status = np.full(n, OK, object)
     if failed is not None:
         status[failed] = "HTTP 503"
+    zeros = pa.array(np.zeros(n, np.int16))
     of = {
         "scheduled_ns": pa.array(scheduled),
         "sent_ns": pa.array(scheduled),
@@ -26,7 +27,7 @@ def make_samples(due_s, latency_s, failed=None) -> Samples:
         "version": pa.array([""] * n),
     }
     columns = [
-        of[field.name] if field.name in of else pa.array([None if field.nullable else 0] * n, field.type)
+        of[field.name] if field.name in of else pa.nulls(n, field.type) if field.nullable else zeros.cast(field.type)
         for field in SCHEMA
     ]
     return Samples(pa.Table.from_arrays(columns, schema=SCHEMA))

@@ -53,7 +53,7 @@ def stall(latency_s, due_s, at_s):
         lambda rng, due_s: 0.010 + rng.exponential(5e-5, len(due_s)),
         lambda rng, due_s: noisy(rng, due_s) * np.where(rng.uniform(size=len(due_s)) < 0.1, 10, 1),
         lambda rng, due_s: made.correlated(rng, len(due_s), 0.9),
-        lambda rng, due_s: made.steady_queue(rng, 0.5, 300, DURATION_S),
+        lambda rng, due_s: made.steady_queue(rng, 0.5, len(due_s) / DURATION_S, DURATION_S),
     ],
     ids=["noise", "heavy tail", "fixed time", "bimodal", "correlated", "queue at half load"],
 )
@@ -99,7 +99,9 @@ def test_a_start_up_that_ends_at_once_is_cut_there():
 
 @pytest.mark.parametrize("rate_per_s", [20, 300])
 def test_one_slow_first_request_is_cut_and_little_else(rate_per_s):
-    warm_ups = found(lambda rng, due_s: np.where(np.arange(len(due_s)) == 0, 1.0, noisy(rng, due_s)), rate_per_s=rate_per_s)
+    warm_ups = found(
+        lambda rng, due_s: np.where(np.arange(len(due_s)) == 0, 1.0, noisy(rng, due_s)), rate_per_s=rate_per_s
+    )
     assert all(one.end_s > 0 for one in warm_ups)
     assert np.mean(cut_s(warm_ups) < 10 / rate_per_s) >= 0.9
 
