@@ -7,7 +7,8 @@ an answer leaves is computed from when its request, and those before it, came; t
 same computation, with the instants of a schedule, tells what a perfect load generator would have to find. An answer
 that leaves late delays no other: what the machine does to one request does not add up.
 
-Time counts from the first request, and begins anew with the first one after half a second without.
+Time counts from the first request of a load: one of the first few that come half a second after the one before. Those
+were questions.
 """
 
 import argparse
@@ -32,7 +33,7 @@ BEHAVIOURS = ("fixed", "stall", "ramp", "bimodal", "errors")
 TRIAL = "short stall"
 # Every so many seconds, from the one second to the other, nothing begins.
 STALLS = {"stall": (10.0, 6.0, 7.0), TRIAL: (3.0, 1.5, 2.0)}
-QUIET_S = 0.5
+QUIET_S, QUESTIONS = 0.5, 5
 
 _SEED = 20
 _NS = 1_000_000_000
@@ -132,7 +133,7 @@ class KnownService:
 
     def arrive(self, transport: asyncio.Transport) -> None:
         now_ns = time.monotonic_ns()
-        if now_ns - self._last_ns > QUIET_S * _NS:
+        if self._number < QUESTIONS and now_ns - self._last_ns > QUIET_S * _NS:
             self._queue, self._start_ns = KnownQueue(self._behaviour, self._seconds), now_ns
         self._last_ns = now_ns
         served = self._queue.arrive((now_ns - self._start_ns) / _NS)

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 from unittest import mock
 
 import msgspec
+import numpy as np
 import typer
 from closed_loop import err, fail, wide_console
 from rich.table import Table
@@ -31,8 +32,11 @@ from subjects import write_tiny
 
 from mlserve.bench import driver
 from mlserve.bench.clients.client import Request
+from mlserve.bench.cores import split_cores
 from mlserve.bench.dialects.find import find_dialect
 from mlserve.bench.driver import Subject, run_bench, url_subject
+from mlserve.bench.generator.job import Address
+from mlserve.bench.null_server.opening import open_null_server
 from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.probe import ask_once
 from mlserve.bench.target import parse_target
@@ -41,7 +45,7 @@ from mlserve.bench.watching.watch import Sources, watching
 from mlserve.model.synthesis import synthesize
 from mlserve.runs.load import Plan, Protocol
 from mlserve.runs.run import Run
-from mlserve.tuning.serving import Served, ServerOptions, file_subject, serving, split_cores
+from mlserve.tuning.serving import Served, ServerOptions, file_subject, serving
 
 _CLEAN: tuple[tuple[Protocol, float], ...] = (("rest", 300), ("grpc", 300), ("rest-binary", 600), ("rest", 1000))
 _STEP_NS = 250_000_000
@@ -93,7 +97,15 @@ class Rig:
 
 
 def overload_generator(rig: Rig) -> Run:
-    return rig.run(rig.subject(), rate_per_s=30_000, duration_s=1.5)
+    """40,000 requests/s, to a server that does nothing but answer: it is not the one that is slow."""
+    subject = rig.subject()
+    answer = ask_once(subject.target, _one_row(subject))
+    address = Address("http", subject.target.host, subject.target.port, subject.target.infer_path)
+    with open_null_server(address, answer, rig.served.settings.cpus) as null_server:
+        target = msgspec.structs.replace(subject.target, port=null_server.port)
+        return rig.run(
+            msgspec.structs.replace(subject, target=target, metrics_url=""), rate_per_s=40_000, duration_s=1.5
+        )
 
 
 def share_core(rig: Rig) -> Run:
@@ -101,9 +113,9 @@ def share_core(rig: Rig) -> Run:
 
 
 def include_cold_start(rig: Rig) -> Run:
-    """In the first second and a half a request takes 8 ms more, and nothing is cut."""
-    with rig.known(Behaviour(service_s=0.0005, cold_extra_s=0.008, cold_s=1.5)) as subject:
-        return rig.run(subject, rate_per_s=100, duration_s=6.0, warm_up_s=0.0)
+    """The first 150 of 800 requests take 6 ms more, and nothing is cut."""
+    with rig.known(Behaviour(service_s=0.0005, cold_extra_s=0.006, cold_requests=150)) as subject:
+        return rig.run(subject, rate_per_s=100, duration_s=8.0, warm_up_s=0.0)
 
 
 def take_too_few(rig: Rig) -> Run:
@@ -138,10 +150,8 @@ def refuse_some(rig: Rig) -> Run:
 def ask_meanwhile(rig: Rig) -> Run:
     """Somebody else sends the server fifty requests."""
     subject = rig.subject()
-    dialect = find_dialect(subject.target.protocol)
-    request = dialect.encode(subject.target, _one_row(subject), subject.inputs)
     ended = threading.Event()
-    thread = threading.Thread(target=_ask_until, args=(subject, request, ended))
+    thread = threading.Thread(target=_ask_until, args=(subject, _one_row(subject), ended))
     thread.start()
     try:
         return rig.run(subject)
@@ -247,10 +257,9 @@ def _print_outcomes(outcomes: Sequence[Outcome], took_s: float) -> None:
     console.print(f"{took_s:.0f} s")
 
 
-def _one_row(subject: Subject) -> Any:
-    import numpy as np
-
-    return synthesize(subject.inputs, 1, np.random.default_rng(0), {})
+def _one_row(subject: Subject) -> Request:
+    row = synthesize(subject.inputs, 1, np.random.default_rng(0), {})
+    return find_dialect(subject.target.protocol).encode(subject.target, row, subject.inputs)
 
 
 def _ask_until(subject: Subject, request: Request, ended: threading.Event) -> None:

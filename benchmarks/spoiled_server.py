@@ -32,13 +32,13 @@ _ANSWER = {
 
 
 class Behaviour(msgspec.Struct, frozen=True):
-    """One request after the other takes `service_s`, and `cold_extra_s` more until `cold_s` after the first; every
-    `fails_each`-th is refused, none if 0.
+    """One request after the other takes `service_s`, and each of the first `cold_requests` takes `cold_extra_s` more;
+    every `fails_each`-th is refused, none if 0.
     """
 
     service_s: float = 0.0
     cold_extra_s: float = 0.0
-    cold_s: float = 0.0
+    cold_requests: int = 0
     fails_each: int = 0
 
 
@@ -59,15 +59,14 @@ class _Queue:
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
-        self._free_at_s = self._first_s = 0.0
+        self._free_at_s = 0.0
         self._asked = 0
 
     def done_at_s(self, now_s: float) -> tuple[float, bool]:
         """(when a request that came now is done, whether it is refused)."""
         behaviour = self._behaviour
-        self._first_s = self._first_s or now_s
         self._asked += 1
-        cold = now_s - self._first_s < behaviour.cold_s
+        cold = self._asked <= behaviour.cold_requests
         took_s = behaviour.service_s + (behaviour.cold_extra_s if cold else 0.0)
         self._free_at_s = max(self._free_at_s, now_s) + took_s
         refused = bool(behaviour.fails_each) and self._asked % behaviour.fails_each == 0

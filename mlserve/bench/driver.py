@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from mlserve.bench.certificate.certificate import Facts, certify
+from mlserve.bench.cores import own_cores, split_cores
 from mlserve.bench.counters import read_count
 from mlserve.bench.course import ByPlan, Course, Decide
 from mlserve.bench.dialects.find import find_dialect
@@ -62,6 +63,8 @@ def run_bench(
     does not answer one; BenchError when the generator breaks down. Cut short, the rows so far stay in `directory`
     without a `run.json`.
     """
+    if subject.server is None and subject.pids:  # a server on this machine, which nobody holds to any cores
+        subject = msgspec.structs.replace(subject, cpus=split_cores(own_cores(), plan.generators)[1])
     asked = _ask_first(subject, plan)
     plan = msgspec.structs.replace(plan, payload=asked.payload.source)
     with (

@@ -60,6 +60,11 @@ def check_plan(plan: Plan) -> Plan:
 def _check_closed(plan: Plan) -> None:
     """A closed loop has users and neither a rate nor a shape."""
     _check_count(plan.users, "--users", 1, _MOST_IN_FLIGHT)
+    if plan.generators > plan.users:
+        raise UsageError(
+            f"--workers {plan.generators} would leave some without one of the {plan.users} users of a closed loop; "
+            f"use --workers {plan.users} or fewer"
+        )
     if plan.rate_per_s != 0:
         raise UsageError(
             f"--rps {plan.rate_per_s:g} contradicts --users {plan.users}, each of which sends when it was answered; "

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from mlserve.cli import bench_flags as flag
+from mlserve.cli.bench_kinds import check_flags, check_many, given_flags
 from mlserve.cli.bench_source import PayloadFlags, make_contenders, make_source, protocol_of, with_trace
-from mlserve.cli.bench_wishes import Asked, make_plan, parse_address, server_options
+from mlserve.cli.bench_wishes import Asked, make_plan, parse_address, server_options, with_cores
 from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, print_json
 from mlserve.errors import UsageError
 from mlserve.units import parse_fraction
@@ -27,6 +28,7 @@ __all__ = ["bench"]
 
 @ending_well
 def bench(
+    context: typer.Context,
     what: flag.What = None,
     rps: flag.Rps = None,
     users: flag.Users = None,
@@ -54,7 +56,7 @@ def bench(
     duration: flag.Duration = "20s",
     warm_up: flag.WarmUp = "auto",
     precision: flag.Precision = "",
-    max_duration: flag.MaxDuration = "5m",
+    max_duration: flag.MaxDuration = None,
     percentile: flag.Percentile = "p99",
     errors: flag.Errors = None,
     server_timing: flag.ServerTiming = "sampled",
@@ -62,6 +64,7 @@ def bench(
     master: flag.Master = "",
     join: flag.Join = "",
     web: flag.Web = False,
+    web_port: flag.WebPort = 8089,
     locustfile: flag.Locustfile = None,
     server_workers: flag.ServerWorkers = None,
     threads: flag.Threads = None,
@@ -98,6 +101,8 @@ def bench(
 
       mlserve bench --target ours=http://127.0.0.1:8000 --target triton=http://127.0.0.1:9000 --model minilm --rps 200
     """
+    given = given_flags(context)
+    check_flags(given)
     if join:
         _join(join)
         return
@@ -129,7 +134,7 @@ def bench(
         replay=replay,
         replay_speed=replay_speed,
         model=model,
-        protocol=protocol or protocol_of(contenders[0]),
+        protocol=protocol_of(contenders, protocol),
         batch=batch,
         duration=duration,
         warm_up=warm_up,
@@ -146,21 +151,22 @@ def bench(
     )
     plan, trace = make_plan(asked)
     source = with_trace(source, trace)
-    kinds = [tax, find_max, bool(axes) or len(contenders) > 1 or repeats > 1]
-    if sum(kinds) > 1:
+    options = with_cores(options, plan)
+    many = bool(axes) or len(contenders) > 1 or "repeats" in given
+    if sum((tax, find_max, many)) > 1:
         raise UsageError(
             "--tax, --find-max and --sweep (or several targets) are different things; ask for one at a time"
         )
-    if any(kinds) and (master or web or locustfile):
-        raise UsageError("--master, --web and --locustfile are for a single run; leave them out")
     if tax:
         _run_tax(contenders[0], source, plan, options, rps, json=json)
     elif find_max:
         _run_find_max(contenders[0], source, plan, options, _Search(slo, errors, resolution, rps, directory, json))
-    elif any(kinds):
+    elif many:
+        check_many(given)
         _run_sweep(contenders, source, plan, options, _Grid(axes, repeats, protocol is None, directory, json))
     else:
-        _run_one(contenders[0], source, plan, options, _Output(directory, label, json, master, web))
+        output = _Output(directory, label, json, master, web_port if web else None)
+        _run_one(contenders[0], source, plan, options, output)
 
 
 class _Output(NamedTuple):
@@ -168,7 +174,7 @@ class _Output(NamedTuple):
     label: str
     json: bool
     master: str
-    web: bool
+    web_port: int | None
 
 
 class _Search(NamedTuple):
@@ -188,15 +194,13 @@ class _Grid(NamedTuple):
     json: bool
 
 
-def _run_one(
-    contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions | None", output: _Output
-) -> None:
+def _run_one(contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions", output: _Output) -> None:
     from mlserve.bench.driver import run_bench
     from mlserve.bench.run_directory import default_directory, default_label, run_directory
     from mlserve.cli.bench_one import document, keeping_rows, print_run, watching
     from mlserve.tuning.measuring import read_recorded
 
-    directory = output.directory
+    directory, crew = output.directory, _crew(plan, output)
     with ExitStack() as stack:
         if directory is not None:
             stack.enter_context(run_directory(directory))
@@ -206,7 +210,7 @@ def _run_one(
             stack.enter_context(run_directory(directory))
         label = output.label or default_label(subject.model, plan)
         with keeping_rows(directory), watching(subject, plan) as show:
-            run = run_bench(subject, plan, directory, label, show, crew=_crew(plan, output))
+            run = run_bench(subject, plan, directory, label, show, crew=crew)
     recorded = read_recorded(directory)
     if output.json:
         print_json(document(recorded))
@@ -217,12 +221,11 @@ def _run_one(
 
 
 def _run_sweep(
-    contenders: "tuple[Contender, ...]", source: "Source", plan: "Plan", options: "ServerOptions | None", grid: _Grid
+    contenders: "tuple[Contender, ...]", source: "Source", plan: "Plan", options: "ServerOptions", grid: _Grid
 ) -> None:
     from mlserve.cli.bench_sweep import bench_sweep
     from mlserve.tuning.grid import Sweep, parse_sweep
     from mlserve.tuning.opening import opener
-    from mlserve.tuning.serving import ServerOptions
 
     if not 1 <= grid.repeats <= 1000:
         raise UsageError(f"--repeats {grid.repeats} is out of range; give a whole number from 1 to 1000")
@@ -230,7 +233,7 @@ def _run_sweep(
         contenders=contenders,
         axes=parse_sweep(grid.axes),
         plan=plan,
-        options=options or ServerOptions(),
+        options=options,
         repeats=grid.repeats,
         any_protocol=grid.any_protocol,
     )
@@ -238,20 +241,19 @@ def _run_sweep(
 
 
 def _run_find_max(
-    contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions | None", search: _Search
+    contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions", search: _Search
 ) -> None:
     from mlserve.cli.bench_max import bench_max
     from mlserve.tuning.evidence import parse_slo
     from mlserve.tuning.find_max import Quest
     from mlserve.tuning.opening import opener
-    from mlserve.tuning.serving import ServerOptions
 
     if not search.slo:
         raise UsageError("--find-max looks for the highest rate that meets an objective; give it with --slo p99=50ms")
     quest = Quest(
         contender=contender,
         plan=plan,
-        options=options or ServerOptions(),
+        options=options,
         objective=parse_slo(search.slo, search.errors or "0.1%"),
         resolution=parse_fraction(search.resolution),
         start_per_s=search.rps or 0.0,
@@ -263,18 +265,19 @@ def _run_tax(
     contender: "Contender",
     source: "Source",
     plan: "Plan",
-    options: "ServerOptions | None",
+    options: "ServerOptions",
     rps: float | None,
     *,
     json: bool,
 ) -> None:
     from mlserve.cli.bench_tax import bench_tax
-    from mlserve.tuning.serving import ServerOptions
     from mlserve.tuning.taxing import TaxPlan
 
+    if plan.row_mix:
+        raise UsageError("--tax asks with requests of one size; give --batch one")
     asked = TaxPlan(
         contender=contender,
-        options=options or ServerOptions(),
+        options=options,
         batch_rows=plan.batch_rows,
         duration_s=plan.duration_s,
         rate_per_s=rps or 0.0,
@@ -293,9 +296,7 @@ def _join(address: str) -> None:
 
 
 @contextmanager
-def _open(
-    contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions | None"
-) -> "Iterator[SubjectOf]":
+def _open(contender: "Contender", source: "Source", plan: "Plan", options: "ServerOptions") -> "Iterator[SubjectOf]":
     """What is loaded, with something to look at while a server of our own starts."""
     from mlserve.tuning.opening import opener, scenario_subject
 
@@ -312,7 +313,10 @@ def _crew(plan: "Plan", output: _Output) -> "Crew":
     from mlserve.bench.driver import Crew
     from mlserve.bench.generator.process import Leader, Page
 
-    page = Page(hold=_hold_page) if output.web else None
+    page = None
+    if output.web_port is not None:
+        page = Page(hold=_hold_page, port=output.web_port)
+        err.print(f"Locust's page will be at http://{page.host}:{page.port}", highlight=False)
     if not output.master:
         return Crew(page=page)
     host, port = parse_address(output.master, "--master")
@@ -321,7 +325,7 @@ def _crew(plan: "Plan", output: _Output) -> "Crew":
 
 def _hold_page() -> None:
     """Until Ctrl-C, which here ends the page and not the program."""
-    err.print("the run is over; its page stays at http://127.0.0.1:8089 until Ctrl-C", highlight=False)
+    err.print("the run is over; its page stays until Ctrl-C", highlight=False)
     try:
         signal.pause()
     except KeyboardInterrupt:

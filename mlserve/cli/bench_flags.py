@@ -10,7 +10,7 @@ __all__ = [
     "Headers", "ImageSizes", "Inputs", "Join", "Label", "Lengths", "Locustfile", "Master", "MaxBatchRows",
     "MaxDelayMs", "MaxDuration", "MaxInFlight", "Model", "Percentile", "Precision", "Protocol", "Repeats", "Replay",
     "ReplaySpeed", "Resolution", "Rps", "Scenario", "Seed", "ServerTiming", "ServerWorkers", "Shape", "Slo", "Sweep",
-    "Targets", "Tax", "Template", "Threads", "Timeout", "Users", "WarmUp", "Web", "What", "Workers",
+    "Targets", "Tax", "Template", "Threads", "Timeout", "Users", "WarmUp", "Web", "WebPort", "What", "Workers",
 ]  # fmt: skip
 
 
@@ -138,7 +138,9 @@ WarmUp = Annotated[
 Precision = Annotated[
     str, _option(_MEASURED, help="Go on until the interval of the percentile is that narrow: 5%.", show_default="off")
 ]
-MaxDuration = Annotated[str, _option(_MEASURED, help="Measure no longer than this for --precision.", show_default="5m")]
+MaxDuration = Annotated[
+    str | None, _option(_MEASURED, help="Measure no longer than this for --precision.", show_default="5m")
+]
 Percentile = Annotated[str, _option(_MEASURED, help="The percentile that is claimed: p50 to p99.99.")]
 Errors = Annotated[
     str | None, _option(_MEASURED, help="The share of failed requests that is accepted.", show_default="1%")
@@ -158,6 +160,7 @@ Master = Annotated[
 ]
 Join = Annotated[str, _option(_GENERATORS, help="Make load for the bench that waits at HOST:PORT, and nothing else.")]
 Web = Annotated[bool, _option(_GENERATORS, "--web", help="Show Locust's own page meanwhile; it stays until Ctrl-C.")]
+WebPort = Annotated[int, _option(_GENERATORS, help="The port of that page.")]
 Locustfile = Annotated[
     Path | None,
     _option(

@@ -118,7 +118,8 @@ def _announcement(subject: "Subject", plan: "Plan") -> str:
 
     pace = f"with {plan.users} users (closed loop)" if plan.closed else f"at {format_rate(plan.rate_per_s)}"
     shape = f", {shape_name(plan.shape)}," if shape_name(plan.shape) else ""
-    before = "warm-up is found" if plan.find_warm_up else f"after {format_duration(plan.warm_up_s)} of warm-up"
+    before = f"after {format_duration(plan.warm_up_s)} of warm-up" if plan.warm_up_s else "without warm-up"
+    before = "warm-up is found" if plan.find_warm_up else before
     lasts = format_duration(plan.duration_s)
     return f"loading {subject.model.name} over {plan.protocol} {pace}{shape} for {lasts}; {before}"
 
@@ -142,7 +143,8 @@ def _facts(run: "Run", summary: "Summary") -> Iterator[tuple[str, str]]:
     yield "generator", f"{counts.generator_cpu:.0%} of a core"
     if calibration is not None:
         floor = f"{format_duration(calibration.p50_s)}, p99 {format_duration(calibration.p99_s)}"
-        yield "null server", f"p50 {floor} at the same rate: what generator and network cost by themselves"
+        load = f"with {run.plan.users} users" if run.plan.closed else "at the same rate"
+        yield "null server", f"p50 {floor} {load}: what generator and network cost by themselves"
     servers = [each for each in run.resources.processes if each.role == "server"]
     if servers:
         memory = format_bytes(sum(each.rss_max_bytes for each in servers))

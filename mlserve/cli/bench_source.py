@@ -38,6 +38,9 @@ def make_source(store: Path, flags: PayloadFlags) -> "Source":
     from mlserve.bench.target import parse_header
     from mlserve.tuning.opening import Source
 
+    for flag, path in (("--data", flags.data), ("--expected", flags.expected)):
+        if path is not None and not path.exists():
+            raise UsageError(f"{flag} {path}: there is no such file; check the path")
     if flags.server_timing not in get_args(Timed):
         raise UsageError(f"--server-timing {flags.server_timing!r} is unknown; use {', '.join(get_args(Timed))}")
     return Source(
@@ -84,11 +87,17 @@ def make_contenders(
             f"{running[0].where} runs already, and the server's settings (--server-workers to --device) are for one "
             "that bench starts; set them where it was started, or give a model's name"
         )
+    names = [one.name for one in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--target {twice} is given twice; give each target a name of its own")
     if not running:
         for flag, said in (
             ("--model", source.model),
             ("--inputs", source.inputs),
             ("--template", source.template),
+            ("--answer", source.answer),
+            ("--header", source.headers),
             ("--metrics", source.metrics),
         ):
             if said:
@@ -96,11 +105,16 @@ def make_contenders(
     return tuple(settled(one, source.store) for one in named)
 
 
-def protocol_of(contender: "Contender") -> str:
-    """What a URL says; REST for a model of our own."""
+def protocol_of(contenders: "tuple[Contender, ...]", said: str | None) -> str:
+    """What was `said`, else what the first URL says; REST for a model of our own.
+
+    Raises UsageError for a protocol that no server of ours speaks.
+    """
     from mlserve.tuning.opening import contender_protocol
 
-    return contender_protocol(contender)
+    if said == "json" and not all(one.running for one in contenders):
+        raise UsageError("--protocol json is for a URL, with --template; a model that bench serves is asked by others")
+    return said or contender_protocol(contenders[0])
 
 
 def _read_template(text: str) -> str:

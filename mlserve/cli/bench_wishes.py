@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from mlserve.runs.load import Arrivals, Plan
     from mlserve.tuning.serving import ServerOptions
 
-__all__ = ["Asked", "make_plan", "parse_address", "parse_percentile", "server_options"]
+__all__ = ["Asked", "make_plan", "parse_address", "parse_percentile", "server_options", "with_cores"]
 
 _DEFAULT_RPS = 500.0
 _LEAST_WARM_UP_S = 1.0
+_MAX_DURATION_S = 300.0
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +36,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     duration: str
     warm_up: str
     precision: str
-    max_duration: str
+    max_duration: str | None
     percentile: str
     errors: str | None
     seed: int
@@ -58,7 +59,7 @@ def make_plan(asked: Asked) -> "tuple[Plan, Trace | None]":
 
     rate_per_s = _DEFAULT_RPS if asked.rps is None else asked.rps
     mix = parse_row_mix(asked.batch or "1")
-    precision = parse_fraction(asked.precision) if asked.precision else 0.0
+    precision = _parse_precision(asked.precision)
     duration_s = parse_duration_s(asked.duration)
     shape = parse_shape(asked.shape, rate_per_s)
     plan = Plan(
@@ -77,11 +78,11 @@ def make_plan(asked: Asked) -> "tuple[Plan, Trace | None]":
         timeout_s=parse_duration_s(asked.timeout),
         percentile=parse_percentile(asked.percentile),
         precision=precision,
-        max_duration_s=max(duration_s, parse_duration_s(asked.max_duration)) if precision else 0.0,
+        max_duration_s=_max_duration_s(asked, duration_s) if precision else 0.0,
         generators=asked.workers,
         check_answers=asked.check,
         max_errors=parse_fraction(asked.errors or "1%"),
-        locustfile=str(asked.locustfile.resolve()) if asked.locustfile else "",
+        locustfile=_locustfile(asked.locustfile),
     )
     if asked.scenario:
         plan = apply_scenario(asked.scenario, plan, _given(asked))
@@ -120,6 +121,13 @@ def server_options(
     return msgspec.convert(given, ServerOptions) if given else None
 
 
+def with_cores(options: "ServerOptions | None", plan: "Plan") -> "ServerOptions":
+    """`options`, which leave a core to each generator."""
+    from mlserve.tuning.serving import ServerOptions
+
+    return msgspec.structs.replace(options or ServerOptions(), spare_cores=plan.generators)
+
+
 def parse_percentile(text: str) -> float:
     """`p99.9` -> 0.999. Raises UsageError for another form."""
     try:
@@ -152,10 +160,30 @@ def _arrivals(asked: Asked) -> "Arrivals":
     return "closed"
 
 
+def _locustfile(path: Path | None) -> str:
+    if path is not None and not path.is_file():
+        raise UsageError(f"--locustfile {path}: there is no such file; give a Python file with a Locust User")
+    return str(path.resolve()) if path else ""
+
+
+def _parse_precision(text: str) -> float:
+    """0.0 where nothing was said."""
+    precision = parse_fraction(text) if text else 0.0
+    if text and not precision:
+        raise UsageError(f"--precision {text} is never reached; write one such as 5%, or leave it out")
+    return precision
+
+
+def _max_duration_s(asked: Asked, duration_s: float) -> float:
+    if asked.max_duration is None:
+        return max(duration_s, _MAX_DURATION_S)
+    return parse_duration_s(asked.max_duration)
+
+
 def _given(asked: Asked) -> set[str]:
     """The fields of a plan that the user set in so many words."""
     said = {
-        "arrivals": asked.arrivals is not None or asked.users is not None,
+        "arrivals": asked.arrivals is not None,
         "batch_rows": asked.batch is not None,
         "row_mix": asked.batch is not None,
         "percentile": asked.percentile != "p99",

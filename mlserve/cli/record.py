@@ -54,21 +54,29 @@ def record(
     if not file.parent.is_dir():
         raise UsageError(f"--out {file} cannot be written: there is no folder {file.parent}")
     server = _Server(url, key)
-    status = server.ask("POST", "/recording", msgspec.json.encode(wish))
-    number = status["number"]
+    number, cut_short = -1, False
     with steps("recording") as on_step:
         try:
-            _follow(server, number, wish["for_s"], on_step)
+            number = server.ask("POST", "/recording", msgspec.json.encode(wish))["number"]
+            cut_short = not _follow(server, number, wish["for_s"], on_step)
         except KeyboardInterrupt:
+            if number < 0:  # nothing has begun, or nobody knows what
+                raise
             err.print("ended early", style="yellow")
         status = server.ask("DELETE", f"/recording/{number}")
     _write(file, server.fetch(f"/recording/{number}/trace"))
+    status["full"] = status["full"] or cut_short
     if json:
         print_json({"file": str(file), "requests": status["requests"], "full": status["full"]})
-        return
-    out.print(f"{status['requests']:,} requests recorded in {file}", highlight=False, soft_wrap=True)
+    else:
+        out.print(f"{status['requests']:,} requests recorded in {file}", highlight=False, soft_wrap=True)
     if status["full"]:
-        out.print("it ended early: a worker had taken as many as --most-requests allows, or the disk is full")
+        err.print(
+            "it ended early: a worker had taken as much as it may (--most-requests, or 256 MB of bodies), or the "
+            "server's disk is full",
+            style="yellow",
+            soft_wrap=True,
+        )
     if not status["requests"]:
         raise typer.Exit(1)
 
@@ -80,14 +88,16 @@ def _parse_bodies(text: str) -> Mapping[str, Any]:
     return {"bodies": kind, "keep_share": parse_fraction(share) if share else 1.0}
 
 
-def _follow(server: "_Server", number: int, for_s: float, on_step: Any) -> None:
+def _follow(server: "_Server", number: int, for_s: float, on_step: Any) -> bool:
+    """Whether it went on until its time was over."""
     ends_s = time.monotonic() + for_s
     while (left_s := ends_s - time.monotonic()) > 0:
         status = server.ask("GET", f"/recording/{number}")
         on_step(f"{status['requests']:,} requests, {format_duration(left_s)} left")
         if not status["going_on"]:
-            return
+            return ends_s - time.monotonic() < _LOOK_EVERY_S
         time.sleep(min(_LOOK_EVERY_S, left_s))
+    return True
 
 
 def _write(file: Path, content: bytes) -> None:

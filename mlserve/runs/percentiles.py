@@ -100,8 +100,9 @@ def confidence_of(plan: Plan) -> float:
 
     A run with a precision ends when its interval is narrow, and intervals that are narrow by chance are wrong more
     often. So what may go wrong is shared out among the looks that there can be (Bonferroni), and the interval is as
-    wide as Student's for so few blocks (stats.row_interval). In simulation, of independent and of correlated latencies
-    and of queues, 95% to 99% of the intervals of p50 to p99 then hold the truth, and 93% at worst.
+    wide as Student's for so few blocks (stats.row_interval). In simulation (200 runs each of independent and of
+    correlated latencies and of a queue, p50 to p99) 98% or more of the last intervals held the truth; without these
+    rules, 76% to 91%.
     """
     if not plan.precision:
         return _CONFIDENCE

@@ -26,7 +26,18 @@ from mlserve.tuning.opening import Contender, Opens, SubjectOf
 from mlserve.tuning.search import End, Step, Try, bracket_of, is_confirmed, next_try
 from mlserve.tuning.serving import ServerOptions
 
-__all__ = ["MAX_FILE", "Found", "Judge", "Quest", "StepRun", "Watcher", "find_max", "settled_requests"]
+__all__ = [
+    "MAX_FILE",
+    "Found",
+    "Judge",
+    "Quest",
+    "StepRun",
+    "Watcher",
+    "estimate_plan",
+    "find_max",
+    "settled_requests",
+    "step_plan",
+]
 
 MAX_FILE = "max.json"
 # 1: first format

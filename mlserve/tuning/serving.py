@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
+from mlserve.bench.cores import own_cores, split_cores
 from mlserve.bench.leash import leashed
 from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.subject import Subject, url_subject
@@ -23,20 +24,24 @@ from mlserve.model.tensors import TensorSpec
 from mlserve.runs.load import Protocol
 from mlserve.runs.run import ServerSettings
 
-__all__ = ["Served", "ServerOptions", "artifact_subject", "file_subject", "serving", "split_cores"]
+__all__ = ["Served", "ServerOptions", "artifact_subject", "file_subject", "serving"]
 
 _DRAIN_S = 5
 _STOP_S = 15.0
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What `mlserve serve` is told. `threads` 0 are as many as the server's cores over its workers."""
+    """What `mlserve serve` is told. `threads` 0 are as many as the server's cores over its workers.
+
+    `spare_cores` are left to the generators, as far as the server keeps one.
+    """
 
     workers: int = 1
     threads: int = 0
     max_batch_rows: int = 32
     max_delay_ms: float = 0.0
     device: str = "cpu"
+    spare_cores: int = 1
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +66,7 @@ def serving(ref: str, store: Path, options: ServerOptions) -> Iterator[Served]:
     Raises EngineError, in the server's own words, when it does not start. The server ends with us, even if we are
     killed (see `leashed`).
     """
-    cpus, spare_cpus = split_cores(_own_cores())
+    cpus, spare_cpus = split_cores(own_cores(), options.spare_cores)
     settings = ServerSettings(
         workers=options.workers,
         threads=options.threads or max(1, (len(cpus) or os.cpu_count() or 1) // options.workers),
@@ -121,14 +126,6 @@ def file_subject(served: Served, path: Path, protocol: Protocol, wish: PayloadWi
     return msgspec.structs.replace(subject, inputs=inputs)
 
 
-def split_cores(cpus: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The cores for the server, and the last one for the generator; nobody is held to one where there is only one.
-
-    A generator that waits for the server to leave its core is late, and its lateness looks like the server's.
-    """
-    return (tuple(cpus[:-1]), tuple(cpus[-1:])) if len(cpus) > 1 else (tuple(cpus), ())
-
-
 class _Model(msgspec.Struct):
     name: str
     version: str
@@ -164,11 +161,6 @@ def _subject(served: Served, protocol: Protocol, wish: PayloadWish, folder: Path
 
 def _url(served: Served, protocol: Protocol) -> str:
     return served.grpc if protocol in ("grpc", "tfserving-grpc") else served.http
-
-
-def _own_cores() -> list[int]:
-    """The cores this process may use; empty where the system does not tell."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def _command(ref: str, store: Path, settings: ServerSettings) -> list[str]:

@@ -1,3 +1,4 @@
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import pytest
@@ -49,6 +50,23 @@ def test_a_run_is_named_after_what_was_loaded_and_how():
     assert str(default_directory(stored, PLAN, NOW)) == "runs/minilm-int8-rest-200rps-20260731T120000"
     assert default_label(ServedModel(url="", name="m", version="2"), PLAN) == "m-v2-rest-200rps"
     assert default_label(ServedModel(url="", name="m"), PLAN) == "m-rest-200rps"
+
+
+def test_two_runs_of_one_second_have_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, found = ServedModel(url="", name="m"), []
+    with ExitStack() as stack:
+        for _ in range(3):
+            found.append(stack.enter_context(run_directory(default_directory(model, PLAN, NOW))).name)
+    first = "m-rest-200rps-20260731T120000"
+    assert found == [first, f"{first}-2", f"{first}-3"]
+
+
+def test_a_directory_that_another_run_has_is_refused_until_it_is_over(tmp_path):
+    with run_directory(tmp_path), pytest.raises(UsageError, match="written by another"), run_directory(tmp_path):
+        pass
+    with run_directory(tmp_path):
+        pass
 
 
 def test_a_name_that_no_folder_can_have_is_made_one():

@@ -4,11 +4,12 @@ import urllib.request
 import psutil
 import pytest
 
+from mlserve.bench.cores import split_cores
 from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.subject import url_subject
 from mlserve.bench.target import parse_target
 from mlserve.errors import EngineError
-from mlserve.tuning.serving import ServerOptions, file_subject, serving, split_cores
+from mlserve.tuning.serving import ServerOptions, file_subject, serving
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ from gevent import get_hub
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from mlserve.bench.clients.client import Answered, Reply, Request
-from mlserve.bench.clients.connection import CLOSED, Connection, allow_many_connections, resolve
+from mlserve.bench.clients.connection import Connection, allow_many_connections, resolve
 from mlserve.runs.samples import OK
 
 __all__ = ["HttpClient"]
 
 _NS = 1_000_000_000
+_UNREADABLE = "no HTTP answer"
 
 
 class HttpClient:
@@ -136,7 +137,7 @@ class _Line:
             # More than was asked for follows a whole answer, or this is no answer.
             self._kept = False
             if self._answered is not None and not self._complete:
-                self.give_up(CLOSED)
+                self.give_up(_UNREADABLE)
                 return
         if self._complete:
             self._finish()
@@ -172,7 +173,7 @@ class _Line:
                 self._measured = True
 
     def on_headers_complete(self) -> None:
-        self._headed = True
+        self._headed = self._parser.get_status_code() >= 200
 
     def on_body(self, part: bytes) -> None:
         self._parts.append(part)

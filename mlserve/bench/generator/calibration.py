@@ -22,7 +22,7 @@ __all__ = ["calibrate", "calibration_of", "calibration_plan", "combine"]
 # For connections, and for caches of the processor and of ours.
 _WARM_UP_S = 0.5
 _LEAST_S, _MOST_S = 1.0, 5.0
-_REQUESTS = 300
+_REQUESTS = 460
 # Of one generator: at less, a few seconds would see hardly a request.
 _LEAST_PER_S = 10.0
 # A null server that does not answer in this time is stuck.

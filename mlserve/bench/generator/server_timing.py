@@ -3,6 +3,7 @@
 W3C, Server Timing: `queue;dur=0.120, compute;dur=1.934, batch;desc="8 rows"`, durations in milliseconds.
 """
 
+import math
 import re
 
 __all__ = ["ServerTiming", "read_server_timing"]
@@ -14,25 +15,32 @@ ServerTiming = tuple[int | None, int | None, int | None]
 _OURS = re.compile(
     r"queue;dur=(\d+\.\d+), compute;dur=(\d+\.\d+)(?:, [a-z]+;dur=\d+\.\d+)*, batch;desc=\"(\d+) rows?\""
 )
+# What a row can hold: no server computes for a year, or runs so many rows together.
+_MOST_NS, _MOST_ROWS = 1 << 55, (1 << 31) - 1
 _ENTRY = re.compile(r"([A-Za-z0-9_-]+)((?:\s*;[^,;\"]*(?:\"[^\"]*\")?)*)")
 
 
 def read_server_timing(header: str) -> ServerTiming:
     """What a `server-timing` header says; whatever else it holds is passed over."""
     if ours := _OURS.fullmatch(header):
-        return round(float(ours[1]) * 1e6), round(float(ours[2]) * 1e6), int(ours[3])
+        return _ns(ours[1]), _ns(ours[2]), _rows(ours[3])
     durations: dict[str, str] = {}
     rows = None
     for name, parameters in _ENTRY.findall(header):
         if found := re.search(r"dur=\"?([0-9.]+)", parameters):
             durations[name] = found[1]
         if name == "batch" and (found := re.search(r"desc=\"?(\d+)", parameters)):
-            rows = int(found[1])
+            rows = _rows(found[1])
     return _ns(durations.get("queue")), _ns(durations.get("compute")), rows
 
 
 def _ns(milliseconds: str | None) -> int | None:
     try:
-        return None if milliseconds is None else round(float(milliseconds) * 1e6)
+        found_ns = math.nan if milliseconds is None else float(milliseconds) * 1e6
     except ValueError:
         return None
+    return round(found_ns) if found_ns < _MOST_NS else None
+
+
+def _rows(text: str) -> int | None:
+    return found if len(text) < 12 and (found := int(text)) <= _MOST_ROWS else None

@@ -103,8 +103,7 @@ class _Pages:
         """Answers once every worker has written what it took."""
         number = request.path_params["number"]
         self._folder.parts(number)
-        if self._is_now(number):
-            self._folder.end()
+        self._folder.end(number)
         deadline_s = time.monotonic() + _WAIT_S
         while not all(part.ended for part in self._folder.parts(number).values()) and time.monotonic() < deadline_s:
             await asyncio.sleep(LOOK_EVERY_S / 2)

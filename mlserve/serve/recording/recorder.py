@@ -57,6 +57,7 @@ class Recorder:
         self._chosen = Sampler(0.0)
         self._stream: Any = None
         self._requests = self._body_bytes = 0
+        self._full = False
 
     def take(self, signature: Signature, tickets: Sequence[Ticket]) -> None:
         """Notes the requests of `tickets`, which have just been answered or failed."""
@@ -92,7 +93,7 @@ class Recorder:
 
     def _begin(self, recording: Recording) -> None:
         wish = recording.wish
-        self._noted, self._requests, self._body_bytes = [], 0, 0
+        self._noted, self._requests, self._body_bytes, self._full = [], 0, 0, False
         self._chosen = Sampler({"none": 0.0, "hash": 1.0, "keep": wish.keep_share}[wish.bodies])
         self.recording = recording
 
@@ -102,23 +103,26 @@ class Recorder:
         await self._write(recording, ended=True)
         stream, self._stream = self._stream, None
         if stream is not None:
-            stream.close()
+            try:
+                stream.close()
+            except OSError as error:
+                _log.warning("a recording lacks its end: %s", error.strerror)
 
     async def _write(self, recording: Recording, *, ended: bool) -> None:
         with self._lock:
             noted, self._noted = self._noted, []
         wish = recording.wish
         room = wish.most_requests - self._requests
-        full = len(noted) > room or self._body_bytes > wish.most_bytes
         try:
-            if noted:
+            if noted and not self._full:  # behind what could not be written nothing could be read
                 await asyncio.to_thread(self._append, recording, noted[:room])
-        except OSError as error:
+                self._full = len(noted) > room or self._body_bytes > wish.most_bytes
+            self.folder.tell(recording.number, Part(self._requests, full=self._full, ended=ended))
+        except OSError as error:  # serving goes on
             _log.warning("a recording ends early, it cannot be written: %s", error.strerror)
-            full = True
-        self.folder.tell(recording.number, Part(self._requests, full=full, ended=ended))
-        if full:
-            self.folder.end()
+            self._full = True
+        if self._full:
+            self.folder.end(recording.number)
 
     def _append(self, recording: Recording, noted: Sequence[_Noted]) -> None:
         import pyarrow as pa
@@ -141,10 +145,10 @@ class Recorder:
         if noted.inputs is not None:
             body = _body(noted.signature, noted.inputs)
             digest = hashlib.sha256(body).hexdigest()
-            if recording.wish.bodies == "hash" or self._body_bytes + len(body) > recording.wish.most_bytes:
-                body = None
-            else:
+            if recording.wish.bodies == "keep":
                 self._body_bytes += len(body)
+            if recording.wish.bodies == "hash" or self._body_bytes > recording.wish.most_bytes:
+                body = None
         at_ns = round((noted.arrived_s - recording.began_s) * 1e9)
         shapes = msgspec.json.encode(noted.shapes).decode()
         return at_ns, noted.rows, noted.signature.name, noted.protocol, shapes, digest, body

@@ -97,7 +97,7 @@ class RecordingFolder:
         return None if found.over else found
 
     def begin(self, wish: Wish) -> Recording:
-        """Starts a recording, and removes those before it.
+        """Starts a recording, and removes those before the last: whoever recorded that one may still fetch it.
 
         Raises InvalidRequest while another goes on, and for a wish that cannot be granted.
         """
@@ -106,21 +106,23 @@ class RecordingFolder:
         with self._locked():
             if self.now() is not None:
                 raise InvalidRequest("a recording goes on already; end it first (DELETE), or wait until it ends")
-            before = [path for path in self._path.iterdir() if path.name.isdecimal()]
-            number = 1 + max((int(path.name) for path in before), default=0)
+            before = sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
+            number = 1 + (before[-1] if before else 0)
             (self._path / str(number)).mkdir(mode=0o700)
-            for path in before:
-                shutil.rmtree(path)
+            for old in before[:-1]:
+                shutil.rmtree(self._path / str(old))
             started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
             (self._path / str(number) / "started_at").write_text(started_at)
             recording = Recording(number, started_at, time.perf_counter(), wish)
             _replace(self._path / "now.json", msgspec.json.encode(recording))
         return recording
 
-    def end(self) -> None:
-        """Ends the recording that goes on; workers notice within a moment."""
-        with suppress(FileNotFoundError):
-            (self._path / "now.json").unlink()
+    def end(self, number: int) -> None:
+        """Ends a recording if it is the one that goes on; workers notice within a moment."""
+        with self._locked():
+            now = self.now()
+            if now is not None and now.number == number:
+                (self._path / "now.json").unlink()
 
     def started_at(self, number: int) -> str:
         """When a recording began. Raises InvalidRequest when there is no such one."""
@@ -157,7 +159,7 @@ class RecordingFolder:
     def _folder(self, number: int) -> Path:
         folder = self._path / str(number)
         if not folder.is_dir():
-            raise InvalidRequest(f"there is no recording {number}; the last one is kept until the next begins")
+            raise InvalidRequest(f"there is no recording {number}; only the last two are kept")
         return folder
 
     @contextmanager

@@ -55,15 +55,29 @@ def test_a_shared_core(clean, server, used, faults):
 
 
 @pytest.mark.parametrize(
-    ("end_s", "over", "faults"),
-    [(1.0, True, []), (1.01, True, []), (1.02, True, ["warm-up"]), (0.5, False, ["warm-up"])],
+    ("cold", "end_s", "over", "faults"),
+    [
+        (0, 1.5, True, []),
+        (9, 1.09, True, []),
+        (11, 1.11, True, ["warm-up"]),  # more than one in a hundred
+        (0, 0.5, False, ["warm-up"]),
+        (11, 1.0, True, []),
+    ],
 )
-def test_a_cold_start_included(clean, end_s, over, faults):
-    """One request of a thousand may be of the start-up, not two."""
+def test_a_cold_start_included(clean, make_samples, cold, end_s, over, faults):
+    """The first `cold` requests of a thousand take 20 ms instead of 10, and the start-up is said to end at `end_s`."""
+    samples = make_samples(latency_s=np.where(np.arange(1000) < cold, 0.020, 0.010))
     found = WarmUp(end_s=end_s, found=True, over=over, reason="slower than later ones")
-    run = clean.with_(warm_up=found)
+    run = clean.with_(samples=samples, warm_up=found)
     assert run.faults == faults
-    assert run.checks["warm-up"].found == "slower than later ones; the first 1.00 s were cut"
+    assert run.checks["warm-up"].found.startswith("slower than later ones; the first 1.00 s were cut")
+
+
+@pytest.mark.parametrize(("slower_s", "faults"), [(0.00009, []), (0.0002, ["warm-up"])])
+def test_a_cold_start_too_small_to_matter(clean, make_samples, slower_s, faults):
+    samples = make_samples(latency_s=np.where(np.arange(1000) < 100, 0.0005 + slower_s, 0.0005))
+    found = WarmUp(end_s=2.0, found=True, over=True, reason="slower than later ones")
+    assert clean.with_(samples=samples, warm_up=found).faults == faults
 
 
 def test_wrong_answers(clean, make_samples, with_status):

@@ -130,8 +130,7 @@ def test_an_answer_that_ends_its_connection_is_good_and_the_next_goes_elsewhere(
         b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nfine",
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
         [b"HTTP/1.1 200 OK\r\n\r\nfine", 0.02, RESET],
-        b"hello there, this is no HTTP\r\n\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n",
         RESET,
     ],
     ids=[
@@ -140,8 +139,7 @@ def test_an_answer_that_ends_its_connection_is_good_and_the_next_goes_elsewhere(
         "half a body",
         "half of chunks",
         "reset",
-        "no HTTP",
-        "another protocol",
+        "only an announcement",
         "reset first",
     ],
 )
@@ -151,6 +149,19 @@ def test_what_is_no_whole_answer_is_a_failure(said, scripted, connect, ask):
     assert ask(client, 0)[0].status == "connection closed"
     assert ask(client, 0)[0].status == "ok"
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"hello there, this is no HTTP\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+    ],
+)
+def test_what_is_no_answer_of_http_is_called_so(said, scripted, connect, ask):
+    client = connect(scripted([said], [answer()]))
+    assert ask(client, 0)[0].status == "no HTTP answer"
+    assert ask(client, 0)[0].status == "ok"
 
 
 @pytest.mark.parametrize("parting", [[], [RESET], [b""]], ids=["closed", "reset at the next", "closed at the next"])

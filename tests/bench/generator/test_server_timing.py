@@ -18,6 +18,8 @@ from mlserve.bench.generator.server_timing import read_server_timing
         ('batch;desc=8;dur=1, cache;desc="hit"', (None, None, 8)),
         ("total;dur=1.2.3, queue;dur=1.2.3", (None, None, None)),
         ("compute;dur=-1, queue", (None, None, None)),
+        (f'queue;dur={"9" * 400}.0, compute;dur=1.0, batch;desc="{"9" * 20} rows"', (None, 1_000_000, None)),
+        (f"compute;dur={'9' * 400}, batch;desc={'9' * 6000}", (None, None, None)),
         ("", (None, None, None)),
     ],
 )
