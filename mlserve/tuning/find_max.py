@@ -33,9 +33,10 @@ __all__ = [
     "Quest",
     "StepRun",
     "Watcher",
-    "estimate_plan",
     "find_max",
+    "judged",
     "settled_requests",
+    "step_folders",
     "step_plan",
 ]
 

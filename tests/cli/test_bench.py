@@ -1,4 +1,7 @@
-"""`mlserve bench` as a user types it: real servers, a real generator, real signals."""
+"""`mlserve bench` as a user types it: real servers, real generators, real signals.
+
+A run costs seconds before it begins, so that several tests look at the same one. None looks at how quick anything was.
+"""
 
 import contextlib
 import json
@@ -8,8 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -17,46 +24,157 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlserve.bench.load.schedule import schedule
+from mlserve.bench.payload.expected import WRONG_ANSWER
 from mlserve.errors import RunFileError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, sha256_of
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
+from mlserve.runs.load import RowShare, Steps
 from mlserve.runs.run import read_run
-from mlserve.runs.samples import read_samples
+from mlserve.runs.samples import OK, read_samples
 from mlserve.tuning.serving import ServerOptions, serving
+
+METADATA = {
+    "name": "other",
+    "versions": ["3"],
+    "platform": "test",
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+}
+
+
+class OtherServer:
+    """A server of others that speaks V2 over HTTP, one request after the other, `service_s` each.
+
+    The first `good` inference requests are answered well, the rest with `status`, and with another value. `headers` are
+    those of all requests.
+    """
+
+    def __init__(self, *, service_s=0.0, good=10**9, status=200):
+        self.service_s, self.good, self.status = service_s, good, status
+        self.asked, self.headers, self.turn = 0, [], threading.Lock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"other": self}))
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self):
+        with self.turn:
+            self.asked += 1
+            time.sleep(self.service_s)
+            well = self.asked <= self.good
+        outputs = [{"name": "y", "datatype": "FP32", "shape": [1, 1], "data": [1.0 if well else 7.0]}]
+        return (200 if well else self.status), {"model_name": "other", "model_version": "3", "outputs": outputs}
+
+    def stop(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    other: OtherServer
+
+    def handle(self):
+        with contextlib.suppress(OSError, ValueError):  # the client has gone
+            super().handle()
+
+    def do_GET(self):
+        self._say(*((200, METADATA) if self.path == "/v2/models/other" else (404, {"error": self.path})))
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/v2/repository/index":
+            self._say(200, [{"name": "other"}])
+        else:
+            self._say(*self.other.answer())
+
+    def _say(self, status, content):
+        self.other.headers.append((self.path, dict(self.headers.items())))
+        body = json.dumps(content, separators=(",", ":")).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
-def start_bench(tmp_path):
-    """Starts `mlserve bench ARGUMENTS...` and returns the process once it loads; all are ended with the test."""
-    processes = []
+def other_server():
+    """Starts an OtherServer with the settings given; all are stopped with the test."""
+    servers = []
 
-    def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlserve", "bench", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-        )
-        processes.append(process)
-        line = process.stderr.readline()
-        assert line.startswith("loading "), line + process.stderr.read()
-        return process
+    def start(**settings):
+        servers.append(OtherServer(**settings))
+        return servers[-1]
 
     yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def served(tiny_onnx, tmp_path_factory):
+    """A server of ours that runs already."""
+    with serving(str(tiny_onnx), tmp_path_factory.mktemp("store"), ServerOptions()) as running:
+        yield running
+
+
+def started(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlserve", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+    )
+
+
+def ended(process):
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts `mlserve ARGUMENTS...` and returns the process; all are ended with the test."""
+    processes = []
+
+    def begin(*arguments):
+        processes.append(started(tmp_path, *arguments))
+        return processes[-1]
+
+    yield begin
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        process.communicate()
+        ended(process)
 
 
-def until(condition, limit_s=20.0):
+def heard(process, beginning):
+    """Waits until `process` says a line that begins so, on stderr."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith(beginning):
+            return
+    raise AssertionError("".join(said))
+
+
+def until(condition, limit_s=30.0):
     deadline_s = time.monotonic() + limit_s
     while not condition() and time.monotonic() < deadline_s:
         time.sleep(0.02)
     return condition()
+
+
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
 
 
 def rows_on_disk(directory):
@@ -70,44 +188,70 @@ def gone(processes):
     return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize("protocol", ["rest", "grpc"])
-def test_a_file_is_served_loaded_and_measured(mlserve, tiny_onnx, tmp_path, protocol):
+def checks_of(run):
+    return {check.name: check for check in run.certificate.checks}
+
+
+# One run, from the command line to the files.
+
+
+def test_a_file_is_served_and_loaded_until_the_figure_is_sure_enough(mlserve, tiny_onnx, tmp_path):
     done = mlserve(
-        *("bench", tiny_onnx, "--rps", 300, "--duration", "3s", "--warm-up", "1s"),
-        *("--protocol", protocol, "--max-batch-rows", 8, "--out", "run", "--json"),
+        *("bench", tiny_onnx, "--rps", 400, "--duration", "0.5s", "--warm-up", "auto", "--max-batch-rows", 8),
+        *("--percentile", "p50", "--precision", "1%", "--max-duration", "1.5s", "--protocol", "grpc"),
+        *("--out", "run", "--json"),
     )
     assert done.returncode == 0, done.stderr
-    due_ns = schedule("poisson", 300, 4.0, 0)
-    assert len(pq.read_table(tmp_path / "run" / "samples.parquet")) == len(due_ns)
-    run, samples = read_run(tmp_path / "run"), read_samples(tmp_path / "run")
-    assert run.counts.scheduled == len(samples) == int((due_ns >= 1e9).sum())
+    run = read_run(tmp_path / "run")
+    samples, rows = read_samples(tmp_path / "run", run.window), pq.read_table(tmp_path / "run" / "samples.parquet")
+    assert run.plan.find_warm_up
+    assert run.window.start_s >= 1.0
+    assert 0.5 <= run.window.duration_s <= 1.5 + 1e-6
+    assert run.ended
+    due_s = schedule(run.plan) / 1e9
+    due_s = due_s[due_s < run.window.end_s]
+    assert len(rows) >= len(due_s)
+    assert run.counts.scheduled == len(samples) == int((due_s >= run.window.start_s).sum())
     assert (run.counts.ok, run.counts.failed, run.counts.dropped) == (len(samples), 0, 0)
     assert np.all(samples.latency_s >= samples.service_s)
-    assert (run.model.name, run.model.version, run.plan.protocol) == ("tiny", "1", protocol)
+    assert (run.model.name, run.model.version, run.plan.protocol) == ("tiny", "1", "grpc")
     assert (run.server.workers, run.server.max_batch_rows, run.server.device) == (1, 8, "cpu")
-    checks = {check.name: check.ok for check in run.certificate.checks}
-    for name in ("schedule kept", "answered", "enough samples", "server counters", "device"):
-        assert checks[name]
+    assert run.calibration.requests > 0
+    assert {process.role for process in run.resources.processes} >= {"server", "generator"}
+    for name in ("schedule kept", "answered", "server counters", "execution provider"):
+        assert checks_of(run)[name].ok
     document = json.loads(done.stdout)
     assert document["counts"]["ok"] == len(samples)
-    assert document["summary"]["latency_s"]["p50"] <= document["summary"]["latency_s"]["p99"]
-    assert document["summary"]["offered_per_s"] == pytest.approx(len(samples) / 3)
+    assert document["summary"]["latency_s"]["p50"] <= document["summary"]["latency_s"]["p90"]
+    assert document["summary"]["offered_per_s"] == pytest.approx(len(samples) / run.window.duration_s)
+    assert document["summary"]["versions"] == {"1": len(samples)}
+    assert document["valid"] == run.certificate.valid
 
 
 def test_people_get_figures_a_verdict_and_the_folder(mlserve, tiny_onnx, tmp_path):
-    done = mlserve("bench", tiny_onnx, "--rps", 50, "--duration", "1s", "--warm-up", 0, "--arrivals", "constant")
+    done = mlserve(
+        *("bench", tiny_onnx, "--shape", "steps:50,150", "--duration", "0.5s", "--warm-up", 0),
+        *("--arrivals", "constant", "--server-timing", "all"),
+    )
     assert done.returncode == 0, done.stderr
-    assert "tiny-v1-rest-50rps" in done.stdout
+    assert "loading tiny over rest at 50.0/s, steps of 50.0/s, 150/s, for 500 ms; without warm-up" in done.stderr
+    assert "tiny-v1-rest-50rps-steps" in done.stdout
     assert "50 ok, 0 failed, 0 dropped" in done.stdout
+    assert "500 ms, no warm-up" in done.stdout
+    assert "null server" in done.stdout
+    assert "at the same rate" in done.stdout
     assert "INVALID" in done.stdout
-    assert "enough samples: 50 answers, limit: at least 459 for p99. Measure for longer" in done.stdout
-    assert "50 answers: p99 needs 459" in done.stdout
+    assert "enough samples: 50 answers. Measure for longer" in done.stdout
+    assert "p99 needs 459 answered requests, there are 50" in done.stdout
     folder = tmp_path / done.stdout.split()[-1]
     assert folder.parent == tmp_path / "runs"
-    assert read_run(folder).counts.ok == 50
+    run, samples = read_run(folder), read_samples(folder)
+    assert (run.counts.ok, run.plan.shape) == (50, Steps((50.0, 150.0)))
+    assert int((samples.scheduled_s < 0.25).sum()) == pytest.approx(12.5, abs=1)
+    assert np.all(samples.compute_s > 0)
 
 
-def test_a_model_of_the_store_is_loaded_with_its_own_data(mlserve, tiny_onnx, tmp_path):
+def test_a_closed_loop_of_a_scenario_on_a_model_of_the_store_is_called_one_everywhere(mlserve, tiny_onnx, tmp_path):
     store = Store(tmp_path / "store")
     manifest = Manifest(
         variant="fp32",
@@ -118,82 +262,305 @@ def test_a_model_of_the_store_is_loaded_with_its_own_data(mlserve, tiny_onnx, tm
         shutil.copy(tiny_onnx, folder / MODEL_FILE)
         store.add(Artifact(folder, manifest), "tiny")
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((9, 30)).astype(np.float32))
-    done = mlserve(
-        *("bench", "--rps", 100, "--duration", "1s", "--warm-up", 0, "--batch", 4),  # the store's only model
-        *("--data", "rows.npy", "--label", "mine", "--out", "run"),
+    done = mlserve(  # the store's only model
+        *("bench", "--scenario", "offline", "--users", 2, "--batch", 4, "--duration", "0.3s", "--warm-up", 0),
+        *("--data", "rows.npy", "--check", "--out", "run"),
     )
     assert done.returncode == 0, done.stderr
+    assert "with 2 users (closed loop)" in done.stderr
+    assert "tiny-fp32-rest-closed-2users-offline" in done.stdout
+    assert "latency (closed loop)" in done.stdout
+    assert "fit for a peak throughput only" in done.stdout
+    assert "offered" not in done.stdout
     run = read_run(tmp_path / "run")
-    assert (run.label, run.model.name, run.model.version, run.model.variant) == ("mine", "tiny", "1", "fp32")
+    assert (run.plan.arrivals, run.plan.users, run.plan.rate_per_s, run.plan.scenario) == ("closed", 2, 0.0, "offline")
+    assert run.label == "tiny-fp32-rest-closed-2users-offline"
+    assert (run.model.name, run.model.version, run.model.variant) == ("tiny", "1", "fp32")
     assert run.model.sha256 == sha256_of(tiny_onnx)
     assert run.plan.payload.startswith("rows.npy (sha256 ")
     assert run.plan.payload.endswith(", 2 bodies")
-    assert run.plan.batch_rows == 4
     assert run.counts.failed == 0
+    assert checks_of(run)["right answers"].ok
+    assert checks_of(run)["closed loop"].found == "2 users, each waiting for its answer"
 
 
-def test_a_running_server_is_loaded_over_both_protocols(mlserve, tiny_onnx, tmp_path):
-    with serving(str(tiny_onnx), tmp_path, ServerOptions()) as served:
-        for number, arguments in enumerate(
-            ([served.http], [f"{served.http}/v2/models/tiny/versions/1"], [served.grpc, "--model", "tiny"])
-        ):
-            done = mlserve(
-                "bench", *arguments, "--rps", 100, "--duration", "1s", "--warm-up", 0, "--out", f"run{number}"
-            )
-            assert done.returncode == 0, done.stderr
-            run = read_run(tmp_path / f"run{number}")
-            assert (run.counts.failed, run.counts.dropped, run.server) == (0, 0, None)
-            assert (run.model.name, run.model.version) == ("tiny", "1")
-            counted = [check.name for check in run.certificate.checks if check.name == "server counters"]
-            assert counted == ([] if "grpc" in run.model.url else ["server counters"])
-        wrong = mlserve("bench", f"{served.http}/v2/models/other", "--out", "wrong")
-        assert wrong.returncode == 2
-        assert "'other' is not found; it serves tiny" in wrong.stderr
-        assert "HTTP/2" in mlserve("bench", f"grpc://{served.http[7:]}/tiny").stderr
-        given = mlserve("bench", served.http, "--workers", 2, "--device", "cpu")
-        assert f"--workers, --device: {served.http} runs already" in given.stderr
-    assert not (tmp_path / "wrong").exists()
+# Several generators, a trace, and a server that runs already.
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["TINY", "--rps", "0"], "--rps 0"),
-        (["TINY", "--rps", "-5"], "--rps -5"),
-        (["TINY", "--rps", "nan"], "--rps nan"),
-        (["TINY", "--rps", "2e6"], "--rps 2e+06"),
-        (["TINY", "--duration", "0s"], "'0s'"),
-        (["TINY", "--duration", "soon"], "'soon'"),
-        (["TINY", "--batch", "0"], "--batch 0"),
-        (["TINY", "--max-in-flight", "0"], "--max-in-flight 0"),
-        (["TINY", "--protocol", "soap"], "--protocol 'soap'"),
-        (["TINY", "--arrivals", "burst"], "--arrivals 'burst'"),
-        (["TINY", "--workers", "0"], "--workers 0"),
-        (["TINY", "--max-delay-ms", "nan"], "--max-delay-ms nan"),
-        (["TINY", "--model", "m"], "--model m"),
-        (["TINY", "--data", "missing.csv"], "missing.csv"),
-        (["TINY", "--out", "TINY/run"], "cannot be written"),
-        (["missing.onnx"], "missing.onnx"),
-        (["missing"], "no model 'missing'"),
-        ([], "holds no model"),
-        (["https://127.0.0.1:1"], "TLS"),
-        (["http://127.0.0.1:PORT"], "cannot be reached"),
-        (["grpc://127.0.0.1:PORT/m"], "cannot be reached"),
-        (["http://127.0.0.1:PORT", "--protocol", "grpc"], "contradicts"),
-    ],
-)
-def test_bad_input_is_one_clear_line_and_leaves_nothing(mlserve, tiny_onnx, tmp_path, arguments, said):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = str(unused.getsockname()[1])
-    arguments = [part.replace("TINY", str(tiny_onnx)).replace("PORT", port) for part in arguments]
-    done = mlserve("bench", *arguments)
+@pytest.fixture(scope="module")
+def recorded(served, tiny_onnx, tmp_path_factory):
+    """Two generators load a server in JSON of the user's own writing, in mixed sizes, while it is recorded."""
+    folder = tmp_path_factory.mktemp("recorded")
+    recording = started(
+        folder, "record", served.http, "--for", "10m", "--out", "trace.parquet", "--bodies", "keep", "--json"
+    )
+    try:
+        heard(recording, "recording: ")
+        bench = started(
+            *(folder, "bench", f"{served.http}/invocations", "--protocol", "json", "--inputs", tiny_onnx, "--check"),
+            *("--template", '{"instances": {{rows}}}', "--answer", "predictions", "--batch", "1:0.5,3:0.5"),
+            *("--workers", 2, "--rps", 150, "--duration", "0.5s", "--warm-up", "0.2s", "--label", "mine"),
+            *("--out", "run", "--json"),
+        )
+        printed, complaint = bench.communicate(timeout=120)
+        assert bench.returncode == 0, complaint
+        recording.send_signal(signal.SIGINT)
+        told, complaint = recording.communicate(timeout=30)
+        assert recording.returncode == 0, complaint
+    finally:
+        ended(recording)
+    return SimpleNamespace(folder=folder, document=json.loads(printed), requests=json.loads(told)["requests"])
+
+
+def test_two_generators_send_one_schedule(recorded):
+    run = read_run(recorded.folder / "run")
+    rows = pq.read_table(recorded.folder / "run" / "samples.parquet")
+    due_ns = schedule(run.plan)
+    assert np.array_equal(np.sort(rows["scheduled_ns"].to_numpy()), due_ns)
+    assert (run.label, run.plan.generators, run.counts.failed, run.counts.dropped) == ("mine", 2, 0, 0)
+    assert run.counts.ok == int((due_ns >= 0.2e9).sum())
+    assert len([process for process in run.resources.processes if process.role == "generator"]) >= 2
+    assert checks_of(run)["right answers"].ok
+
+
+def test_sizes_are_mixed_and_json_is_written_by_the_template(recorded):
+    run, samples = read_run(recorded.folder / "run"), read_samples(recorded.folder / "run")
+    assert run.plan.row_mix == (RowShare(1, 0.5), RowShare(3, 0.5))
+    assert set(samples.rows) == {1, 3}
+    assert (run.plan.protocol, run.server) == ("json", None)
+
+
+def test_a_recorded_trace_is_sent_again_by_a_generator_that_joined(recorded, served, mlserve, start, tmp_path):
+    trace = pq.read_table(recorded.folder / "trace.parquet")
+    loaded = len(pq.read_table(recorded.folder / "run" / "samples.parquet"))
+    assert len(trace) == recorded.requests > loaded  # the questions before the load, too
+    port = free_port()
+    joined = start("bench", "--join", f"127.0.0.1:{port}")
+    heard(joined, f"joining 127.0.0.1:{port}")
+    done = mlserve(
+        *("bench", served.http, "--replay", recorded.folder / "trace.parquet", "--replay-speed", 5, "--check"),
+        *("--master", f"127.0.0.1:{port}", "--out", "run"),
+    )
+    assert done.returncode == 0, done.stderr
+    joined.send_signal(signal.SIGINT)
+    joined.communicate(timeout=30)
+    assert joined.returncode == 130
+    run, samples = read_run(tmp_path / "run"), read_samples(tmp_path / "run")
+    assert (run.plan.arrivals, run.plan.shape.source, run.plan.shape.speed) == ("replay", "trace.parquet", 5.0)
+    assert run.counts.ok == len(samples) == len(trace)
+    arrived_s = np.sort(trace["at_ns"].to_numpy()) / 1e9
+    assert np.allclose(np.sort(samples.scheduled_s), (arrived_s - arrived_s[0]) / 5, atol=1e-6)
+    assert sorted(samples.rows.tolist()) == sorted(trace["rows"].to_pylist())
+    assert checks_of(run)["right answers"].ok
+    assert "trace.parquet" in run.plan.payload
+
+
+def test_two_servers_are_loaded_by_the_same_schedule_in_one_table(served, other_server, mlserve, tmp_path):
+    done = mlserve(
+        *("bench", "--target", f"ours={served.grpc}", "--target", f"other={other_server().url}"),
+        *("--rps", 60, "--duration", "0.3s", "--warm-up", 0, "--out", "runs"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    assert rows["ours"].endswith(("INVALID", "VALID 1 of 1"))
+    assert rows["other"].endswith(("INVALID", "VALID 1 of 1"))
+    assert "1/2 " in done.stderr
+    runs = {read_run(path.parent).model.variant: path.parent for path in (tmp_path / "runs").glob("*/run.json")}
+    assert set(runs) == {"ours", "other"}
+    assert read_run(runs["ours"]).plan.protocol == "grpc"
+    assert read_run(runs["other"]).plan.protocol == "rest"
+    due = [np.sort(read_samples(path).scheduled_s) for path in runs.values()]
+    assert np.array_equal(*due)
+
+
+def test_a_sweep_that_was_cut_short_goes_on_with_what_is_missing(tiny_onnx, start, mlserve, tmp_path):
+    command = (
+        *("bench", tiny_onnx, "--sweep", "batch=1,4", "protocol=rest,grpc", "--rps", "60"),
+        *("--duration", "0.3s", "--warm-up", "0", "--out", "sweep", "--json"),
+    )
+    process = start(*command)
+    heard(process, "1/4 ")
+    process.send_signal(signal.SIGINT)
+    printed, complaint = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (130, "")
+    assert "the finished runs are kept in sweep; the same command goes on with them" in complaint
+    assert "Traceback" not in complaint
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/run.json")}
+    assert 1 <= len(before) <= 3
+    done = mlserve(*command)
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+    cells = json.loads(done.stdout)["cells"]
+    assert [cell["values"] for cell in cells] == [
+        {"batch": batch, "protocol": protocol} for batch in ("1", "4") for protocol in ("rest", "grpc")
+    ]
+    for cell in cells:
+        (run,) = (read_run(tmp_path / run["directory"]) for run in cell["runs"])
+        assert run.counts.ok == run.counts.scheduled > 0
+        assert (str(run.plan.batch_rows), run.plan.protocol) == tuple(cell["values"].values())
+    contradicting = mlserve(*command[:-2], "sweep", "--seed", 1)
+    assert contradicting.returncode == 2
+    assert "holds another sweep: plan.seed 0 there, 1 now" in contradicting.stderr
+
+
+def test_every_other_protocol_is_spoken_to_a_model_that_bench_serves(tiny_onnx, mlserve, tmp_path):
+    protocols = ["rest-binary", "tfserving", "tfserving-grpc", "torchserve", "sagemaker", "mlflow"]
+    done = mlserve(
+        *("bench", tiny_onnx, "--sweep", f"protocol={','.join(protocols)}", "--rps", 60, "--batch", 2, "--check"),
+        *("--duration", "0.2s", "--warm-up", 0, "--out", "sweep", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(done.stdout)["cells"]
+    assert [(cell["values"]["protocol"], cell["reason"]) for cell in cells] == [(name, "") for name in protocols]
+    for cell in cells:
+        run = read_run(tmp_path / cell["runs"][0]["directory"])
+        assert run.counts.ok == run.counts.scheduled > 0
+        assert checks_of(run)["right answers"].ok
+        assert checks_of(run)["server counters"].ok
+
+
+def test_headers_are_sent_and_not_kept_and_wrong_answers_are_found(other_server, mlserve, tmp_path):
+    server = other_server(good=20)
+    done = mlserve(
+        *("bench", server.url, "--rps", 100, "--duration", "0.4s", "--warm-up", 0, "--check", "--out", "run"),
+        *("--header", "authorization: Bearer sesame"),
+    )
+    assert done.returncode == 1, done.stderr  # all of 8 or more references and the probe came before the load
+    samples = read_samples(tmp_path / "run")
+    assert set(samples.status) == {WRONG_ANSWER} or set(samples.status) == {OK, WRONG_ANSWER}
+    assert f"{WRONG_ANSWER}: " in done.stdout
+    assert "right answers" in [check.name for check in read_run(tmp_path / "run").certificate.faults]
+    asked = [headers for path, headers in server.headers if path == "/v2/models/other/infer"]
+    assert len(asked) >= len(samples)
+    for _, headers in server.headers:
+        assert {name.lower(): value for name, value in headers.items()}["authorization"] == "Bearer sesame"
+    for file in (tmp_path / "run").iterdir():
+        assert b"sesame" not in file.read_bytes()
+    assert "sesame" not in done.stdout + done.stderr
+
+
+def test_a_run_without_one_good_answer_is_written_and_ends_with_1(other_server, mlserve, tmp_path):
+    done = mlserve(
+        *("bench", other_server(good=1, status=503).url, "--rps", 60, "--duration", "0.3s", "--warm-up", 0),
+        *("--out", "run"),
+    )
+    assert done.returncode == 1
+    run = read_run(tmp_path / "run")
+    assert (run.counts.ok, run.counts.failed) == (0, run.counts.scheduled)
+    assert "HTTP 503: " in done.stdout
+    assert "INVALID" in done.stdout
+
+
+LOCUSTFILE = """
+from locust import HttpUser, task
+
+class Visitor(HttpUser):
+    @task
+    def look_and_ask(self):
+        self.client.get("/v2/models/other", name="look")
+        self.client.post("/v2/models/other/infer", data=b"{}", name="ask")
+"""
+
+
+def test_a_users_own_scenario_is_measured_and_shown_on_locusts_page(other_server, start, tmp_path):
+    (tmp_path / "visitor.py").write_text(LOCUSTFILE)
+    server, port = other_server(), free_port()
+    process = start(
+        *("bench", server.url, "--locustfile", "visitor.py", "--rps", 40, "--duration", "1s", "--warm-up", 0),
+        *("--web", "--web-port", port, "--out", "run"),
+    )
+    heard(process, "the run is over; its page stays until Ctrl-C")
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/").read()
+    assert b"Locust" in page
+    figures = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/stats/requests"))
+    assert {entry["name"] for entry in figures["stats"]} >= {"look", "ask"}
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    printed, complaint = process.communicate(timeout=30)
+    assert process.returncode == 0, complaint
+    assert "Traceback" not in complaint
+    run, samples = read_run(tmp_path / "run"), read_samples(tmp_path / "run")
+    due_s = schedule(run.plan) / 1e9
+    assert set(due_s) <= set(samples.scheduled_s)
+    assert sorted(set(samples.version)) == ["ask", "look"]
+    assert run.counts.ok == len(samples) == 2 * len(due_s)
+    assert f"{len(samples)} ok, 0 failed, 0 dropped" in printed
+    assert run.plan.payload == "locustfile visitor.py"
+
+
+def test_the_protocol_tax_is_split_into_parts(tiny_onnx, mlserve):
+    done = mlserve("bench", tiny_onnx, "--tax", "--duration", "0.7s", "--batch", 2)
+    assert done.returncode == 0, done.stderr
+    assert "one request of 2 rows at a time, each after the one before (closed loop)" in done.stdout
+    for word in ("in process", "gRPC", "REST binary", "REST JSON", "client", "network", "parse", "queue", "reply"):
+        assert word in done.stdout
+
+
+def test_a_search_for_the_highest_rate_goes_on_where_it_was_cut_short(other_server, start, mlserve, tmp_path):
+    """The server does 20 a second and no more; 5 a second pass, 80 do not."""
+    server = other_server(service_s=0.05)
+    command = (
+        *("bench", server.url, "--find-max", "--slo", "p50=150ms", "--rps", "5", "--errors", "50%"),
+        *("--duration", "1s", "--warm-up", "0", "--resolution", "100%", "--out", "max"),
+    )
+    process = start(*command)
+    heard(process, "5.00/s")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    done = mlserve(*command)
+    print(done.stdout, done.stderr)
+
+
+# What ends a run early, or keeps it from beginning.
+
+
+def test_ctrl_c_keeps_the_rows_says_where_and_leaves_no_process(start, tiny_onnx, tmp_path):
+    process = start("bench", tiny_onnx, "--rps", 200, "--duration", "60s", "--warm-up", 0, "--out", "run")
+    heard(process, "loading ")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3  # the generator, the server, its worker
+    assert until(lambda: rows_on_disk(tmp_path / "run") > 20)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the rows so far are kept in run; it is no finished run" in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert gone(children)
+    assert 20 < len(read_samples(tmp_path / "run")) < 200 * 60
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent")
+def test_a_killed_bench_takes_its_generators_and_server_along(start, tiny_onnx, tmp_path):
+    process = start("bench", tiny_onnx, "--rps", 200, "--duration", "60s", "--warm-up", 0, "--workers", 2, "--out", "run")
+    heard(process, "loading ")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert until(lambda: rows_on_disk(tmp_path / "run") > 20)
+    assert not gone(children)
+    process.kill()
+    process.wait()
+    assert until(lambda: gone(children))
+    assert len(read_samples(tmp_path / "run")) > 20
+
+
+def test_the_page_is_refused_where_its_port_is_taken(served, mlserve, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = mlserve("bench", served.http, "--web", "--web-port", taken.getsockname()[1])
     assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "cannot listen at" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_running_server_says_what_it_serves(served, mlserve, tmp_path):
+    wrong = mlserve("bench", f"{served.http}/v2/models/other", "--out", "wrong")
+    assert wrong.returncode == 2
+    assert "'other' is not found; it serves tiny" in wrong.stderr
+    assert "HTTP/2" in mlserve("bench", f"grpc://{served.http[7:]}/tiny").stderr
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_file_that_is_no_model_is_refused_before_a_server_starts(mlserve, tmp_path):
@@ -213,51 +580,10 @@ def test_a_folder_that_holds_a_run_is_left_alone(mlserve, tiny_onnx, tmp_path):
     assert (tmp_path / "run" / "run.json").read_text() == "precious"
 
 
-def test_ctrl_c_keeps_the_rows_says_where_and_leaves_no_process(start_bench, tiny_onnx, tmp_path):
-    process = start_bench(tiny_onnx, "--rps", 200, "--duration", "60s", "--warm-up", 0, "--out", "run")
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) >= 3  # the generator, the server, its worker
-    assert until(lambda: rows_on_disk(tmp_path / "run") > 20)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "the rows so far are kept in run; it is no finished run" in stderr
-    assert "Traceback" not in stderr
-    assert stdout == ""
-    assert gone(children)
-    assert 20 < len(read_samples(tmp_path / "run")) < 200 * 60
-    assert not (tmp_path / "run" / "run.json").exists()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent")
-def test_a_killed_bench_takes_its_generator_and_server_along(start_bench, tiny_onnx, tmp_path):
-    process = start_bench(tiny_onnx, "--rps", 200, "--duration", "60s", "--warm-up", 0, "--out", "run")
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert until(lambda: rows_on_disk(tmp_path / "run") > 20)
-    assert not gone(children)
-    process.kill()
-    process.wait()
-    assert until(lambda: gone(children))
-    assert len(read_samples(tmp_path / "run")) > 20
-
-
-def test_a_run_without_one_answer_is_written_and_ends_with_1(start_bench, tiny_onnx, tmp_path):
-    with serving(str(tiny_onnx), tmp_path, ServerOptions()) as served:
-        process = start_bench(
-            *(served.http, "--rps", 100, "--duration", "1s", "--warm-up", "6s", "--timeout", "1s", "--out", "run")
-        )
-    stdout, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    run = read_run(tmp_path / "run")
-    assert (run.counts.ok, run.counts.failed) == (0, run.counts.scheduled)
-    assert "connection refused" in stdout
-    assert "INVALID" in stdout
-
-
 def test_help_names_every_option_with_what_it_does(mlserve):
     done = mlserve("bench", "--help")
     assert done.returncode == 0
-    for option in ("--rps", "--warm-up", "--arrivals", "--max-in-flight", "--data", "--device", "--json"):
+    for option in ("--rps", "--warm-up", "--arrivals", "--max-in-flight", "--data", "--device", "--sweep", "--json"):
         assert option in done.stdout
 
 
