@@ -196,7 +196,9 @@ def _given(asked: Asked) -> set[str]:
 
 def _settled(plan: "Plan", asked: Asked) -> "Plan":
     """A load that changes as it goes, or comes from a file, has no warm-up that could be told from it."""
-    if plan.endless or asked.warm_up != "auto":
+    from mlserve.runs.load import Flat
+
+    if isinstance(plan.shape, Flat) or asked.warm_up != "auto":
         return plan
     warm_up_s = 0.0 if plan.arrivals == "replay" else plan.warm_up_s
     return msgspec.structs.replace(plan, find_warm_up=False, warm_up_s=warm_up_s)

@@ -64,7 +64,7 @@ def record(
                 raise
             err.print("ended early", style="yellow")
         status = server.ask("DELETE", f"/recording/{number}")
-    _write(file, server.fetch(f"/recording/{number}/trace"))
+    _write(file, server.fetch(f"/recording/{number}/trace"), f"{url.rstrip('/')}/recording/{number}/trace")
     status["full"] = status["full"] or cut_short
     if json:
         print_json({"file": str(file), "requests": status["requests"], "full": status["full"]})
@@ -100,13 +100,15 @@ def _follow(server: "_Server", number: int, for_s: float, on_step: Any) -> bool:
     return True
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write(file: Path, content: bytes, kept_at: str) -> None:
     partial = file.with_name(f".{file.name}.partial")
     try:
         partial.write_bytes(content)
         partial.rename(file)
     except OSError as error:
-        raise UsageError(f"--out {file} cannot be written: {error.strerror}") from error
+        raise UsageError(
+            f"--out {file} cannot be written: {error.strerror}; the trace is still at {kept_at}"
+        ) from error
 
 
 class _Server:

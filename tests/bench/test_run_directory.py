@@ -54,10 +54,9 @@ def test_a_run_is_named_after_what_was_loaded_and_how():
 
 def test_two_runs_of_one_second_have_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model, found = ServedModel(url="", name="m"), []
+    model = ServedModel(url="", name="m")
     with ExitStack() as stack:
-        for _ in range(3):
-            found.append(stack.enter_context(run_directory(default_directory(model, PLAN, NOW))).name)
+        found = [stack.enter_context(run_directory(default_directory(model, PLAN, NOW))).name for _ in range(3)]
     first = "m-rest-200rps-20260731T120000"
     assert found == [first, f"{first}-2", f"{first}-3"]
 

@@ -80,7 +80,7 @@ class LocustProcess:
     def last_words(self) -> str:
         """The last line of what it printed."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else f"it said nothing, and its exit status is {self._process.poll()}"
 
     def failed(self) -> bool:
         """Whether it has ended, and by itself or by force with a fault; to be asked when there is no more to read."""

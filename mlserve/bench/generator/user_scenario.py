@@ -5,10 +5,10 @@ What Locust would make of the file holds: the classes' weights, the tasks' weigh
 until the next arrival that falls to that user. `fixed_count` is not heeded, nor are a file's load shapes.
 
 Every request that a task reports through Locust's `events.request` is a row. The first is due at the arrival's instant,
-and each later one when the one before it was done, so what a task does between two requests counts for the later. A
-task that reports none is a row of its own, and so is an error that a task raises. In these rows `version` is the name
-of the request (or, of a task, of its User class), `body` numbers these names in the order in which they first appeared,
-and `rows` is 1.
+and each later one when the last that was over before it began was done: what a task does between two requests counts
+for the later, and what it asks at once is due at once. A task that reports none is a row of its own, and so is an error
+that a task raises. In these rows `version` is the name of the request (or, of a task, of its User class), `body`
+numbers these names in the order in which they first appeared, and `rows` is 1.
 """
 
 import random
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import msgspec
@@ -74,13 +74,22 @@ def load_user_classes(path: Path, environment: Any) -> list[Any]:
     return classes
 
 
+class _Reported(NamedTuple):
+    """One request of a task, its times on the monotonic clock."""
+
+    name: str
+    begun_ns: int
+    done_ns: int
+    status: str
+
+
 class _Turn:
-    """One arrival, and what was reported while a user ran its task: name, when it was done, status."""
+    """One arrival, and what was reported while a user ran its task."""
 
     def __init__(self, answered: Answered) -> None:
         self.answered = answered
         self.begun_s = time.monotonic()
-        self.requests: list[tuple[str, int, str]] = []
+        self.requests: list[_Reported] = []
         self.fault = ""
 
 
@@ -253,14 +262,19 @@ class UserScenario:
         observed, self._observed = self._observed, None
         if observed is None or observed.done_ns is None:
             return  # the run has failed and says why
-        reported = [(name, done_ns - self.start_ns, status) for name, done_ns, status in turn.requests]
+        reported = turn.requests
         if turn.fault or not reported:
-            reported.append((self._classes[seat.number].__name__, observed.done_ns, turn.fault or OK))
-        due_ns, sent_ns = observed.scheduled_ns, observed.sent_ns
-        for name, done_ns, status in reported:
+            done_ns = observed.done_ns + self.start_ns
+            reported.append(_Reported(self._classes[seat.number].__name__, done_ns, done_ns, turn.fault or OK))
+        over_ns: list[int] = []
+        for name, begun_ns, done_ns, status in reported:
+            before_ns = [each for each in over_ns if each <= begun_ns]
+            due_ns = max(before_ns) - self.start_ns if before_ns else observed.scheduled_ns
+            sent_ns = due_ns if before_ns else observed.sent_ns
+            over_ns.append(done_ns)
             number = self._names.setdefault(name, len(self._names))
-            self._rows.append(Sample(due_ns, sent_ns, None, max(due_ns, done_ns), 1, number, status, name))
-            due_ns = sent_ns = max(due_ns, done_ns)
+            row = Sample(due_ns, sent_ns, None, max(due_ns, done_ns - self.start_ns), 1, number, status, name)
+            self._rows.append(row)
             if status == OK:
                 self._ok += 1
             else:
@@ -291,11 +305,13 @@ class UserScenario:
         turn = _current_turn()
         if turn is None:
             return
-        done_ns = time.monotonic_ns()
-        if response_time is not None and start_time is not None:
-            since_ns = round((time.time() - start_time - response_time / 1e3) * 1e9)
-            done_ns -= max(0, since_ns)
-        turn.requests.append((name, done_ns, _status_of(exception, response)))
+        begun_ns = done_ns = time.monotonic_ns()
+        if response_time is not None:
+            took_ns = round(response_time * 1e6)
+            since_begun_ns = took_ns if start_time is None else round((time.time() - start_time) * 1e9)
+            begun_ns = done_ns - since_begun_ns
+            done_ns = min(done_ns, begun_ns + took_ns)
+        turn.requests.append(_Reported(str(name), begun_ns, done_ns, _status_of(exception, response)))
 
     def _note_error(self, exception: BaseException, **_: Any) -> None:
         turn = _current_turn()

@@ -1,15 +1,12 @@
 """Pages of our own to record what the server is asked: begin, look, end, and fetch the trace (`mlserve record`)."""
 
 import asyncio
-import os
-import tempfile
 import time
 from pathlib import Path
 
 import msgspec
-from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from mlserve.errors import InvalidRequest
 from mlserve.serve.protocols.dialect import Dialect, Documentation, Page, json_response
@@ -110,22 +107,22 @@ class _Pages:
         return self._status(number)
 
     async def trace(self, request: Request) -> Response:
-        path = await asyncio.to_thread(self._write, request.path_params["number"])
-        return FileResponse(
-            path, media_type="application/vnd.apache.parquet", background=BackgroundTask(path.unlink, missing_ok=True)
-        )
+        content = await asyncio.to_thread(self._trace, request.path_params["number"])
+        return Response(content, media_type="application/vnd.apache.parquet")
 
-    def _write(self, number: int) -> Path:
+    def _trace(self, number: int) -> bytes:
+        """In memory, where it is anyway: the recording may have ended because the disk is full."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         from mlserve.runs.trace import trace_schema
 
         table = self._folder.collect(number)
-        descriptor, name = tempfile.mkstemp(suffix=".parquet")
-        os.close(descriptor)
         schema = trace_schema(self._folder.started_at(number))
-        pq.write_table(table.replace_schema_metadata(schema.metadata), name, compression="zstd")
-        return Path(name)
+        file = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata(schema.metadata), file, compression="zstd")
+        content: bytes = file.getvalue().to_pybytes()
+        return content
 
     def _is_now(self, number: int) -> bool:
         now: Recording | None = self._folder.now()

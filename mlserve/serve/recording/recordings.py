@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,17 +104,21 @@ class RecordingFolder:
         wish.check()
         self._path.mkdir(mode=0o700, exist_ok=True)
         with self._locked():
-            if self.now() is not None:
-                raise InvalidRequest("a recording goes on already; end it first (DELETE), or wait until it ends")
+            if (now := self.now()) is not None:
+                raise InvalidRequest(
+                    f"recording {now.number} goes on already; end it first (DELETE /recording/{now.number}), or wait "
+                    "until it ends"
+                )
             before = sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
             number = 1 + (before[-1] if before else 0)
-            (self._path / str(number)).mkdir(mode=0o700)
-            for old in before[:-1]:
-                shutil.rmtree(self._path / str(old))
+            self._remove(before[:-1])
             started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            (self._path / str(number) / "started_at").write_text(started_at)
             recording = Recording(number, started_at, time.perf_counter(), wish)
-            _replace(self._path / "now.json", msgspec.json.encode(recording))
+            try:
+                self._announce(recording)
+            except OSError:  # the last one may be what fills the disk
+                self._remove(before)
+                self._announce(recording)
         return recording
 
     def end(self, number: int) -> None:
@@ -155,6 +159,16 @@ class RecordingFolder:
         streams = [path for path in sorted(self._folder(number).glob("*.arrow")) if path.stat().st_size]
         tables = [read_stream(path, SCHEMA) for path in streams]
         return pa.concat_tables([SCHEMA.empty_table(), *tables]).sort_by("at_ns")
+
+    def _announce(self, recording: Recording) -> None:
+        folder = self._path / str(recording.number)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / "started_at").write_text(recording.started_at)
+        _replace(self._path / "now.json", msgspec.json.encode(recording))
+
+    def _remove(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            shutil.rmtree(self._path / str(number), ignore_errors=True)
 
     def _folder(self, number: int) -> Path:
         folder = self._path / str(number)

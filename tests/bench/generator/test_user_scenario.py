@@ -92,6 +92,23 @@ class Sleeper(User):
             gevent.sleep({sleep_s})
 """
 
+AT_ONCE = """
+import gevent
+from locust import User, events, task
+
+
+def ask(name, for_s):
+    with events.request.measure("own", name):
+        gevent.sleep(for_s)
+
+
+class Page(User):
+    @task
+    def open(self):
+        gevent.joinall([gevent.spawn(ask, f"part {number}", 0.02 + number / 100) for number in range(3)])
+        ask("after", 0.001)
+"""
+
 
 def run(make_job, server, tmp_path, text, plan):
     (tmp_path / "shop.py").write_text(text)
@@ -157,6 +174,17 @@ def test_a_closed_loop_runs_the_next_task_when_one_is_done(slow_server, make_job
     assert finished.ok == len(samples)
     overlapping = [int(((samples.sent_s < at) & (samples.done_s > at)).sum()) for at in (0.2, 0.3, 0.4)]
     assert max(overlapping) <= 3
+
+
+def test_what_a_task_asks_at_once_is_due_at_once(slow_server, make_job, tmp_path):
+    plan = Plan(rate_per_s=20, duration_s=0.5, warm_up_s=0, arrivals="constant")
+    _, samples = run(make_job, slow_server(), tmp_path, AT_ONCE, plan)
+    due_ns = sorted([*schedule(plan).tolist()] * 3)
+    asked = samples.version != "after"
+    assert sorted(round(due * 1e9) for due in samples.scheduled_s[asked]) == due_ns
+    assert (samples.done_s - samples.scheduled_s)[asked].min() >= 0.02
+    last = {round(done * 1e9) for done in samples.done_s[asked]}
+    assert {round(due * 1e9) for due in samples.scheduled_s[~asked]} < last
 
 
 def test_a_user_that_does_not_start_gets_no_load(slow_server, make_job, tmp_path):

@@ -126,6 +126,30 @@ def test_a_recording_ends_by_itself_when_a_worker_has_enough(server, recording, 
     assert 2 <= len(table) <= 4  # of each of two workers
 
 
+def test_a_recording_can_be_fetched_while_the_next_one_goes_on(server, recording):
+    begin, end = recording
+    first = begin()
+    ask_rest(server, x_of(1))
+    told, _ = end(first)
+    begin()
+    assert told["requests"] == 1
+    told, table = end(first)
+    assert (told["going_on"], len(table)) == (False, 1)
+    second = server.get_json(f"/recording/{first + 1}")
+    assert second["going_on"]
+
+
+def test_a_worker_that_has_kept_as_much_as_it_may_ends_the_recording(server, recording, until):
+    begin, end = recording
+    number = begin(bodies="keep", most_bytes=1000)
+    for _ in range(30):
+        ask_rest(server, x_of(1))
+    assert until(lambda: not server.get_json(f"/recording/{number}")["going_on"])
+    told, table = end(number)
+    assert told["full"]
+    assert 1 <= sum(body is not None for body in table["body"].to_pylist()) < 30
+
+
 def test_there_is_one_at_a_time_and_a_bad_wish_is_refused(server, recording):
     begin, _ = recording
     number = begin()
