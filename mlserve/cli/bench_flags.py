@@ -79,7 +79,7 @@ Data = Annotated[
 Lengths = Annotated[
     str,
     _option(
-        _PAYLOAD, help="Of made-up sequences: 8..128, 16:0.5,256:0.5 or lognormal:64,0.5.", show_default="the model's"
+        _PAYLOAD, help="Of made-up sequences: 8..128, 16:0.5,256:0.5 or lognormal:64,40.", show_default="the model's"
     ),
 ]
 ImageSizes = Annotated[str, _option(_PAYLOAD, help="Of made-up images: 224,512x384.", show_default="the model's")]

@@ -82,6 +82,9 @@ def print_run(recorded: "Recorded") -> None:
     for status, count in _failures(recorded).items():
         out.print(f"            {status}: {count:,}", highlight=False, markup=False, style="red")
     out.print(_percentile_table(run, summary))
+    for each in summary.percentiles:
+        if each.refused:
+            out.print(each.refused, style="dim", highlight=False, soft_wrap=True)
     _print_certificate(run)
     out.print(f"run         {recorded.directory}", highlight=False, markup=False, soft_wrap=True)
 
@@ -183,10 +186,6 @@ def _percentile_table(run: "Run", summary: "Summary") -> Table:
         style="dim",
     )
     table.add_row("service time", *(format_duration(each.service_s or 0.0) for each in known))
-    refused = [each.refused for each in summary.percentiles if each.refused]
-    if refused:
-        table.caption = "; ".join(refused)
-        table.caption_justify = "left"
     return table
 
 

@@ -40,9 +40,14 @@ def bench_sweep(sweep: "Sweep", opens: "Opens", directory: Path, *, json: bool) 
 
 @contextmanager
 def many_runs(directory: Path) -> Iterator["Line"]:
-    """One live line for many runs; says how to go on where it is cut short."""
+    """One live line for many runs, of which nobody else writes into `directory`; says how to go on where it is cut
+    short.
+    """
+    from mlserve.bench.run_directory import own_directory
+
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[figures]}"))
-    with Progress(*columns, console=err, transient=True, refresh_per_second=4, disable=not err.is_terminal) as bar:
+    bar = Progress(*columns, console=err, transient=True, refresh_per_second=4, disable=not err.is_terminal)
+    with own_directory(directory), bar:
         try:
             yield Line(bar)
         except KeyboardInterrupt:

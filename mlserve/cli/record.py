@@ -57,7 +57,7 @@ def record(
     number, cut_short = -1, False
     with steps("recording") as on_step:
         try:
-            number = server.ask("POST", "/recording", msgspec.json.encode(wish))["number"]
+            number = server.ask("POST", "/recording", msgspec.json.encode(wish)).number
             cut_short = not _follow(server, number, wish["for_s"], on_step)
         except KeyboardInterrupt:
             if number < 0:  # nothing has begun, or nobody knows what
@@ -65,19 +65,19 @@ def record(
             err.print("ended early", style="yellow")
         status = server.ask("DELETE", f"/recording/{number}")
     _write(file, server.fetch(f"/recording/{number}/trace"), f"{url.rstrip('/')}/recording/{number}/trace")
-    status["full"] = status["full"] or cut_short
+    full = status.full or cut_short
     if json:
-        print_json({"file": str(file), "requests": status["requests"], "full": status["full"]})
+        print_json({"file": str(file), "requests": status.requests, "full": full})
     else:
-        out.print(f"{status['requests']:,} requests recorded in {file}", highlight=False, soft_wrap=True)
-    if status["full"]:
+        out.print(f"{status.requests:,} requests recorded in {file}", highlight=False, soft_wrap=True)
+    if full:
         err.print(
             "it ended early: a worker had taken as much as it may (--most-requests, or 256 MB of bodies), or the "
             "server's disk is full",
             style="yellow",
             soft_wrap=True,
         )
-    if not status["requests"]:
+    if not status.requests:
         raise typer.Exit(1)
 
 
@@ -93,8 +93,8 @@ def _follow(server: "_Server", number: int, for_s: float, on_step: Any) -> bool:
     ends_s = time.monotonic() + for_s
     while (left_s := ends_s - time.monotonic()) > 0:
         status = server.ask("GET", f"/recording/{number}")
-        on_step(f"{status['requests']:,} requests, {format_duration(left_s)} left")
-        if not status["going_on"]:
+        on_step(f"{status.requests:,} requests, {format_duration(left_s)} left")
+        if not status.going_on:
             return ends_s - time.monotonic() < _LOOK_EVERY_S
         time.sleep(min(_LOOK_EVERY_S, left_s))
     return True
@@ -111,6 +111,15 @@ def _write(file: Path, content: bytes, kept_at: str) -> None:
         ) from error
 
 
+class _Status(msgspec.Struct, frozen=True):
+    """How far a recording is."""
+
+    number: int
+    going_on: bool
+    requests: int
+    full: bool
+
+
 class _Server:
     """The server's pages. Raises UsageError for a URL that is none, BenchError for what the server answers."""
 
@@ -125,10 +134,12 @@ class _Server:
         self._url = url
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
-        """A page's JSON."""
-        found: dict[str, Any] = msgspec.json.decode(self.fetch(path, method, body))
-        return found
+    def ask(self, method: str, path: str, body: bytes = b"") -> "_Status":
+        """What a page says of a recording."""
+        try:
+            return msgspec.json.decode(self.fetch(path, method, body), type=_Status)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BenchError(f"{self._url} is no mlserve server: its answer to {path} is something else") from error
 
     def fetch(self, path: str, method: str = "GET", body: bytes = b"") -> bytes:
         """What a page answers."""

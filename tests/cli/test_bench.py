@@ -4,6 +4,7 @@ A run costs seconds before it begins, so that several tests look at the same one
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -32,6 +34,7 @@ from mlserve.model.tensors import TensorSpec
 from mlserve.runs.load import RowShare, Steps
 from mlserve.runs.run import read_run
 from mlserve.runs.samples import OK, read_samples
+from mlserve.tuning.find_max import Quest, find_max
 from mlserve.tuning.serving import ServerOptions, serving
 
 METADATA = {
@@ -114,6 +117,26 @@ def other_server():
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def formula_server(made_runs):
+    """Makes the FormulaServer that the searches' own tests use."""
+    path = Path(__file__).parents[1] / "tuning" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("formula_servers", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda **settings: module.FormulaServer(made_runs, **settings)
+
+
+class Unheard:
+    """A watcher that nobody listens to."""
+
+    def begins(self, *_): ...
+
+    def moves(self, *_): ...
+
+    def ends(self, *_): ...
 
 
 @pytest.fixture(scope="module")
@@ -230,24 +253,24 @@ def test_a_file_is_served_and_loaded_until_the_figure_is_sure_enough(mlserve, ti
 
 def test_people_get_figures_a_verdict_and_the_folder(mlserve, tiny_onnx, tmp_path):
     done = mlserve(
-        *("bench", tiny_onnx, "--shape", "steps:50,150", "--duration", "0.5s", "--warm-up", 0),
+        *("bench", tiny_onnx, "--shape", "steps:500,1500", "--duration", "0.4s", "--warm-up", 0),
         *("--arrivals", "constant", "--server-timing", "all"),
     )
     assert done.returncode == 0, done.stderr
-    assert "loading tiny over rest at 50.0/s, steps of 50.0/s, 150/s, for 500 ms; without warm-up" in done.stderr
-    assert "tiny-v1-rest-50rps-steps" in done.stdout
-    assert "50 ok, 0 failed, 0 dropped" in done.stdout
-    assert "500 ms, no warm-up" in done.stdout
+    assert "loading tiny over rest at 500/s, steps of 500/s, 1,500/s, for 400 ms; without warm-up" in done.stderr
+    assert "tiny-v1-rest-500rps-steps" in done.stdout
+    assert "400 ok, 0 failed, 0 dropped" in done.stdout
+    assert "400 ms, no warm-up" in done.stdout
     assert "null server" in done.stdout
     assert "at the same rate" in done.stdout
     assert "INVALID" in done.stdout
-    assert "enough samples: 50 answers. Measure for longer" in done.stdout
-    assert "p99 needs 459 answered requests, there are 50" in done.stdout
+    assert "enough samples: 400 answers. Measure for longer" in done.stdout
+    assert "p99 needs 459 answered requests, there are 400" in done.stdout
     folder = tmp_path / done.stdout.split()[-1]
     assert folder.parent == tmp_path / "runs"
     run, samples = read_run(folder), read_samples(folder)
-    assert (run.counts.ok, run.plan.shape) == (50, Steps((50.0, 150.0)))
-    assert int((samples.scheduled_s < 0.25).sum()) == pytest.approx(12.5, abs=1)
+    assert (run.counts.ok, run.plan.shape) == (400, Steps((500.0, 1500.0)))
+    assert int((samples.scheduled_s < 0.2).sum()) == pytest.approx(100, abs=1)
     assert np.all(samples.compute_s > 0)
 
 
@@ -263,18 +286,32 @@ def test_a_closed_loop_of_a_scenario_on_a_model_of_the_store_is_called_one_every
         store.add(Artifact(folder, manifest), "tiny")
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((9, 30)).astype(np.float32))
     done = mlserve(  # the store's only model
-        *("bench", "--scenario", "offline", "--users", 2, "--batch", 4, "--duration", "0.3s", "--warm-up", 0),
+        *(
+            "bench",
+            "--scenario",
+            "offline",
+            "--protocol",
+            "sagemaker",
+            "--users",
+            2,
+            "--batch",
+            4,
+            "--duration",
+            "0.3s",
+            "--warm-up",
+            0,
+        ),
         *("--data", "rows.npy", "--check", "--out", "run"),
     )
     assert done.returncode == 0, done.stderr
     assert "with 2 users (closed loop)" in done.stderr
-    assert "tiny-fp32-rest-closed-2users-offline" in done.stdout
+    assert "tiny-fp32-sagemaker-closed-2users-offline" in done.stdout
     assert "latency (closed loop)" in done.stdout
     assert "fit for a peak throughput only" in done.stdout
     assert "offered" not in done.stdout
     run = read_run(tmp_path / "run")
     assert (run.plan.arrivals, run.plan.users, run.plan.rate_per_s, run.plan.scenario) == ("closed", 2, 0.0, "offline")
-    assert run.label == "tiny-fp32-rest-closed-2users-offline"
+    assert run.label == "tiny-fp32-sagemaker-closed-2users-offline"
     assert (run.model.name, run.model.version, run.model.variant) == ("tiny", "1", "fp32")
     assert run.model.sha256 == sha256_of(tiny_onnx)
     assert run.plan.payload.startswith("rows.npy (sha256 ")
@@ -299,7 +336,7 @@ def recorded(served, tiny_onnx, tmp_path_factory):
         bench = started(
             *(folder, "bench", f"{served.http}/invocations", "--protocol", "json", "--inputs", tiny_onnx, "--check"),
             *("--template", '{"instances": {{rows}}}', "--answer", "predictions", "--batch", "1:0.5,3:0.5"),
-            *("--workers", 2, "--rps", 150, "--duration", "0.5s", "--warm-up", "0.2s", "--label", "mine"),
+            *("--workers", 2, "--rps", 1000, "--duration", "0.3s", "--warm-up", "0.2s", "--label", "mine"),
             *("--out", "run", "--json"),
         )
         printed, complaint = bench.communicate(timeout=120)
@@ -330,7 +367,9 @@ def test_sizes_are_mixed_and_json_is_written_by_the_template(recorded):
     assert (run.plan.protocol, run.server) == ("json", None)
 
 
-def test_a_recorded_trace_is_sent_again_by_a_generator_that_joined(recorded, served, mlserve, start, tmp_path):
+def test_a_recorded_trace_is_sent_again_by_a_generator_that_joined(
+    recorded, served, tiny_onnx, mlserve, start, tmp_path
+):
     trace = pq.read_table(recorded.folder / "trace.parquet")
     loaded = len(pq.read_table(recorded.folder / "run" / "samples.parquet"))
     assert len(trace) == recorded.requests > loaded  # the questions before the load, too
@@ -338,7 +377,17 @@ def test_a_recorded_trace_is_sent_again_by_a_generator_that_joined(recorded, ser
     joined = start("bench", "--join", f"127.0.0.1:{port}")
     heard(joined, f"joining 127.0.0.1:{port}")
     done = mlserve(
-        *("bench", served.http, "--replay", recorded.folder / "trace.parquet", "--replay-speed", 5, "--check"),
+        *(
+            "bench",
+            f"{served.http}/predictions/tiny",
+            "--inputs",
+            tiny_onnx,
+            "--replay",
+            recorded.folder / "trace.parquet",
+            "--replay-speed",
+            5,
+            "--check",
+        ),
         *("--master", f"127.0.0.1:{port}", "--out", "run"),
     )
     assert done.returncode == 0, done.stderr
@@ -352,22 +401,23 @@ def test_a_recorded_trace_is_sent_again_by_a_generator_that_joined(recorded, ser
     assert np.allclose(np.sort(samples.scheduled_s), (arrived_s - arrived_s[0]) / 5, atol=1e-6)
     assert sorted(samples.rows.tolist()) == sorted(trace["rows"].to_pylist())
     assert checks_of(run)["right answers"].ok
+    assert run.plan.protocol == "torchserve"
     assert "trace.parquet" in run.plan.payload
 
 
-def test_two_servers_are_loaded_by_the_same_schedule_in_one_table(served, other_server, mlserve, tmp_path):
+def test_two_servers_are_loaded_by_the_same_schedule_in_one_table(served, other_server, mlserve, tmp_path, tiny_onnx):
     done = mlserve(
-        *("bench", "--target", f"ours={served.grpc}", "--target", f"other={other_server().url}"),
-        *("--rps", 60, "--duration", "0.3s", "--warm-up", 0, "--out", "runs"),
+        *("bench", "--target", f"ours=mlflow+{served.http}/invocations", "--target", f"other={other_server().url}"),
+        *("--rps", 500, "--duration", "0.3s", "--warm-up", 0, "--out", "runs", "--inputs", tiny_onnx),
     )
     assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    rows = {line.split()[0]: line.rstrip() for line in done.stdout.splitlines() if line}
     assert rows["ours"].endswith(("INVALID", "VALID 1 of 1"))
     assert rows["other"].endswith(("INVALID", "VALID 1 of 1"))
     assert "1/2 " in done.stderr
     runs = {read_run(path.parent).model.variant: path.parent for path in (tmp_path / "runs").glob("*/run.json")}
     assert set(runs) == {"ours", "other"}
-    assert read_run(runs["ours"]).plan.protocol == "grpc"
+    assert read_run(runs["ours"]).plan.protocol == "mlflow"
     assert read_run(runs["other"]).plan.protocol == "rest"
     due = [np.sort(read_samples(path).scheduled_s) for path in runs.values()]
     assert np.array_equal(*due)
@@ -375,7 +425,7 @@ def test_two_servers_are_loaded_by_the_same_schedule_in_one_table(served, other_
 
 def test_a_sweep_that_was_cut_short_goes_on_with_what_is_missing(tiny_onnx, start, mlserve, tmp_path):
     command = (
-        *("bench", tiny_onnx, "--sweep", "batch=1,4", "protocol=rest,grpc", "--rps", "60"),
+        *("bench", tiny_onnx, "--sweep", "batch=1,4", "protocol=rest-binary,tfserving", "--rps", "500"),
         *("--duration", "0.3s", "--warm-up", "0", "--out", "sweep", "--json"),
     )
     process = start(*command)
@@ -392,7 +442,7 @@ def test_a_sweep_that_was_cut_short_goes_on_with_what_is_missing(tiny_onnx, star
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     cells = json.loads(done.stdout)["cells"]
     assert [cell["values"] for cell in cells] == [
-        {"batch": batch, "protocol": protocol} for batch in ("1", "4") for protocol in ("rest", "grpc")
+        {"batch": batch, "protocol": protocol} for batch in ("1", "4") for protocol in ("rest-binary", "tfserving")
     ]
     for cell in cells:
         (run,) = (read_run(tmp_path / run["directory"]) for run in cell["runs"])
@@ -403,31 +453,15 @@ def test_a_sweep_that_was_cut_short_goes_on_with_what_is_missing(tiny_onnx, star
     assert "holds another sweep: plan.seed 0 there, 1 now" in contradicting.stderr
 
 
-def test_every_other_protocol_is_spoken_to_a_model_that_bench_serves(tiny_onnx, mlserve, tmp_path):
-    protocols = ["rest-binary", "tfserving", "tfserving-grpc", "torchserve", "sagemaker", "mlflow"]
-    done = mlserve(
-        *("bench", tiny_onnx, "--sweep", f"protocol={','.join(protocols)}", "--rps", 60, "--batch", 2, "--check"),
-        *("--duration", "0.2s", "--warm-up", 0, "--out", "sweep", "--json"),
-    )
-    assert done.returncode == 0, done.stderr
-    cells = json.loads(done.stdout)["cells"]
-    assert [(cell["values"]["protocol"], cell["reason"]) for cell in cells] == [(name, "") for name in protocols]
-    for cell in cells:
-        run = read_run(tmp_path / cell["runs"][0]["directory"])
-        assert run.counts.ok == run.counts.scheduled > 0
-        assert checks_of(run)["right answers"].ok
-        assert checks_of(run)["server counters"].ok
-
-
 def test_headers_are_sent_and_not_kept_and_wrong_answers_are_found(other_server, mlserve, tmp_path):
-    server = other_server(good=20)
+    server = other_server(good=80)
     done = mlserve(
-        *("bench", server.url, "--rps", 100, "--duration", "0.4s", "--warm-up", 0, "--check", "--out", "run"),
+        *("bench", server.url, "--rps", 500, "--duration", "0.3s", "--warm-up", 0, "--check", "--out", "run"),
         *("--header", "authorization: Bearer sesame"),
     )
-    assert done.returncode == 1, done.stderr  # all of 8 or more references and the probe came before the load
+    assert done.returncode == 0, done.stderr
     samples = read_samples(tmp_path / "run")
-    assert set(samples.status) == {WRONG_ANSWER} or set(samples.status) == {OK, WRONG_ANSWER}
+    assert set(samples.status) == {OK, WRONG_ANSWER}
     assert f"{WRONG_ANSWER}: " in done.stdout
     assert "right answers" in [check.name for check in read_run(tmp_path / "run").certificate.faults]
     asked = [headers for path, headers in server.headers if path == "/v2/models/other/infer"]
@@ -441,7 +475,7 @@ def test_headers_are_sent_and_not_kept_and_wrong_answers_are_found(other_server,
 
 def test_a_run_without_one_good_answer_is_written_and_ends_with_1(other_server, mlserve, tmp_path):
     done = mlserve(
-        *("bench", other_server(good=1, status=503).url, "--rps", 60, "--duration", "0.3s", "--warm-up", 0),
+        *("bench", other_server(good=1, status=503).url, "--rps", 500, "--duration", "0.3s", "--warm-up", 0),
         *("--out", "run"),
     )
     assert done.returncode == 1
@@ -466,7 +500,7 @@ def test_a_users_own_scenario_is_measured_and_shown_on_locusts_page(other_server
     (tmp_path / "visitor.py").write_text(LOCUSTFILE)
     server, port = other_server(), free_port()
     process = start(
-        *("bench", server.url, "--locustfile", "visitor.py", "--rps", 40, "--duration", "1s", "--warm-up", 0),
+        *("bench", server.url, "--locustfile", "visitor.py", "--rps", 100, "--duration", "0.4s", "--warm-up", 0),
         *("--web", "--web-port", port, "--out", "run"),
     )
     heard(process, "the run is over; its page stays until Ctrl-C")
@@ -483,8 +517,10 @@ def test_a_users_own_scenario_is_measured_and_shown_on_locusts_page(other_server
     due_s = schedule(run.plan) / 1e9
     assert set(due_s) <= set(samples.scheduled_s)
     assert sorted(set(samples.version)) == ["ask", "look"]
-    assert run.counts.ok == len(samples) == 2 * len(due_s)
-    assert f"{len(samples)} ok, 0 failed, 0 dropped" in printed
+    assert len(samples) == 2 * len(due_s)
+    measured = int((samples.scheduled_s < run.window.end_s).sum())  # the last task may ask for the second time after it
+    assert run.counts.ok == measured >= len(samples) - 1
+    assert f"{measured} ok, 0 failed, 0 dropped" in printed
     assert run.plan.payload == "locustfile visitor.py"
 
 
@@ -496,27 +532,47 @@ def test_the_protocol_tax_is_split_into_parts(tiny_onnx, mlserve):
         assert word in done.stdout
 
 
-def test_a_search_for_the_highest_rate_goes_on_where_it_was_cut_short(other_server, start, mlserve, tmp_path):
-    """The server does 20 a second and no more; 5 a second pass, 80 do not."""
-    server = other_server(service_s=0.05)
+def test_a_search_for_the_highest_rate_goes_on_where_it_was_cut_short(
+    other_server, formula_server, start, mlserve, tmp_path
+):
+    """The server does 500 a second. Its first run is real, and its last; a formula stands in for it between them."""
     command = (
-        *("bench", server.url, "--find-max", "--slo", "p50=150ms", "--rps", "5", "--errors", "50%"),
-        *("--duration", "1s", "--warm-up", "0", "--resolution", "100%", "--out", "max"),
+        *("bench", other_server(service_s=0.002).url, "--find-max", "--slo", "p50=150ms", "--rps", "300"),
+        *("--duration", "0.5s", "--warm-up", "0", "--resolution", "100%", "--out", "max"),
     )
     process = start(*command)
-    heard(process, "5.00/s")
+    heard(process, "300/s ")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    _, complaint = process.communicate(timeout=30)
     assert process.returncode == 130
-    done = mlserve(*command)
-    print(done.stdout, done.stderr)
+    assert "the same command goes on with them" in complaint
+    assert "Traceback" not in complaint
+    (first,) = (path.parent for path in (tmp_path / "max").glob("*/run.json"))
+    formula = formula_server(service_s=0.002)
+    quest = msgspec.json.decode((tmp_path / "max" / "max.json").read_bytes(), type=Quest)
+    found = find_max(quest, tmp_path / "max", formula.opens, Unheard(), formula.measure)
+    assert found.steps[0].recorded.directory == first
+    shutil.rmtree(found.points[-1].recorded.directory)
+    done = mlserve(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stderr.splitlines() if "meet it" in line or "meets it" in line]) == len(
+        found.points
+    )
+    document = json.loads(done.stdout)
+    assert 300 <= document["rate_per_s"] == found.passed_per_s < document["failed_per_s"]
+    assert (document["end"], len(document["steps"])) == ("found", len(found.steps))
+    assert json.loads((tmp_path / "max" / "curve.json").read_bytes()) == document
+    again = mlserve(*command)
+    assert again.returncode == 0
+    for words in ("at most 0.1% errors", "highest rate", "failed (confirmed)", "knee", "search "):
+        assert words in again.stdout
 
 
 # What ends a run early, or keeps it from beginning.
 
 
 def test_ctrl_c_keeps_the_rows_says_where_and_leaves_no_process(start, tiny_onnx, tmp_path):
-    process = start("bench", tiny_onnx, "--rps", 200, "--duration", "60s", "--warm-up", 0, "--out", "run")
+    process = start("bench", tiny_onnx, "--rps", 500, "--duration", "60s", "--warm-up", 0, "--out", "run")
     heard(process, "loading ")
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3  # the generator, the server, its worker
@@ -528,13 +584,15 @@ def test_ctrl_c_keeps_the_rows_says_where_and_leaves_no_process(start, tiny_onnx
     assert "Traceback" not in stderr
     assert stdout == ""
     assert gone(children)
-    assert 20 < len(read_samples(tmp_path / "run")) < 200 * 60
+    assert 20 < len(read_samples(tmp_path / "run")) < 500 * 60
     assert not (tmp_path / "run" / "run.json").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent")
 def test_a_killed_bench_takes_its_generators_and_server_along(start, tiny_onnx, tmp_path):
-    process = start("bench", tiny_onnx, "--rps", 200, "--duration", "60s", "--warm-up", 0, "--workers", 2, "--out", "run")
+    process = start(
+        "bench", tiny_onnx, "--rps", 500, "--duration", "60s", "--warm-up", 0, "--workers", 2, "--out", "run"
+    )
     heard(process, "loading ")
     children = psutil.Process(process.pid).children(recursive=True)
     assert until(lambda: rows_on_disk(tmp_path / "run") > 20)

@@ -1,9 +1,11 @@
 """`mlserve record` as a user types it, against a real server that is asked meanwhile."""
 
 import contextlib
+import http.server
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -84,3 +86,24 @@ def test_what_cannot_be_recorded_is_told_in_one_line(mlserve, url, arguments, me
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("said", [b"[]", b"hello", b"\xff", b'{"number": "one"}'])
+def test_a_server_of_another_kind_is_called_so(said, recording, tmp_path):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # the library's name
+            self.send_response(200)
+            self.send_header("content-length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_): ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        process = recording(f"http://127.0.0.1:{server.server_port}", "--out", tmp_path / "trace.parquet")
+        _, complaints = process.communicate(timeout=30)
+        server.shutdown()
+    assert process.returncode == 2
+    assert "is no mlserve server" in complaints
+    assert complaints.count("\n") == 1

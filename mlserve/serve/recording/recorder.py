@@ -186,8 +186,8 @@ class _Stream:
         self._file.flush()
 
     def close(self) -> None:
-        self._stream.close()
-        self._file.close()
+        with self._file:
+            self._stream.close()
 
 
 def _body(signature: Signature, inputs: Tensors) -> bytes:

@@ -1,8 +1,10 @@
 """A real server of two workers, asked over two protocols while it records; and what comes of it."""
 
+import asyncio
 import hashlib
 import io
 import json
+import os
 import time
 
 import numpy as np
@@ -11,7 +13,11 @@ import pytest
 import tritonclient.grpc
 
 from mlserve.runs.trace import SCHEMA, STARTED_KEY, VERSION_KEY
+from mlserve.serve.batching.batcher import Ticket
+from mlserve.serve.recording.recorder import LOOK_EVERY_S, Recorder
+from mlserve.serve.recording.recordings import RecordingFolder, Wish
 from mlserve.wire import messages
+from mlserve.wire.signature import Signature
 
 
 def x_of(rows):
@@ -161,3 +167,40 @@ def test_there_is_one_at_a_time_and_a_bad_wish_is_refused(server, recording):
         assert status == 400, (wish, body)
     status, _, body = server.request("GET", "/recording/999")
     assert (status, b"no recording 999" in body) == (400, True)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_ends_a_recording_and_not_the_worker(tmp_path, full):
+    folder = RecordingFolder(tmp_path)
+    number = folder.begin(Wish()).number
+    folder.stream_of(number).symlink_to("/dev/full" if full else tmp_path / "stream")
+    recorder = Recorder(folder)
+
+    async def follow():
+        following = asyncio.create_task(recorder.follow())
+        await asyncio.sleep(1.5 * LOOK_EVERY_S)
+        recorder.take(Signature("m", "1", [], []), [Taken()])
+        await asyncio.sleep(2.5 * LOOK_EVERY_S)
+        ended.append(folder.now() is None)
+        folder.end(number)
+        await asyncio.sleep(1.5 * LOOK_EVERY_S)
+        assert not following.done()
+        following.cancel()
+
+    ended = []
+    asyncio.run(follow())
+    assert ended == [full]
+    assert folder.parts(number)[os.getpid()].full == full
+
+
+class Taken(Ticket):
+    """A request that was answered."""
+
+    __slots__ = ()
+
+    def __init__(self):
+        self.arrived_s, self.rows, self.protocol, self.inputs = time.perf_counter(), 1, "rest", {}
+
+    def answer(self, outputs, batch): ...
+
+    def fail(self, error): ...
