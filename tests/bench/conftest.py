@@ -16,7 +16,11 @@ METADATA = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
 }
-ANSWER = {"model_name": "slow", "model_version": "7", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 1]}]}
+ANSWER = {
+    "model_name": "slow",
+    "model_version": "7",
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 1], "data": [0.5]}],
+}
 
 
 class SlowServer:

@@ -86,7 +86,7 @@ def decide(samples: Samples, elapsed_s: float, plan: Plan) -> Decision:
         return msgspec.structs.replace(so_far, again_s=min(next_s, end_s - _LEAD_S))
     reason = f"{format_duration(most_s)} measured"
     if plan.precision:
-        reason += f", the time limit; {so_far.reason}"
+        reason += ", the time limit" + (f"; {so_far.reason}" if not math.isnan(so_far.wide) else "")
     return msgspec.structs.replace(so_far, action="stop", at_s=max(end_s, elapsed_s), reason=reason)
 
 
