@@ -320,6 +320,8 @@ def _crew(plan: "Plan", output: _Output) -> "Crew":
     if not output.master:
         return Crew(page=page)
     host, port = parse_address(output.master, "--master")
+    joining = f"{plan.generators} generator{'' if plan.generators == 1 else 's'} to join"
+    err.print(f"waiting for {joining}: mlserve bench --join {host}:{port}", highlight=False, soft_wrap=True)
     return Crew(leader=Leader(members=plan.generators, bind_host=host, bind_port=port), page=page)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlserve.cli.terminal import err, out
+from mlserve.errors import RunFileError
 from mlserve.units import format_bytes, format_duration, format_rate
 
 if TYPE_CHECKING:
@@ -30,9 +31,18 @@ def keeping_rows(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if any(directory.glob("samples.*")):
+        if _has_rows(directory):
             err.print(f"the rows so far are kept in {directory}; it is no finished run", highlight=False)
         raise
+
+
+def _has_rows(directory: Path) -> bool:
+    from mlserve.runs.samples import read_samples
+
+    try:
+        return len(read_samples(directory)) > 0
+    except RunFileError:
+        return False
 
 
 @contextmanager
@@ -46,6 +56,9 @@ def watching(subject: "Subject", plan: "Plan") -> "Iterator[Any]":
 
         def show(moment: "Moment") -> None:
             nonlocal said
+            if moment.joined < moment.expected:
+                bar.update(task, description=f"{moment.joined} of {moment.expected} generators have joined")
+                return
             if not said:
                 err.print(_announcement(subject, plan), highlight=False)
                 said = True

@@ -150,6 +150,9 @@ def parse_address(text: str, flag: str) -> tuple[str, int]:
 def _arrivals(asked: Asked) -> "Arrivals":
     from mlserve.bench.plan import check_arrivals
 
+    if asked.arrivals in ("replay", "closed"):
+        flag = "--replay FILE" if asked.arrivals == "replay" else "--users N"
+        raise UsageError(f"--arrivals {asked.arrivals} is what {flag} says; give that, and leave --arrivals out")
     if asked.users is None:
         return check_arrivals(asked.arrivals or "poisson")
     for flag, said in (("--rps", asked.rps), ("--arrivals", asked.arrivals), ("--replay", asked.replay)):

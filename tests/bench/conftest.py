@@ -117,6 +117,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="session")
+def new_slow_server():
+    """Makes a SlowServer, which whoever asked for it stops."""
+    return SlowServer
+
+
 @pytest.fixture
 def slow_server():
     """Starts a SlowServer with the settings given; all are stopped with the test."""

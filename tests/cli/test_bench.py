@@ -38,16 +38,16 @@ from mlserve.tuning.find_max import Quest, find_max
 from mlserve.tuning.serving import ServerOptions, serving
 
 METADATA = {
-    "name": "other",
+    "name": "tiny",
     "versions": ["3"],
     "platform": "test",
-    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
-    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 30]}],
+    "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, 2]}],
 }
 
 
 class OtherServer:
-    """A server of others that speaks V2 over HTTP, one request after the other, `service_s` each.
+    """A server of others, of a model like ours: V2 over HTTP, one request after the other, `service_s` each.
 
     The first `good` inference requests are answered well, the rest with `status`, and with another value. `headers` are
     those of all requests.
@@ -66,8 +66,8 @@ class OtherServer:
             self.asked += 1
             time.sleep(self.service_s)
             well = self.asked <= self.good
-        outputs = [{"name": "y", "datatype": "FP32", "shape": [1, 1], "data": [1.0 if well else 7.0]}]
-        return (200 if well else self.status), {"model_name": "other", "model_version": "3", "outputs": outputs}
+        outputs = [{"name": "scores", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0 if well else 7.0]}]
+        return (200 if well else self.status), {"model_name": "tiny", "model_version": "3", "outputs": outputs}
 
     def stop(self):
         self._http.shutdown()
@@ -84,12 +84,12 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self):
-        self._say(*((200, METADATA) if self.path == "/v2/models/other" else (404, {"error": self.path})))
+        self._say(*((200, METADATA) if self.path == "/v2/models/tiny" else (404, {"error": self.path})))
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
         if self.path == "/v2/repository/index":
-            self._say(200, [{"name": "other"}])
+            self._say(200, [{"name": "tiny"}])
         else:
             self._say(*self.other.answer())
 
@@ -391,6 +391,7 @@ def test_a_recorded_trace_is_sent_again_by_a_generator_that_joined(
         *("--master", f"127.0.0.1:{port}", "--out", "run"),
     )
     assert done.returncode == 0, done.stderr
+    assert f"waiting for 1 generator to join: mlserve bench --join 127.0.0.1:{port}" in done.stderr
     joined.send_signal(signal.SIGINT)
     joined.communicate(timeout=30)
     assert joined.returncode == 130
@@ -464,7 +465,7 @@ def test_headers_are_sent_and_not_kept_and_wrong_answers_are_found(other_server,
     assert set(samples.status) == {OK, WRONG_ANSWER}
     assert f"{WRONG_ANSWER}: " in done.stdout
     assert "right answers" in [check.name for check in read_run(tmp_path / "run").certificate.faults]
-    asked = [headers for path, headers in server.headers if path == "/v2/models/other/infer"]
+    asked = [headers for path, headers in server.headers if path == "/v2/models/tiny/infer"]
     assert len(asked) >= len(samples)
     for _, headers in server.headers:
         assert {name.lower(): value for name, value in headers.items()}["authorization"] == "Bearer sesame"
@@ -491,8 +492,8 @@ from locust import HttpUser, task
 class Visitor(HttpUser):
     @task
     def look_and_ask(self):
-        self.client.get("/v2/models/other", name="look")
-        self.client.post("/v2/models/other/infer", data=b"{}", name="ask")
+        self.client.get("/v2/models/tiny", name="look")
+        self.client.post("/v2/models/tiny/infer", data=b"{}", name="ask")
 """
 
 
@@ -586,6 +587,19 @@ def test_ctrl_c_keeps_the_rows_says_where_and_leaves_no_process(start, tiny_onnx
     assert gone(children)
     assert 20 < len(read_samples(tmp_path / "run")) < 500 * 60
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_ctrl_c_while_nobody_has_joined_keeps_no_rows_and_says_nothing_of_them(start, served, tmp_path):
+    process = start("bench", served.http, "--master", f"127.0.0.1:{free_port()}", "--out", "run")
+    heard(process, "waiting for 1 generator to join")
+    assert until(lambda: list((tmp_path / "run").glob("samples.*")))
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "rows" not in complaint
+    assert "loading" not in complaint
+    assert gone(children)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent")

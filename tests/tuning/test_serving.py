@@ -4,7 +4,7 @@ import urllib.request
 import psutil
 import pytest
 
-from mlserve.bench.cores import split_cores
+from mlserve.bench.cores import own_cores, split_cores
 from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.subject import url_subject
 from mlserve.bench.target import parse_target
@@ -24,25 +24,19 @@ def children():
     return look
 
 
-@pytest.mark.parametrize(
-    ("cpus", "server", "generator"),
-    [((), (), ()), ((3,), (3,), ()), ((0, 1), (0,), (1,)), ((2, 5, 7), (2, 5), (7,))],
-)
-def test_the_generator_gets_the_last_core_where_there_is_another(cpus, server, generator):
-    assert split_cores(cpus) == (server, generator)
-
-
 def test_a_server_answers_while_the_block_lasts_and_is_gone_after_it(tiny_onnx, tmp_path, children):
-    with serving(str(tiny_onnx), tmp_path, ServerOptions(max_batch_rows=4)) as served:
+    with serving(str(tiny_onnx), tmp_path, ServerOptions(max_batch_rows=4, workers=2, spare_cores=3)) as served:
         assert (served.model, served.version) == ("tiny", "1")
         assert served.settings.max_batch_rows == 4
-        assert served.settings.threads == max(1, len(served.settings.cpus))
+        assert (served.settings.cpus, served.spare_cpus) == split_cores(own_cores(), 3)
+        assert (served.settings.workers, served.settings.threads) == (2, max(1, len(served.settings.cpus) // 2))
         with urllib.request.urlopen(f"{served.http}/ready") as answer:
             assert answer.status == 200
         assert [spec.name for spec in url_subject(parse_target(served.grpc, "tiny")).inputs] == ["x"]
         held = {tuple(child.cpu_affinity()) for child in children()}
         assert held == {served.settings.cpus}
         assert set(served.pids) == {child.pid for child in children()}
+        assert len(served.pids) == 3  # the supervisor and its workers
     assert children() == []
 
 
