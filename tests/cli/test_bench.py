@@ -229,7 +229,8 @@ def test_a_file_is_served_and_loaded_until_the_figure_is_sure_enough(mlserve, ti
     samples, rows = read_samples(tmp_path / "run", run.window), pq.read_table(tmp_path / "run" / "samples.parquet")
     assert run.plan.find_warm_up
     assert run.window.start_s >= 1.0
-    assert 0.5 <= run.window.duration_s <= 1.5 + 1e-6
+    assert run.window.duration_s >= 0.5
+    assert run.window.end_s <= run.plan.longest_s
     assert run.ended
     due_s = schedule(run.plan) / 1e9
     due_s = due_s[due_s < run.window.end_s]
@@ -603,10 +604,8 @@ def test_ctrl_c_while_nobody_has_joined_keeps_no_rows_and_says_nothing_of_them(s
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent")
-def test_a_killed_bench_takes_its_generators_and_server_along(start, tiny_onnx, tmp_path):
-    process = start(
-        "bench", tiny_onnx, "--rps", 500, "--duration", "60s", "--warm-up", 0, "--workers", 2, "--out", "run"
-    )
+def test_a_killed_bench_takes_its_generator_and_server_along(start, tiny_onnx, tmp_path):
+    process = start("bench", tiny_onnx, "--rps", 500, "--duration", "60s", "--warm-up", 0, "--out", "run")
     heard(process, "loading ")
     children = psutil.Process(process.pid).children(recursive=True)
     assert until(lambda: rows_on_disk(tmp_path / "run") > 20)
