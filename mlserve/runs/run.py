@@ -161,8 +161,10 @@ def read_run(directory: Path) -> Run:
         if format_version == 1:
             return msgspec.convert(_from_format_1(msgspec.json.decode(content)), Run)
         return msgspec.json.decode(content, type=Run)
-    except (msgspec.DecodeError, KeyError) as error:
+    except msgspec.DecodeError as error:
         raise RunFileError(f"{path} is damaged: {error}; run the bench again") from error
+    except KeyError as error:
+        raise RunFileError(f"{path} is damaged: it has no {error}; run the bench again") from error
 
 
 def _from_format_1(document: dict[str, Any]) -> dict[str, Any]:

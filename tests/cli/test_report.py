@@ -69,8 +69,8 @@ def damaged(made_runs, folder, name, content):
         ("run.json", lambda whole: whole[: len(whole) // 2], r"run\.json is damaged: .*; run the bench again"),
         (
             "run.json",
-            lambda whole: whole.replace(b'"format_version": 1', b'"format_version": 99'),
-            r"run\.json has format 99, this mlserve reads 1; use the mlserve that wrote it",
+            lambda whole: whole.replace(b'"format_version": 2', b'"format_version": 99'),
+            r"run\.json has format 99, this mlserve reads 1 to 2; use the mlserve that wrote it",
         ),
         ("run.json", lambda whole: whole.replace(b'"duration_s": 2.0', b'"duration_s": 0'), r"damaged: .*duration_s"),
         ("samples.parquet", lambda whole: whole[: len(whole) // 2], r"the samples of \S+ are damaged: "),
@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written_and_a_ratio_that_is_none_are_refused(ml
 
 def test_the_command_in_a_report_is_one_that_bench_takes(made_runs):
     from mlserve.cli.main import app
-    from mlserve.report.report import bench_command
+    from mlserve.report.command import bench_command
 
     bench = typer.main.get_command(app).commands["bench"]
     for settings in ({"protocol": "grpc", "batch_rows": 4, "arrivals": "constant"}, {"server": None}):
@@ -127,4 +127,4 @@ def test_the_command_in_a_report_is_one_that_bench_takes(made_runs):
         assert context.params["rps"] == 60
         assert context.params["duration"] == "20s"
         assert str(context.params["data"]) == "sentences.txt"
-        assert context.params["target"] == words[2]
+        assert context.params["what"] == [words[2]]

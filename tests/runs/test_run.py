@@ -56,8 +56,9 @@ def test_a_certificate_is_valid_when_every_check_holds():
         (b"[]", "is damaged"),
         (b"\xff", "is damaged"),
         (b"{}", "has format 0, this mlserve reads 1"),
-        (b'{"format_version": 2}', "has format 2"),
-        (b'{"format_version": 1}', "is damaged: .*missing required field"),
+        (b'{"format_version": 3}', "has format 3"),
+        (b'{"format_version": 2}', "is damaged: .*missing required field"),
+        (b'{"format_version": 1}', "is damaged: it has no 'plan'"),
     ],
 )
 def test_what_is_no_run_is_refused_with_the_reason(tmp_path, content, message):
@@ -65,6 +66,16 @@ def test_what_is_no_run_is_refused_with_the_reason(tmp_path, content, message):
         (tmp_path / RUN_FILE).write_bytes(content)
     with pytest.raises(RunFileError, match=message):
         read_run(tmp_path)
+
+
+def test_a_run_of_format_1_is_read_with_the_window_of_its_plan(tmp_path):
+    document = msgspec.to_builtins(RUN) | {"format_version": 1}
+    for field in ("window", "calibration", "resources", "ended"):
+        del document[field]
+    (tmp_path / RUN_FILE).write_bytes(msgspec.json.encode(document))
+    found = read_run(tmp_path)
+    assert found.window == Window(2.0, 12.0)
+    assert found == RUN
 
 
 def test_a_run_cut_short_on_disk_is_refused_at_every_length(tmp_path):

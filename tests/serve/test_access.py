@@ -86,6 +86,8 @@ PAGES = {
         GET /v2/trace/setting  POST /v2/trace/setting  GET /v2/logging  POST /v2/logging
         GET /v2/models/{name}/trace/setting  POST /v2/models/{name}/trace/setting
         POST /models  DELETE /models/{name}
+        POST /recording                         GET /recording/{number:int}
+        DELETE /recording/{number:int}          GET /recording/{number:int}/trace
     """,
 }
 """The pages of the public port, by the scope each needs; None: public, and a list to be read with care."""
@@ -233,7 +235,7 @@ def guarded(request, serving_settings, tiny_onnx, tmp_path_factory):
 def _called(path, scope):
     """`path` for the served model, or, where a call may change something, for one that there is not."""
     name = "absent" if scope == "admin" else "tiny"
-    return path.format(name=name, version="1", label="stable", region="r")
+    return path.replace(":int}", "}").format(name=name, number=99, version="1", label="stable", region="r")
 
 
 PORTS = [(PAGES, False), (MANAGEMENT_PAGES, True)]
