@@ -194,6 +194,7 @@ class Leader:
                 left_ns = start_ns - time.monotonic_ns() - ways_ns[member.number]
                 self._order(member, Begin(start_ns=left_ns, from_arrival=True))
         self._start_ns = start_ns
+        self._elapsed_s = float("-inf")
         pids = tuple(member.pid for member in self._in_turn() if member.same_clock)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._pipe.send(Started(started_at=started_at, pids=pids, lead_s=(start_ns - time.monotonic_ns()) / 1e9))
@@ -236,8 +237,9 @@ class Leader:
         """Writes a member's rows, and tells how far all are: as far as the slowest."""
         member.tick = news.tick
         ticks = [each.tick for each in self._members.values() if each.tick is not None]
+        self._elapsed_s = max(self._elapsed_s, min(tick.elapsed_s for tick in ticks))
         tick = Tick(
-            elapsed_s=min(tick.elapsed_s for tick in ticks),
+            elapsed_s=self._elapsed_s,
             sent=sum(tick.sent for tick in ticks),
             ok=sum(tick.ok for tick in ticks),
             failed=sum(tick.failed for tick in ticks),

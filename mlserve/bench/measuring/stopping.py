@@ -78,7 +78,8 @@ def decide(samples: Samples, elapsed_s: float, plan: Plan) -> Decision:
     looks = looks_s(plan)
     most_s = looks[-1] if plan.precision else plan.duration_s
     end_s = window.start_s + most_s
-    if plan.precision and window.duration_s >= plan.duration_s:
+    looked = bool(plan.precision) and window.duration_s >= plan.duration_s
+    if looked:
         so_far = _look(so_far, samples, elapsed_s, plan, [look_s for look_s in looks if look_s <= window.duration_s])
     if so_far.action == "stop" or elapsed_s < end_s - _LEAD_S:
         ahead_s = [look_s for look_s in looks if look_s > window.duration_s and look_s >= plan.duration_s]
@@ -86,7 +87,7 @@ def decide(samples: Samples, elapsed_s: float, plan: Plan) -> Decision:
         return msgspec.structs.replace(so_far, again_s=min(next_s, end_s - _LEAD_S))
     reason = f"{format_duration(most_s)} measured"
     if plan.precision:
-        reason += ", the time limit" + (f"; {so_far.reason}" if not math.isnan(so_far.wide) else "")
+        reason += ", the time limit" + (f"; {so_far.reason}" if looked else "")
     return msgspec.structs.replace(so_far, action="stop", at_s=max(end_s, elapsed_s), reason=reason)
 
 
