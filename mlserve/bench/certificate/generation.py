@@ -70,7 +70,8 @@ def generator_idle_enough(facts: Facts) -> Check:
 
 
 def own_cores(facts: Facts) -> Check | None:
-    """Server and generators run on different cores, or the server leaves those of the generators alone all the same.
+    """Server and generators run on different cores. A server that has others, too, may leave those of the generators alone
+    all the same.
 
     On one core either waits for the other to leave it, and that wait looks like the server's.
     """
@@ -80,7 +81,8 @@ def own_cores(facts: Facts) -> Check | None:
         return None
     shared = not servers or not generators or bool(set(servers) & set(generators))
     used = facts.resources.shared_cpu
-    left_alone = used is not None and used <= _MOST_SHARED
+    confined = bool(servers) and set(servers) <= set(generators)
+    left_alone = not confined and used is not None and used <= _MOST_SHARED
     found = f"server on {_named(servers)}, generator on {_named(generators)}"
     if shared and used is not None:
         found += f", of which {used:.0%} of a core went to others"

@@ -44,7 +44,13 @@ def test_an_overloaded_generator(clean, make_samples, cpu, lag_s, faults):
 
 @pytest.mark.parametrize(
     ("server", "used", "faults"),
-    [((0,), 0.5, []), ((0, 1), 0.09, []), ((0, 1), 0.11, ["own cores"]), ((), None, ["own cores"])],
+    [
+        ((0,), 0.5, []),
+        ((0, 1), 0.09, []),
+        ((1,), 0.01, ["own cores"]),
+        ((0, 1), 0.11, ["own cores"]),
+        ((), None, ["own cores"]),
+    ],
 )
 def test_a_shared_core(clean, server, used, faults):
     processes = (
