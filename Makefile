@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 # What measures time, or fills the machine's cores, is not run beside anything else.
-IN_TURN := tests/bench tests/tuning tests/cli/test_bench.py
+IN_TURN := $(addprefix tests/bench/,clients foreign generator measuring/test_truth.py null_server test_driver.py test_leash.py watching) \
+	tests/tuning tests/cli/test_bench.py
 
 .PHONY: help demo test test-slow check proto clean
 

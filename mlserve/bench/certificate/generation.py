@@ -70,8 +70,8 @@ def generator_idle_enough(facts: Facts) -> Check:
 
 
 def own_cores(facts: Facts) -> Check | None:
-    """Server and generators run on different cores. A server that has others, too, may leave those of the generators alone
-    all the same.
+    """Server and generators run on different cores. A server that has others, too, may leave those of the generators
+    alone all the same.
 
     On one core either waits for the other to leave it, and that wait looks like the server's.
     """
