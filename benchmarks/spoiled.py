@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from unittest import mock
 
 import msgspec
 import numpy as np
@@ -30,7 +29,6 @@ from rich.table import Table
 from spoiled_server import Behaviour, serving_badly
 from subjects import write_tiny
 
-from mlserve.bench import driver
 from mlserve.bench.clients.client import Request
 from mlserve.bench.cores import split_cores
 from mlserve.bench.dialects.find import find_dialect
@@ -41,7 +39,7 @@ from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.probe import ask_once
 from mlserve.bench.target import parse_target
 from mlserve.bench.watching.clock import ClockReading, read_clocks
-from mlserve.bench.watching.watch import Sources, watching
+from mlserve.bench.watching.watch import THIS_MACHINE, Sources
 from mlserve.model.synthesis import synthesize
 from mlserve.runs.load import Plan, Protocol
 from mlserve.runs.run import Run
@@ -80,13 +78,13 @@ class Rig:
         """The tiny model behind the server."""
         return file_subject(self.served, self.model, protocol, PayloadWish())
 
-    def run(self, subject: Subject, **plan: Any) -> Run:
+    def run(self, subject: Subject, sources: Sources = THIS_MACHINE, **plan: Any) -> Run:
         """A load test of a second or two, with what `plan` says instead."""
         asked = {"rate_per_s": 400, "duration_s": 2.0, "warm_up_s": 0.5, "protocol": subject.target.protocol} | plan
         self._runs += 1
         directory = self._folder / f"run-{self._runs}"
         directory.mkdir()
-        return run_bench(subject, Plan(**asked), directory, directory.name, lambda _: None)
+        return run_bench(subject, Plan(**asked), directory, directory.name, lambda _: None, sources=sources)
 
     @contextmanager
     def known(self, behaviour: Behaviour) -> Iterator[Subject]:
@@ -137,8 +135,7 @@ def step_clock(rig: Rig) -> Run:
         readings.append(now)
         return msgspec.structs.replace(now, wall_ns=now.wall_ns + (_STEP_NS if len(readings) > 3 else 0))
 
-    with mock.patch.object(driver, "watching", partial(watching, sources=Sources(clocks=clocks))):
-        return rig.run(rig.subject())
+    return rig.run(rig.subject(), Sources(clocks=clocks))
 
 
 def refuse_some(rig: Rig) -> Run:

@@ -43,17 +43,17 @@ def parse_fraction(text: str) -> float:
     return value
 
 
-def parse_limits(text: str) -> dict[str, str]:
+def parse_limits(text: str, example: str = "p99=10%") -> dict[str, str]:
     """`"p99=10%,p50=5%"` -> `{"p99": "10%", "p50": "5%"}`. Raises UsageError for a part without a name or a value,
-    and for a name given twice.
+    and for a name given twice; `example` is what it advises.
     """
     limits: dict[str, str] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not (name.strip() and equals and value.strip()):
-            raise UsageError(f"{part!r} is no limit; write NAME=VALUE, such as p99=10%")
+            raise UsageError(f"{part!r} is no limit; write NAME=VALUE, such as {example}")
         if name.strip() in limits:
-            raise UsageError(f"{text!r} limits {name.strip()} twice; give each name once, such as p99=10%,p50=5%")
+            raise UsageError(f"{text!r} limits {name.strip()} twice; give each name once, such as {example}")
         limits[name.strip()] = value.strip()
     return limits
 

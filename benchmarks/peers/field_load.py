@@ -38,7 +38,7 @@ from mlserve import __version__
 from mlserve.bench.dialects.find import find_dialect
 from mlserve.bench.driver import Subject, run_bench
 from mlserve.bench.probe import ask_once
-from mlserve.bench.target import parse_named_target
+from mlserve.bench.target import parse_target
 from mlserve.errors import MlserveError
 from mlserve.runs.load import Plan, Protocol
 from mlserve.runs.machine import Machine, read_machine
@@ -180,7 +180,7 @@ def _way(
     model: Model, core: int, server: str, url: str, metrics_url: str, in_turn: Callable[[], AbstractContextManager[Any]]
 ) -> Way:
     template, answer = (TEMPLATE, ANSWER) if url.startswith("json+") else ("", "")
-    name, target = parse_named_target(f"{server.replace(' ', '-')}={url}", template=template, answer=answer)
+    name, target = server.replace(" ", "-"), parse_target(url, template=template, answer=answer)
     subject = Subject(
         target=target,
         model=ServedModel(url=target.url, name=model.name, variant=name),

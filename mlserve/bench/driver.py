@@ -25,10 +25,10 @@ from mlserve.bench.payload.payload import Payload, make_payload
 from mlserve.bench.probe import ask_once
 from mlserve.bench.progress import Progress
 from mlserve.bench.subject import Subject, url_subject
-from mlserve.bench.watching.watch import watching
+from mlserve.bench.watching.watch import THIS_MACHINE, Sources, watching
 from mlserve.errors import BenchError
 from mlserve.runs.load import Plan
-from mlserve.runs.machine import read_machine
+from mlserve.runs.machine import Machine, read_machine
 from mlserve.runs.resources import Resources
 from mlserve.runs.run import Counts, Run, write_run
 from mlserve.runs.samples import DROPPED, Samples, read_samples
@@ -57,10 +57,12 @@ def run_bench(
     on_progress: Callable[[Progress], None],
     decide: Decide | None = None,
     crew: Crew = Crew(),  # noqa: B008  # a frozen value
+    sources: Sources = THIS_MACHINE,
 ) -> Run:
     """Loads `subject` by `plan` and leaves the finished run in `directory`, an empty folder.
 
     `decide` is asked about twice a second whether the run should end; without it the plan says when enough was seen.
+    `sources` is where the use of the machine, and its clocks, are read.
     Raises UsageError, DataFileError or BenchError before any load when the requests do not fit the model or the server
     does not answer one; BenchError when the generator breaks down. Cut short, the rows so far stay in `directory`
     without a `run.json`.
@@ -71,11 +73,10 @@ def run_bench(
     plan = msgspec.structs.replace(plan, payload=asked.payload.source)
     with (
         _null_server(subject, asked, crew) as null_server,
-        watching(subject.pids, subject.cpus) as watch,
+        watching(subject.pids, subject.cpus, sources) as watch,
     ):
         by_plan = ByPlan(plan)
-        open_ended = bool(plan.precision or plan.find_warm_up)
-        course = Course(directory, watch, on_progress, decide or (by_plan if open_ended else None))
+        course = Course(directory, watch, on_progress, decide or (by_plan if plan.open_ended else None))
         counted_before = _count(subject)
         job = _job(subject, plan, asked, directory, null_server)
         finished = drive(job, subject.cpus, course.heed, crew.leader, crew.page)
@@ -86,9 +87,8 @@ def run_bench(
     _check_complete(samples, job, window)
     watch.write(directory, course.first_s)
     resources = watch.resources(course.first_s + window.start_s, course.first_s + window.end_s)
-    facts = _facts(
-        subject, finished, course, resources, warm_up if plan.endless else None, (counted_before, counted_after)
-    )
+    machine, counted = read_machine(), (counted_before, counted_after)
+    facts = _facts(subject, finished, course, resources, machine, warm_up if plan.endless else None, counted)
     run = Run(
         label=label,
         started_at=course.started_at,
@@ -96,7 +96,7 @@ def run_bench(
         window=window,
         model=msgspec.structs.replace(subject.model, version=subject.model.version or asked.version),
         server=subject.server,
-        machine=read_machine(),
+        machine=machine,
         counts=_counts(samples, finished),
         calibration=course.calibration,
         resources=resources,
@@ -177,6 +177,7 @@ def _facts(
     finished: Finished,
     course: Course,
     resources: Resources,
+    machine: Machine,
     warm_up: WarmUp | None,
     counted: Sequence[int | None],
 ) -> Facts:
@@ -198,7 +199,7 @@ def _facts(
         generator_cores=subject.cpus,
         calibration=course.calibration,
         resources=resources,
-        machine=read_machine(),
+        machine=machine,
     )
 
 

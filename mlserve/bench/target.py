@@ -17,7 +17,6 @@ __all__ = [
     "check_protocol",
     "is_url",
     "parse_header",
-    "parse_named_target",
     "parse_target",
     "spoken_protocol",
 ]
@@ -36,7 +35,6 @@ _FORMS = """write one of
   http://HOST:PORT/predictions/NAME[/VERSION]                 TorchServe
   http://HOST:PORT/invocations                                with --protocol sagemaker or mlflow
   http://HOST:PORT/ANY/PATH                                   with --protocol json and --template"""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # RFC 9110, 5.6.2: what a header's name is made of.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\t]+")
@@ -188,30 +186,6 @@ def parse_target(
         answer=answer,
         headers=tuple(headers),
     )
-
-
-def parse_named_target(
-    text: str,
-    model: str = "",
-    protocol: str | None = None,
-    *,
-    template: str = "",
-    answer: str = "",
-    headers: Sequence[Header] = (),
-) -> tuple[str, Target]:
-    """`"triton=http://127.0.0.1:8000/v2/models/m"` -> `("triton", Target(...))`; without a name, host and port are it.
-
-    Raises UsageError as `parse_target` does, and for a name that is none.
-    """
-    name, equals, url = text.partition("=")
-    if not equals or "://" in name:
-        name, url = "", text
-    elif not _NAME.fullmatch(name):
-        raise UsageError(
-            f"--target {text}: {name!r} is no name; write NAME=URL, the name of letters, digits, . _ and -"
-        )
-    target = parse_target(url, model, protocol, template=template, answer=answer, headers=headers)
-    return name or target.authority, target
 
 
 def _protocol_of(url: str, protocol: str | None) -> tuple[str, Protocol | None]:

@@ -131,6 +131,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.arrivals != "replay" and not isinstance(self.shape, Ramp | Steps)
 
     @property
+    def open_ended(self) -> bool:
+        """Whether what is measured decides when the run ends."""
+        return bool(self.precision or self.find_warm_up)
+
+    @property
+    def end_s(self) -> float:
+        """When the run ends if nobody stops it, since its first instant."""
+        return self.longest_s if self.open_ended else self.warm_up_s + self.duration_s
+
+    @property
     def longest_s(self) -> float:
         """The most the run may take, without its last answers: warm-up, what it may be extended to, and room for
         more warm-up than was planned.

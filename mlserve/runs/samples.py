@@ -18,7 +18,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlserve.errors import RunFileError
+from mlserve.runs.streams import read_stream
 from mlserve.runs.window import WHOLE, Window
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class SampleWriter:
         self._stream.close()
         self._file.close()
         partial = self._directory / f"{_PARQUET}.partial"
-        pq.write_table(_read_stream(self._directory / _STREAM), partial, compression="zstd")
+        pq.write_table(read_stream(self._directory / _STREAM, SCHEMA), partial, compression="zstd")
         partial.rename(self._directory / _PARQUET)
         (self._directory / _STREAM).unlink()
 
@@ -162,7 +163,7 @@ def read_samples(directory: Path, window: Window = WHOLE) -> Samples:
         if (directory / _PARQUET).is_file():
             table = pq.read_table(directory / _PARQUET)
         elif (directory / _STREAM).is_file():
-            table = _read_stream(directory / _STREAM)
+            table = read_stream(directory / _STREAM, SCHEMA)
         else:
             raise RunFileError(f"{directory} holds no samples ({_PARQUET}); give a folder that mlserve bench wrote")
         return Samples(_completed(table).select(SCHEMA.names), window)
@@ -179,19 +180,6 @@ def _completed(table: pa.Table) -> pa.Table:
             column = pa.nulls(len(table), field.type) if field.nullable else pa.array(np.zeros(len(table)), field.type)
             table = table.append_column(field, column)
     return table
-
-
-def _read_stream(path: Path) -> pa.Table:
-    """Every whole batch of a stream that may end in the middle of one."""
-    batches: list[Any] = []
-    with path.open("rb") as file:
-        try:
-            reader = pa.ipc.open_stream(file)
-            batches.extend(reader)
-        except (pa.ArrowInvalid, OSError):
-            if not path.stat().st_size:
-                raise
-    return pa.Table.from_batches(batches, SCHEMA)
 
 
 def _seconds(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:

@@ -96,7 +96,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_slo(text: str, max_errors: str = "0.1%") -> Objective:
     """`"p99=50ms"`, `"0.1%"` -> the objective. Raises UsageError for any other form."""
-    limits = parse_limits(text)
+    limits = parse_limits(text, "p99=50ms")
     name, value = next(iter(limits.items()))
     if len(limits) > 1:
         raise UsageError(f"--slo {text}: give one percentile, such as p99=50ms")

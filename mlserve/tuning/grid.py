@@ -77,6 +77,8 @@ _SERVER_FIELD = {
     "device": "device",
 }
 _PLAN_FIELD = {"batch": "batch_rows", "protocol": "protocol", "arrivals": "arrivals", "workers": "generators"}
+# What a trace that is replayed has of its own.
+_RECORDED = frozenset(("arrivals", "batch", "rps", "users"))
 
 
 class Axis(msgspec.Struct, frozen=True):
@@ -175,6 +177,9 @@ def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
             f"--sweep {', '.join(set_here)}: {running.where} runs already; set it where it was started, "
             "or sweep over models that bench serves itself"
         )
+    recorded = [name for name in axes if name in _RECORDED]
+    if sweep.plan.arrivals == "replay" and recorded:
+        raise UsageError(f"--sweep {', '.join(recorded)}: --replay says that itself; leave one of them out")
     if not sweep.contenders:
         raise UsageError("there is nothing to sweep; name a model or a URL")
     grid = [axis for axis in sweep.axes if axis.name not in ("rps", "users")]

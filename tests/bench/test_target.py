@@ -1,6 +1,6 @@
 import pytest
 
-from mlserve.bench.target import Target, parse_header, parse_named_target, parse_target
+from mlserve.bench.target import Target, parse_header, parse_target
 from mlserve.errors import UsageError
 
 
@@ -119,18 +119,6 @@ def test_a_header_that_grpc_does_not_carry_is_refused_for_it_alone(name):
     assert parse_target("http://h:80", headers=[header]).headers == (header,)
     with pytest.raises(UsageError, match="cannot be sent over gRPC"):
         parse_target("grpc://h:80", headers=[header])
-
-
-def test_several_targets_have_names():
-    name, target = parse_named_target("triton=http://127.0.0.1:8000/v2/models/m")
-    assert (name, target) == ("triton", parse_target("http://127.0.0.1:8000/v2/models/m"))
-    url = "http://h:80/predict?a=b"
-    name, target = parse_named_target(url, protocol="json", template="{{rows}}")
-    assert (name, target.path) == ("h:80", "/predict?a=b")
-    name, target = parse_named_target("mine=json+http://h:80/p", template="{{rows}}", headers=[("x-key", "1")])
-    assert (name, target.protocol, target.headers) == ("mine", "json", (("x-key", "1"),))
-    with pytest.raises(UsageError, match="'my server' is no name"):
-        parse_named_target("my server=http://h:80")
 
 
 def test_headers_go_with_every_request_and_their_values_are_not_shown():

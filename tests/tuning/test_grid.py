@@ -4,12 +4,13 @@ import re
 from collections import Counter
 from itertools import groupby
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.errors import UsageError
-from mlserve.runs.load import Plan
+from mlserve.runs.load import Plan, Replay
 from mlserve.tuning.grid import AXES, Axis, Sweep, cells_of, parse_sweep, turns_of
 from mlserve.tuning.opening import Contender, contender_protocol, named_contender, settled
 from mlserve.tuning.serving import ServerOptions
@@ -124,6 +125,16 @@ def test_a_grid_without_end_is_refused():
     numbers = ",".join(map(str, range(1, 200)))
     with pytest.raises(UsageError, match="more than 10,000 cells"):
         cells_of(sweep(f"batch={numbers}", f"threads={numbers}"))
+
+
+@pytest.mark.parametrize("axis", ["batch=1,8", "rps=1,2", "arrivals=poisson", "users=1,2"])
+def test_what_a_trace_says_itself_is_not_swept(axis):
+    asked = sweep(axis)
+    plan = msgspec.structs.replace(asked.plan, arrivals="replay", shape=Replay("monday.parquet", "0" * 64))
+    replayed = msgspec.structs.replace(asked, plan=plan)
+    with pytest.raises(UsageError, match="--replay says that itself"):
+        cells_of(replayed)
+    assert cells_of(msgspec.structs.replace(replayed, axes=parse_sweep(["threads=1,2"])))
 
 
 def test_each_round_takes_every_cell_once_and_servers_are_shared():

@@ -5,15 +5,12 @@ grpcio costs a generator under gevent ten times as much, and does not tell when 
 """
 
 import math
-import time
 import zlib
 from collections.abc import Sequence
-from typing import Any
-
-from gevent import get_hub
 
 from mlserve.bench.clients.client import Answered, Reply, Request
 from mlserve.bench.clients.connection import allow_many_connections, resolve
+from mlserve.bench.clients.deadlines import Deadlines
 from mlserve.bench.clients.http2_connection import Exchange, PreparedRequest
 from mlserve.bench.clients.http2_headers import Fields, encode_headers
 from mlserve.bench.clients.http2_pool import Http2Pool
@@ -35,7 +32,6 @@ _BROKEN, _COMPRESSED = "broken answer", "compressed answer"
 _PLAIN = b"\0"  # a message that is not compressed
 _PREFIX_BYTES = 5
 _MOST_UNPACKED_BYTES = 1 << 28
-_NS = 1_000_000_000
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -51,43 +47,23 @@ class GrpcClient:
             if request.headers not in blocks:
                 blocks[request.headers] = encode_headers([*headers, *_metadata(request.headers)])
         self._requests = [PreparedRequest(blocks[request.headers], _message(request.body)) for request in requests]
-        self._timeout_ns = round(timeout_s * _NS)
-        # A dictionary keeps its order, which is that of the deadlines.
-        self._waiting: dict[Exchange, int] = {}
-        self._sweeping: Any = None
+        self._waiting: Deadlines[Exchange] = Deadlines(timeout_s, self._give_up)
         self._pool = Http2Pool(resolve(host, port), self._ended)
 
     def send(self, number: int, answered: Answered) -> None:
         exchange = Exchange(self._requests[number], answered)
-        self._waiting[exchange] = time.monotonic_ns() + self._timeout_ns
-        if self._sweeping is None:
-            self._sweep_in(self._timeout_ns)
+        self._waiting.begin(exchange)
         self._pool.begin(exchange)
 
     def close(self) -> None:
         self._pool.close()
-        if self._sweeping is not None:
-            self._sweeping.close()
+        self._waiting.close()
 
     def _ended(self, exchange: Exchange) -> None:
-        del self._waiting[exchange]
+        self._waiting.end(exchange)
         exchange.answered(_reply(exchange))
 
-    def _sweep_in(self, wait_ns: int) -> None:
-        self._sweeping = get_hub().loop.timer(wait_ns / _NS)
-        self._sweeping.start(self._sweep)
-
-    def _sweep(self) -> None:
-        """Gives up what has waited for too long; then waits for the oldest of what is left."""
-        self._sweeping.close()
-        self._sweeping = None
-        now_ns = time.monotonic_ns()
-        over: list[Exchange] = []
-        for exchange, deadline_ns in self._waiting.items():
-            if deadline_ns > now_ns:
-                self._sweep_in(deadline_ns - now_ns)
-                break
-            over.append(exchange)
+    def _give_up(self, over: list[Exchange]) -> None:
         for exchange in reversed(over):  # those that wait for a connection first: none of them shall start now
             self._pool.cancel(exchange)
             exchange.failure = _TIMEOUT

@@ -8,16 +8,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from gevent import get_hub
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from mlserve.bench.clients.client import Answered, Reply, Request
 from mlserve.bench.clients.connection import Connection, allow_many_connections, resolve
+from mlserve.bench.clients.deadlines import Deadlines
 from mlserve.runs.samples import OK
 
 __all__ = ["HttpClient"]
 
-_NS = 1_000_000_000
 _UNREADABLE = "no HTTP answer"
 
 
@@ -33,26 +32,20 @@ class HttpClient:
         allow_many_connections()
         self._contents = [_written(host, port, path, request) for request in requests]
         self._addresses = resolve(host, port)
-        self._timeout_ns = round(timeout_s * _NS)
-        # Dictionaries keep their order: the idle lines by when they became so, the busy ones by when they are due.
+        # A dictionary keeps its order: the last of them was used last.
         self._idle: dict[_Line, None] = {}
-        self._busy: dict[_Line, int] = {}
-        self._sweeping: Any = None
+        self._busy: Deadlines[_Line] = Deadlines(timeout_s, _give_up)
 
     def send(self, number: int, answered: Answered) -> None:
         line = self._idle.popitem()[0] if self._idle else _Line(self)
-        self._busy[line] = time.monotonic_ns() + self._timeout_ns
-        if self._sweeping is None:
-            self._sweep_in(self._timeout_ns)
+        self._busy.begin(line)
         line.ask(self._contents[number], answered)
 
     def close(self) -> None:
         for line in [*self._idle, *self._busy]:
             line.close()
         self._idle.clear()
-        self._busy.clear()
-        if self._sweeping is not None:
-            self._sweeping.close()
+        self._busy.close()
 
     def open(self, line: "_Line") -> Connection:
         """A new connection for `line`."""
@@ -60,7 +53,7 @@ class HttpClient:
 
     def answered(self, line: "_Line", *, kept: bool) -> None:
         """The request of `line` is over; `kept` says whether its connection can serve another."""
-        del self._busy[line]
+        self._busy.end(line)
         if kept:
             self._idle[line] = None
 
@@ -68,23 +61,10 @@ class HttpClient:
         """The connection of `line` ended while it was idle."""
         del self._idle[line]
 
-    def _sweep_in(self, wait_ns: int) -> None:
-        self._sweeping = get_hub().loop.timer(wait_ns / _NS)
-        self._sweeping.start(self._sweep)
 
-    def _sweep(self) -> None:
-        """Gives up what has waited for too long; then waits for the oldest of what is left."""
-        self._sweeping.close()
-        self._sweeping = None
-        now_ns = time.monotonic_ns()
-        over: list[_Line] = []
-        for line, deadline_ns in self._busy.items():
-            if deadline_ns > now_ns:
-                self._sweep_in(deadline_ns - now_ns)
-                break
-            over.append(line)
-        for line in over:
-            line.give_up("timeout")
+def _give_up(lines: list["_Line"]) -> None:
+    for line in lines:
+        line.give_up("timeout")
 
 
 class _Line:

@@ -78,12 +78,12 @@ def parse(target: Target, content: bytes, kind: Any, path: str, protocol: str) -
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """What is wrong with an answer becomes a BenchError."""
+def reading(advice: str = "") -> Iterator[None]:
+    """What is wrong with an answer becomes a BenchError, with `advice` at its end."""
     try:
         yield
     except InvalidRequest as error:
-        raise BenchError(f"the answer cannot be read: {error}") from error
+        raise BenchError(f"the answer cannot be read: {error}{advice}") from error
 
 
 def read_page(url: str, headers: tuple[Header, ...] = ()) -> bytes:

@@ -30,7 +30,7 @@ class PlainJson(AsksByRows):
 
     def decode(self, content: bytes, outputs: Mapping[str, TensorSpec]) -> Tensors:
         value = _at(parsed(content), self._answer)
-        with reading():
+        with reading("" if self._answer else "; say with --answer where its outputs lie, such as --answer outputs"):
             return read_answer(value, outputs)
 
 

@@ -76,8 +76,7 @@ class Generator:
         self._due_ns = None if job.plan.closed else schedule(job.plan, job.trace_ns)
         self._start_ns = 0
         self._ok = self._failed = self._dropped = 0
-        plan = job.plan
-        self.stop(plan.longest_s if plan.precision or plan.find_warm_up else plan.warm_up_s + plan.duration_s)
+        self.stop(job.plan.end_s)
 
     def run(self, start_ns: int) -> Total:
         """Sends its share of the schedule, of which the first instant is `start_ns` on the monotonic clock, and waits

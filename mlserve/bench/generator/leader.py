@@ -3,7 +3,6 @@ send.
 """
 
 import time
-import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,11 +32,11 @@ from mlserve.bench.generator.crew import (
     decode_news,
     encode,
 )
+from mlserve.bench.generator.ending import told_over
 from mlserve.bench.generator.file_sink import FileSink
 from mlserve.bench.generator.generator import Share
 from mlserve.bench.generator.job import (
     Calibrated,
-    Failed,
     Finished,
     Job,
     Listening,
@@ -46,7 +45,6 @@ from mlserve.bench.generator.job import (
     Tick,
     Waiting,
 )
-from mlserve.bench.generator.part import planned_end_s
 from mlserve.bench.generator.pipe import Pipe
 from mlserve.errors import BenchError
 
@@ -121,25 +119,19 @@ class Leader:
             self._stop_at_s = at_s
             return
         elapsed_s = (time.monotonic_ns() - self._start_ns) / 1e9
-        at_s = min(max(at_s, elapsed_s + _NOTICE_S), planned_end_s(self._job.plan))
+        at_s = min(max(at_s, elapsed_s + _NOTICE_S), self._job.plan.end_s)
         self._order_all(Stop(at_s=at_s))
 
     def _lead_on(self) -> None:
-        try:
-            self._lead()
-        except BenchError as error:
-            self._sink.close()
-            self._dismiss()
-            self._pipe.send(Failed(reason=str(error)))
-            self._pipe.close()
-        except Exception:
-            traceback.print_exc()
-            self._environment.process_exit_code = 1
-        self._over = True
-        if self._environment.web_ui is None:
-            self._runner.quit()
-        else:
-            self._runner.stop()
+        with told_over(self._environment, self._pipe):
+            try:
+                self._lead()
+            except BenchError:
+                self._sink.close()
+                self._dismiss()
+                raise
+            finally:
+                self._over = True
 
     def _lead(self) -> None:
         self._gather()

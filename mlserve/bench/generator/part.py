@@ -8,7 +8,6 @@ import gevent
 
 from mlserve.bench.generator.generator import Generator, Share, Sink, Total, open_client
 from mlserve.bench.generator.job import Job
-from mlserve.runs.load import Plan
 from mlserve.runs.run import Calibration
 from mlserve.runs.samples import DROPPED, OK, Sample
 
@@ -16,12 +15,7 @@ if TYPE_CHECKING:
     from mlserve.bench.clients.client import Client
     from mlserve.bench.generator.user_scenario import UserScenario
 
-__all__ = ["Part", "planned_end_s"]
-
-
-def planned_end_s(plan: Plan) -> float:
-    """When the run ends if nobody stops it, since its first instant."""
-    return plan.longest_s if plan.precision or plan.find_warm_up else plan.warm_up_s + plan.duration_s
+__all__ = ["Part"]
 
 
 class Part:

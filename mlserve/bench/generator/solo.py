@@ -2,19 +2,18 @@
 
 import os
 import time
-import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import gevent
 
+from mlserve.bench.generator.ending import told_over
 from mlserve.bench.generator.file_sink import FileSink
 from mlserve.bench.generator.generator import Share
-from mlserve.bench.generator.job import Calibrated, Failed, Finished, Job, Started
-from mlserve.bench.generator.part import Part, planned_end_s
+from mlserve.bench.generator.job import Calibrated, Finished, Job, Started
+from mlserve.bench.generator.part import Part
 from mlserve.bench.generator.pipe import Pipe
-from mlserve.errors import MlserveError
 
 __all__ = ["Solo"]
 
@@ -44,19 +43,11 @@ class Solo:
             gevent.spawn(self._run_on)
 
     def _run_on(self) -> None:
-        try:
-            self._run()
-        except MlserveError as error:
-            self._pipe.send(Failed(reason=str(error)))
-            self._pipe.close()
-        except Exception:
-            traceback.print_exc()
-            self._environment.process_exit_code = 1
-        self._over = True
-        if self._environment.web_ui is None:
-            self._runner.quit()
-        else:
-            self._runner.stop()
+        with told_over(self._environment, self._pipe):
+            try:
+                self._run()
+            finally:
+                self._over = True
 
     def _run(self) -> None:
         pipe = self._pipe
@@ -74,7 +65,7 @@ class Solo:
     def _stop(self, at_s: float) -> None:
         """At `at_s` since the first instant, or now if that is over."""
         if not self._over:
-            self._part.stop(min(max(at_s, self._part.elapsed_s), planned_end_s(self._job.plan)))
+            self._part.stop(min(max(at_s, self._part.elapsed_s), self._job.plan.end_s))
 
     def _close(self) -> None:
         self._part.flush()

@@ -11,6 +11,7 @@ that a task raises. In these rows `version` is the name of the request (or, of a
 numbers these names in the order in which they first appeared, and `rows` is 1.
 """
 
+import math
 import random
 import sys
 import time
@@ -306,7 +307,7 @@ class UserScenario:
         if turn is None:
             return
         begun_ns = done_ns = time.monotonic_ns()
-        if response_time is not None:
+        if response_time is not None and math.isfinite(response_time):
             took_ns = round(response_time * 1e6)
             since_begun_ns = took_ns if start_time is None else round((time.time() - start_time) * 1e9)
             begun_ns = done_ns - since_begun_ns

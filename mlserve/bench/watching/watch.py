@@ -19,7 +19,7 @@ from mlserve.bench.watching.usage import Reading, busiest_others, resources_betw
 from mlserve.runs.machine import SYS, read_governor
 from mlserve.runs.resources import Resources
 
-__all__ = ["ResourceWatch", "Sources", "watching"]
+__all__ = ["THIS_MACHINE", "ResourceWatch", "Sources", "watching"]
 
 _EVERY_S = 0.5
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --hide-scrollbars"
 
@@ -150,6 +151,8 @@ class OpenPage:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         command("Emulation.setDeviceMetricsOverride", metrics)
         driver.get(url)
+        # On a busy machine the driver may answer before the page's last line, its script, has been read.
+        WebDriverWait(driver, 30).until(lambda _: self.run("return document.readyState") == "complete")
 
     def run(self, script):
         """What `script` returns in the page."""
