@@ -178,6 +178,7 @@ def test_other_rows_held_out_are_other_work(trained, tmp_path):
     assert "finished by an earlier attempt" not in again.stderr
 
 
+@pytest.mark.slow
 def test_a_metric_of_ones_own_decides(optimize):
     done = optimize("--int8", "--metric", "network:metric", "--max-drop", "2%", "--json")
     assert done.returncode == 0, done.stderr

@@ -29,24 +29,27 @@ def specs(imported):
     return [str(spec) for spec in imported.inputs], [str(spec) for spec in imported.outputs]
 
 
+_NETWORKS = [
+    ("mlp", ["input:float32:batch,30"], ["output:float32:batch,2"]),
+    ("digits", ["image:float32:batch,1,8,8"], ["output:float32:batch,10"]),
+    ("tokens", ["tokens:int64:batch,sequence"], ["output:float32:batch,3"]),
+    ("fixed_length", ["tokens:int64:batch,20"], ["output:float32:batch,3"]),
+    ("causal", ["tokens:int64:batch,sequence"], ["output:float32:batch,sequence,50"]),
+    ("bag", ["tokens:int64:batch,sequence"], ["output:float32:batch,2"]),
+    ("double", ["input:float64:batch,30"], ["output:float64:batch,2"]),
+    ("fields", ["x:float32:batch,4"], ["mean:float32:batch,2", "spread:float32:batch,2"]),
+    ("series", ["series:float32:batch,sequence,7"], ["output:float32:batch,2"]),
+    (
+        "masked",
+        ["input_ids:int64:batch,sequence", "attention_mask:int64:batch,sequence"],
+        ["logits:float32:batch,3", "states:float32:batch,sequence,16"],
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "inputs", "outputs"),
-    [
-        ("mlp", ["input:float32:batch,30"], ["output:float32:batch,2"]),
-        ("digits", ["image:float32:batch,1,8,8"], ["output:float32:batch,10"]),
-        ("tokens", ["tokens:int64:batch,sequence"], ["output:float32:batch,3"]),
-        ("fixed_length", ["tokens:int64:batch,20"], ["output:float32:batch,3"]),
-        ("causal", ["tokens:int64:batch,sequence"], ["output:float32:batch,sequence,50"]),
-        ("bag", ["tokens:int64:batch,sequence"], ["output:float32:batch,2"]),
-        ("double", ["input:float64:batch,30"], ["output:float64:batch,2"]),
-        ("fields", ["x:float32:batch,4"], ["mean:float32:batch,2", "spread:float32:batch,2"]),
-        ("series", ["series:float32:batch,sequence,7"], ["output:float32:batch,2"]),
-        (
-            "masked",
-            ["input_ids:int64:batch,sequence", "attention_mask:int64:batch,sequence"],
-            ["logits:float32:batch,3", "states:float32:batch,sequence,16"],
-        ),
-    ],
+    [*_NETWORKS[:3], *(pytest.param(*network, marks=pytest.mark.slow) for network in _NETWORKS[3:])],
 )
 def test_the_inputs_of_a_common_network_are_inferred_and_said(weights, home, name, inputs, outputs):
     kind, imported = import_it(weights(name), home / "out", model_class=f"zoo:{name}")
@@ -68,6 +71,7 @@ def test_the_onnx_file_answers_like_the_module(weights, home, zoo):
         np.testing.assert_allclose(engine.run({"tokens": tokens})["output"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_integers_stay_below_the_table_they_select_from(weights, home):
     _, imported = import_it(weights("tokens"), home / "out", model_class="zoo:tokens")
     assert imported.inputs[0].below == 50
@@ -92,6 +96,7 @@ def test_outputs_that_cannot_be_served_are_named(weights, home, name, words):
         import_it(weights(name), home / "out", model_class=f"zoo:{name}")
 
 
+@pytest.mark.slow
 def test_half_precision_is_widened_and_said(weights, home):
     _, imported = import_it(weights("half"), home / "out", model_class="zoo:half")
     assert specs(imported)[0] == ["image:float32:batch,1,8,8"]
@@ -153,6 +158,7 @@ def test_what_the_user_states_wrongly_is_named(weights, home, hints, error, word
         import_it(weights("pair"), home / "out", **({"model_class": "zoo:pair"} | hints))
 
 
+@pytest.mark.slow
 def test_a_dimension_said_to_be_open_must_be(weights, home):
     path = weights("fixed_length")
     wrong = (parse_input_flag("tokens:int64:batch,length"),)
@@ -197,6 +203,7 @@ def test_a_scripted_module_is_imported(home, zoo):
     assert specs(imported)[0] == ["series:float32:batch,sequence,7"]
 
 
+@pytest.mark.slow
 def test_a_scripted_transformer_is_replayed_at_one_size(home, zoo):
     quietly(lambda: torch.jit.script(zoo.tokens().eval()).save(home / "scripted.pt"))
     _, imported = import_it(home / "scripted.pt", home / "out")
@@ -204,7 +211,7 @@ def test_a_scripted_transformer_is_replayed_at_one_size(home, zoo):
     assert any("only so could it be exported" in line for line in imported.assumed)
 
 
-@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("with_gradients", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_traced_transformer_keeps_its_dimensions_open(home, zoo, with_gradients):
     """Without gradients torch traces its encoder layers as one operator."""
     with torch.set_grad_enabled(with_gradients):
@@ -214,6 +221,7 @@ def test_a_traced_transformer_keeps_its_dimensions_open(home, zoo, with_gradient
     assert specs(imported) == (["tokens:int64:batch,sequence"], ["output:float32:batch,3"])
 
 
+@pytest.mark.slow
 def test_a_traced_dictionary_keeps_its_rows_open(home, zoo):
     module = zoo.dictionary().eval()
     quietly(lambda: torch.jit.trace(module, torch.zeros(2, 4), strict=False).save(home / "traced.pt"))
@@ -221,6 +229,7 @@ def test_a_traced_dictionary_keeps_its_rows_open(home, zoo):
     assert specs(imported)[1] == ["mean:float32:batch,2", "spread:float32:batch,2"]
 
 
+@pytest.mark.slow
 def test_a_program_that_was_exported_with_keywords_is_imported(home, zoo):
     keywords = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     shapes = {name: {0: torch.export.Dim("rows"), 1: torch.export.Dim("length")} for name in keywords}
@@ -231,7 +240,7 @@ def test_a_program_that_was_exported_with_keywords_is_imported(home, zoo):
     assert all(isinstance(dim, str) for spec in imported.inputs for dim in spec.shape)
 
 
-@pytest.mark.parametrize("open_rows", [True, False])
+@pytest.mark.parametrize("open_rows", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_exported_program_keeps_its_dimensions(home, zoo, open_rows):
     shapes = ({0: torch.export.Dim("rows")},) if open_rows else None
     program = quietly(
@@ -267,6 +276,7 @@ def test_a_hugging_face_folder_is_exported_with_its_task(home):
     assert [str(spec) for spec in imported.outputs] == ["logits:float32:batch_size,3"]
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_takes_the_images_it_was_made_for(home):
     from transformers import ViTConfig, ViTForImageClassification
 

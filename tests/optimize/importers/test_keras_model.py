@@ -47,12 +47,14 @@ def test_an_image_network_in_hdf5_takes_any_number_of_rows(files, bring):
     assert engine.run({spec.name: np.zeros((5, 8, 8, 1), np.float32)})["output"].shape == (5, 10)
 
 
+@pytest.mark.slow
 def test_a_functional_model_keeps_the_names_of_its_inputs_and_outputs(files, bring):
     _, imported, _ = bring(files / "pair.keras")
     assert [str(spec) for spec in imported.inputs] == ["left:float32:batch,4", "right:float32:batch,6"]
     assert sorted(str(spec) for spec in imported.outputs) == ["score:float32:batch,2", "side:float32:batch,1"]
 
 
+@pytest.mark.slow
 def test_a_saved_model_keeps_its_length_open_and_its_vocabulary_known(files, bring):
     kind, imported, _ = bring(files / "text")
     assert kind == "savedmodel"

@@ -41,9 +41,18 @@ def saved(model, path):
     [
         (LogisticRegression(max_iter=100), "digits", "predict_proba"),
         (RandomForestClassifier(30, random_state=0), "cancer", "predict_proba"),
-        (HistGradientBoostingClassifier(max_iter=20, random_state=0), "cancer", "predict_proba"),
-        (make_pipeline(StandardScaler(), SVC(random_state=0)), "wine", "decision_function"),
-        (MLPClassifier((16,), max_iter=30, random_state=0), "wine", "predict_proba"),
+        pytest.param(
+            HistGradientBoostingClassifier(max_iter=20, random_state=0),
+            "cancer",
+            "predict_proba",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            make_pipeline(StandardScaler(), SVC(random_state=0)), "wine", "decision_function", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            MLPClassifier((16,), max_iter=30, random_state=0), "wine", "predict_proba", marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "fit") else value,
 )
@@ -72,12 +81,14 @@ def test_the_two_margins_of_a_binary_svc_name_the_class_it_predicts(home, tables
     np.testing.assert_array_equal(found["scores"].argmax(axis=1), model.predict(rows))
 
 
+@pytest.mark.slow
 def test_a_linear_svc_in_a_pipeline_is_converted(home, tables, bring):
     model = trained(make_pipeline(StandardScaler(), LinearSVC(random_state=0)), tables["cancer"])
     _, imported, _ = bring(saved(model, home / "m.pkl"), trust_pickle=True)
     assert [str(spec) for spec in imported.outputs] == ["scores:float32:batch,1", "label:int64:batch"]
 
 
+@pytest.mark.slow
 def test_a_regressor_of_trees_answers_as_the_original(home, tables, as_csv, bring):
     model = trained(HistGradientBoostingRegressor(random_state=0), tables["diabetes"])
     _, imported, engine = bring(saved(model, home / "m.pkl"), trust_pickle=True, data=as_csv("diabetes"))
@@ -88,6 +99,7 @@ def test_a_regressor_of_trees_answers_as_the_original(home, tables, as_csv, brin
     )
 
 
+@pytest.mark.slow
 def test_clusters_give_their_number_first(home, tables, bring):
     model = trained(KMeans(4, n_init=1, random_state=0), tables["wine"])
     _, imported, _ = bring(saved(model, home / "m.pkl"), trust_pickle=True)
@@ -198,6 +210,7 @@ def test_columns_in_another_order_are_not_mistaken(home, tables, bring):
     bring(home / "m.pkl", trust_pickle=True, data=home / "right.csv")
 
 
+@pytest.mark.slow
 def test_inputs_may_be_stated(home, tables, bring):
     model = trained(make_pipeline(StandardScaler(), LinearRegression()), tables["wine"])
     stated = (parse_input_flag("wine:float64:batch,13"),)
