@@ -101,6 +101,7 @@ def run_bench(
         calibration=course.calibration,
         resources=resources,
         ended=by_plan.reason if decide is None else "",
+        start_up_s=subject.start_up_s,
         certificate=certify(samples, plan, window, facts),
     )
     write_run(directory, run)

@@ -21,6 +21,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     `metrics_url` is where the server shows its counters, "" where nobody knows. `server` is how it was set, where it
     is ours. `cpus` are the cores for the generators, empty for any. `pids` are the server's processes, where they are
     on this machine. `compute_type` is the type that the model is meant to be computed in, "" where nobody says.
+    `start_up_s` is how long its server took until it served, None where it is not ours.
     """
 
     target: Target
@@ -33,6 +34,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     cpus: tuple[int, ...] = ()
     pids: tuple[int, ...] = ()
     compute_type: str = ""
+    start_up_s: float | None = None
 
 
 def url_subject(

@@ -52,7 +52,9 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How the server was set, where the bench started it itself. `cpus` are the cores it was held to."""
+    """How the server was set, where the bench started it itself. `cpus` are the cores it was held to; `engine` and
+    `compute_type` are "" where it chose them itself.
+    """
 
     workers: int
     threads: int
@@ -60,6 +62,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_delay_ms: float
     device: str
     cpus: tuple[int, ...]
+    engine: str = ""
+    compute_type: str = ""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +116,7 @@ class Certificate(msgspec.Struct, frozen=True):
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One load test. `window` is the measured part; what lies before it was warm-up. `ended` says why it ended where
-    that was not simply the plan's time.
+    that was not simply the plan's time. `start_up_s` is how long the server took until it served, where it is ours.
     """
 
     format_version: int = FORMAT_VERSION
@@ -127,6 +131,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration | None = None
     resources: Resources = Resources()
     ended: str = ""
+    start_up_s: float | None = None
     certificate: Certificate
 
 

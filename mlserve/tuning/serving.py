@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,8 @@ _STOP_S = 15.0
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `mlserve serve` is told. `threads` 0 are as many as the server's cores over its workers.
 
-    `spare_cores` are left to the generators, as far as the server keeps one.
+    `engine` "" is the one the version was made for, `compute_type` "" that of its weights. `spare_cores` are left to
+    the generators, as far as the server keeps one.
     """
 
     workers: int = 1
@@ -41,13 +43,15 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_rows: int = 32
     max_delay_ms: float = 0.0
     device: str = "cpu"
+    engine: str = ""
+    compute_type: str = ""
     spare_cores: int = 1
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
     """A running server of one model version. `http` and `grpc` are URLs; `spare_cpus` are the cores it leaves.
 
-    `pids` are its processes: the supervisor first, then the workers.
+    `pids` are its processes: the supervisor first, then the workers. `start_up_s` is how long it took until it served.
     """
 
     http: str
@@ -57,6 +61,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     settings: ServerSettings
     spare_cpus: tuple[int, ...]
     pids: tuple[int, ...] = ()
+    start_up_s: float | None = None
 
 
 @contextmanager
@@ -73,9 +78,12 @@ def serving(ref: str, store: Path, options: ServerOptions) -> Iterator[Served]:
         max_batch_rows=options.max_batch_rows,
         max_delay_ms=options.max_delay_ms,
         device=options.device,
+        engine=options.engine,
+        compute_type=options.compute_type,
         cpus=cpus,
     )
     with tempfile.TemporaryFile() as log:
+        began_s = time.monotonic()
         process = subprocess.Popen(
             leashed(_command(ref, store, settings), cpus),
             stdin=subprocess.DEVNULL,
@@ -93,6 +101,7 @@ def serving(ref: str, store: Path, options: ServerOptions) -> Iterator[Served]:
                 settings=settings,
                 spare_cpus=spare_cpus,
                 pids=(process.pid, *ready.workers),
+                start_up_s=time.monotonic() - began_s,
             )
         finally:
             _stop(process)
@@ -156,6 +165,7 @@ def _subject(served: Served, protocol: Protocol, wish: PayloadWish, folder: Path
         server=served.settings,
         cpus=served.spare_cpus,
         pids=served.pids,
+        start_up_s=served.start_up_s,
     )
 
 
@@ -173,6 +183,8 @@ def _command(ref: str, store: Path, settings: ServerSettings) -> list[str]:
         "--max-batch-rows": settings.max_batch_rows,
         "--max-delay-ms": settings.max_delay_ms,
         "--device": settings.device,
+        "--engine": settings.engine,
+        "--compute-type": settings.compute_type,
         "--drain": f"{_DRAIN_S}s",
     }
     said = [str(part) for pair in flags.items() for part in pair]

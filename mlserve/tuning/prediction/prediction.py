@@ -1,0 +1,37 @@
+"""What is foretold of a setting."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from mlserve.tuning.evidence import Objective
+from mlserve.tuning.setting import Setting
+
+__all__ = ["Prediction", "Predicts"]
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """Of `setting` at `rate_per_s`: latency percentiles from the scheduled instant (infinite where the queue grows
+    without end), mean rows a batch, the share of their time that its workers compute. `max_rate_per_s` is the highest
+    rate at which the objective holds, 0 where there is none.
+    """
+
+    setting: Setting
+    rate_per_s: float
+    p50_s: float
+    p99_s: float
+    objective_s: float
+    mean_batch_rows: float
+    utilization: float
+    max_rate_per_s: float
+
+
+class Predicts(Protocol):
+    """A model of the system: what it foretells of each setting at a rate, or of each at its own highest rate where
+    `rate_per_s` is None. Raises UsageError for a setting of a version that it was not made for.
+    """
+
+    def __call__(
+        self, settings: Sequence[Setting], objective: Objective, rate_per_s: float | None
+    ) -> list[Prediction]: ...
