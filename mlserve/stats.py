@@ -20,12 +20,14 @@ __all__ = [
     "Blocks",
     "Figure",
     "Floats",
+    "Gap",
     "Interval",
     "Line",
     "Statistic",
     "bootstrap_interval",
     "difference_interval",
     "flip_interval",
+    "log_spread",
     "mean_of",
     "measured",
     "minimum_samples",
@@ -33,6 +35,7 @@ __all__ = [
     "quantile_of",
     "ratio_interval",
     "row_interval",
+    "share_difference",
     "split_blocks",
     "trend",
 ]
@@ -60,7 +63,36 @@ class Line(NamedTuple):
     high: float
 
 
+class Gap(NamedTuple):
+    """A share of ones against another: (ones, values) of each side, and re-drawn differences, empty where a side is one
+    block, which says nothing about spread, or no value is a one.
+    """
+
+    before: tuple[float, int]
+    after: tuple[float, int]
+    drawn: Floats
+
+    @property
+    def found(self) -> float:
+        """The difference as it is; NaN where a side has no values."""
+        if not (self.before[1] and self.after[1]):
+            return math.nan
+        return self.after[0] / self.after[1] - self.before[0] / self.before[1]
+
+    def interval(self, confidence: float) -> Interval:
+        """The wider of two: the block bootstrap, which knows that failures come in bursts but takes "none seen" for
+        "none possible", and Newcombe's score interval, which knows the reverse (Newcombe 1998, method 10).
+        """
+        low, high = _newcombe(self.before, self.after, confidence)
+        if not len(self.drawn):
+            return low, high
+        drawn_low, drawn_high = _percentile_interval(self.drawn, confidence)
+        return min(low, drawn_low), max(high, drawn_high)
+
+
 _CONFIDENCE = 0.99
+# As many values as make a share of zero certain.
+_CERTAIN = 10**15
 # Beyond this correlation between neighbours a run is in effect one long block, and no factor mends that.
 _MOST_CORRELATION = 0.85
 # How many numbers of redrawn counts are held at once.
@@ -139,6 +171,15 @@ def bootstrap_interval(
     return _percentile_interval(_estimates(runs, statistic, resamples, np.random.default_rng(seed)), confidence)
 
 
+def log_spread(run: Blocks, statistic: Statistic, *, resamples: int = 200, seed: int = 0) -> float:
+    """The standard deviation of the logarithm of `statistic`, a figure above zero, as the blocks of one run show it.
+
+    What differs from run to run is not in it. NaN with fewer than two blocks.
+    """
+    drawn = _estimates([run], statistic, resamples, np.random.default_rng(seed))
+    return float(np.log(drawn).std()) if len(drawn) else math.nan
+
+
 def ratio_interval(
     baseline: Sequence[Blocks],
     candidate: Sequence[Blocks],
@@ -155,22 +196,25 @@ def ratio_interval(
     return _percentile_interval(above / below if len(below) and len(above) else np.empty(0), confidence)
 
 
+def share_difference(baseline: Sequence[Blocks] | None, candidate: Sequence[Blocks], *, resamples: int = 2000) -> Gap:
+    """How much larger the share of ones is in `candidate` than in `baseline`; blocks hold zeros and ones. None for a
+    baseline is a share of zero that is certain.
+    """
+    before, after = _tally(baseline) if baseline is not None else (0.0, _CERTAIN), _tally(candidate)
+    drawn = np.empty(0)
+    if before[0] or after[0]:
+        rng = np.random.default_rng(0)
+        drawn_before = _redrawn(baseline, mean_of, resamples, rng) if baseline is not None else np.zeros(resamples)
+        drawn_after = _redrawn(candidate, mean_of, resamples, rng)
+        drawn = drawn_after - drawn_before if len(drawn_before) and len(drawn_after) else drawn
+    return Gap(before, after, drawn)
+
+
 def difference_interval(
     baseline: Sequence[Blocks], candidate: Sequence[Blocks], *, confidence: float = 0.95, resamples: int = 2000
 ) -> Interval:
-    """Interval of the share of ones in `candidate` minus that in `baseline`; blocks hold zeros and ones.
-
-    The wider of two: the block bootstrap, which knows that failures come in bursts but takes "none seen" for "none
-    possible", and Newcombe's score interval, which knows the reverse (Newcombe 1998, method 10).
-    """
-    low, high = _newcombe(_tally(baseline), _tally(candidate), confidence)
-    rng = np.random.default_rng(0)
-    before = _redrawn(baseline, mean_of, resamples, rng)
-    after = _redrawn(candidate, mean_of, resamples, rng)
-    if not (len(before) and len(after)):
-        return low, high
-    drawn_low, drawn_high = _percentile_interval(after - before, confidence)
-    return min(low, drawn_low), max(high, drawn_high)
+    """Interval of the share of ones in `candidate` minus that in `baseline`; blocks hold zeros and ones."""
+    return share_difference(baseline, candidate, resamples=resamples).interval(confidence)
 
 
 def row_interval(

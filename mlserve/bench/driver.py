@@ -24,6 +24,7 @@ from mlserve.bench.payload.expected import ask_expected, encode_expected
 from mlserve.bench.payload.payload import Payload, make_payload
 from mlserve.bench.probe import ask_once
 from mlserve.bench.progress import Progress
+from mlserve.bench.sealing import sealed
 from mlserve.bench.subject import Subject, url_subject
 from mlserve.bench.watching.watch import THIS_MACHINE, Sources, watching
 from mlserve.errors import BenchError
@@ -71,6 +72,7 @@ def run_bench(
         subject = msgspec.structs.replace(subject, cpus=split_cores(own_cores(), plan.generators)[1])
     asked = _ask_first(subject, plan)
     plan = msgspec.structs.replace(plan, payload=asked.payload.source)
+    lock = sealed(subject.lock, plan, asked.payload, subject.wish)
     with (
         _null_server(subject, asked, crew) as null_server,
         watching(subject.pids, subject.cpus, sources) as watch,
@@ -102,6 +104,7 @@ def run_bench(
         resources=resources,
         ended=by_plan.reason if decide is None else "",
         start_up_s=subject.start_up_s,
+        lock=lock,
         certificate=certify(samples, plan, window, facts),
     )
     write_run(directory, run)

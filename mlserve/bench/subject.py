@@ -7,6 +7,7 @@ from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.probe import describe_model, find_model
 from mlserve.bench.target import Target
 from mlserve.model.tensors import TensorSpec
+from mlserve.runs.lock import Lock
 from mlserve.runs.run import ServedModel, ServerSettings
 
 __all__ = ["Interface", "Subject", "url_subject"]
@@ -21,7 +22,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     `metrics_url` is where the server shows its counters, "" where nobody knows. `server` is how it was set, where it
     is ours. `cpus` are the cores for the generators, empty for any. `pids` are the server's processes, where they are
     on this machine. `compute_type` is the type that the model is meant to be computed in, "" where nobody says.
-    `start_up_s` is how long its server took until it served, None where it is not ours.
+    `start_up_s` is how long its server took until it served, None where it is not ours. `lock` is what a run of it is
+    made of; digests that it names are held to (see `sealed`).
     """
 
     target: Target
@@ -35,6 +37,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     pids: tuple[int, ...] = ()
     compute_type: str = ""
     start_up_s: float | None = None
+    lock: Lock | None = None
 
 
 def url_subject(

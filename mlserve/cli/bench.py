@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from mlserve.cli import bench_flags as flag
-from mlserve.cli.bench_kinds import check_flags, check_many, given_flags
-from mlserve.cli.bench_source import PayloadFlags, make_contenders, make_source, protocol_of, with_trace
+from mlserve.cli.bench_kinds import check_flags, check_many, given_flags, is_said
+from mlserve.cli.bench_source import PayloadFlags, make_contenders, make_moved, make_source, protocol_of, with_trace
 from mlserve.cli.bench_wishes import Asked, make_plan, parse_address, server_options, with_cores
 from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, print_json
 from mlserve.errors import UsageError
@@ -71,6 +71,8 @@ def bench(
     max_batch_rows: flag.MaxBatchRows = None,
     max_delay_ms: flag.MaxDelayMs = None,
     device: flag.Device = None,
+    engine: flag.Engine = None,
+    compute_type: flag.ComputeType = None,
     sweep: flag.Sweep = None,
     targets: flag.Targets = None,
     repeats: flag.Repeats = 1,
@@ -78,6 +80,7 @@ def bench(
     slo: flag.Slo = "",
     resolution: flag.Resolution = "5%",
     tax: flag.Tax = False,
+    like: flag.Like = None,
     directory: flag.Directory = None,
     label: flag.Label = "",
     store: StoreOption = Path("store"),
@@ -99,6 +102,8 @@ def bench(
 
       mlserve bench minilm --sweep batch=1,8,32 protocol=rest,grpc --repeats 3
 
+      mlserve bench --like runs/monday --out runs/tuesday
+
       mlserve bench --target ours=http://127.0.0.1:8000 --target triton=http://127.0.0.1:9000 --model minilm --rps 200
     """
     given = given_flags(context)
@@ -106,8 +111,26 @@ def bench(
     if join:
         _join(join)
         return
+    if like is not None:
+        from mlserve.cli.bench_like import bench_like
+
+        places = {"data": data, "expected": expected, "inputs": inputs, "trace": replay, "locustfile": locustfile}
+        elsewhere = store if is_said(context, "store") else None
+        moved = make_moved(_split_axes(what, None)[0], elsewhere, places, headers)
+        bench_like(like, moved, directory, label, json=json)
+        return
     where, axes = _split_axes(what, sweep)
-    options = server_options(server_workers, threads, max_batch_rows, max_delay_ms, device)
+    options = server_options(
+        {
+            "workers": server_workers,
+            "threads": threads,
+            "max_batch_rows": max_batch_rows,
+            "max_delay_ms": max_delay_ms,
+            "device": device,
+            "engine": engine,
+            "compute_type": compute_type,
+        }
+    )
     source = make_source(
         store,
         PayloadFlags(
@@ -301,7 +324,7 @@ def _open(contender: "Contender", source: "Source", plan: "Plan", options: "Serv
     from mlserve.tuning.opening import opener, scenario_subject
 
     if plan.locustfile and contender.running:
-        yield lambda protocol: scenario_subject(source.target(contender.where, protocol))
+        yield lambda protocol: scenario_subject(contender, source, protocol)
         return
     with ExitStack() as stack:
         with err.status(f"starting a server for {contender.name}" if not contender.running else "asking the server"):

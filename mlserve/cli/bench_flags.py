@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 __all__ = [
-    "Answer", "Arrivals", "Batch", "Check", "Data", "Device", "Directory", "Duration", "Errors", "Expected", "FindMax",
-    "Headers", "ImageSizes", "Inputs", "Join", "Label", "Lengths", "Locustfile", "Master", "MaxBatchRows",
-    "MaxDelayMs", "MaxDuration", "MaxInFlight", "Model", "Percentile", "Precision", "Protocol", "Repeats", "Replay",
-    "ReplaySpeed", "Resolution", "Rps", "Scenario", "Seed", "ServerTiming", "ServerWorkers", "Shape", "Slo", "Sweep",
-    "Targets", "Tax", "Template", "Threads", "Timeout", "Users", "WarmUp", "Web", "WebPort", "What", "Workers",
+    "Answer", "Arrivals", "Batch", "Check", "ComputeType", "Data", "Device", "Directory", "Duration", "Engine",
+    "Errors", "Expected", "FindMax", "Headers", "ImageSizes", "Inputs", "Join", "Label", "Lengths", "Like",
+    "Locustfile", "Master", "MaxBatchRows", "MaxDelayMs", "MaxDuration", "MaxInFlight", "Model", "Percentile",
+    "Precision", "Protocol", "Repeats", "Replay", "ReplaySpeed", "Resolution", "Rps", "Scenario", "Seed",
+    "ServerTiming", "ServerWorkers", "Shape", "Slo", "Sweep", "Targets", "Tax", "Template", "Threads", "Timeout",
+    "Users", "WarmUp", "Web", "WebPort", "What", "Workers",
 ]  # fmt: skip
 
 
@@ -177,6 +178,18 @@ MaxDelayMs = Annotated[
     float | None, _option(_SERVER, help="How long a request may wait to share a batch.", show_default="0")
 ]
 Device = Annotated[str | None, _option(_SERVER, help="cpu, cuda or cuda:N.", show_default="cpu")]
+Engine = Annotated[
+    str | None,
+    _option(
+        _SERVER,
+        help="onnxruntime, openvino, torch or torch-compiled.",
+        show_default="the one a version was made for",
+    ),
+]
+ComputeType = Annotated[
+    str | None,
+    _option(_SERVER, help="Type to compute in: bf16, fp16, tf32 or fp32.", show_default="that of the weights"),
+]
 
 Sweep = Annotated[
     list[str] | None,
@@ -194,6 +207,17 @@ Slo = Annotated[str, _option(_MANY, help="The objective of --find-max: p99=50ms.
 Resolution = Annotated[str, _option(_MANY, help="How near --find-max comes to the highest rate.")]
 Tax = Annotated[
     bool, _option(_MANY, "--tax", help="What each protocol adds to the model's own time, and where it goes.")
+]
+
+Like = Annotated[
+    Path | None,
+    _option(
+        _MANY,
+        metavar="RUN | REPORT | production.toml",
+        help="The same requests at the same instants again, on the same model: a run, a folder of runs, report.json "
+        "or production.toml. Name another model or URL to ask that instead.",
+        show_default=False,
+    ),
 ]
 
 Directory = Annotated[

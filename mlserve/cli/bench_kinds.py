@@ -6,8 +6,24 @@ import typer
 
 from mlserve.errors import UsageError
 
-__all__ = ["check_flags", "check_many", "given_flags"]
+__all__ = ["check_flags", "check_many", "given_flags", "is_said"]
 
+_LIKE = frozenset(
+    (
+        "data",
+        "directory",
+        "expected",
+        "headers",
+        "inputs",
+        "json",
+        "label",
+        "like",
+        "locustfile",
+        "replay",
+        "store",
+        "what",
+    )
+)
 _SINGLE = ("label", "locustfile", "master", "web", "web_port")
 _MADE_BY_RULE = ("arrivals", "replay", "scenario", "shape", "users")
 
@@ -47,10 +63,19 @@ def given_flags(context: typer.Context) -> frozenset[str]:
     return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
 
 
+def is_said(context: typer.Context, name: str) -> bool:
+    """Whether a parameter has its value from the command line or the environment, and not by default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+
+
 def check_flags(given: Collection[str]) -> None:
     """Raises UsageError where one of `given` would not be heeded, because of another that is given or is not."""
     if "join" in given:
         _refuse(sorted(set(given) - {"join"}), "--join", "does what it is told by the bench that waits there")
+    if "like" in given:
+        _refuse(sorted(set(given) - _LIKE), "--like", "makes a run again as it was")
+        return
     for kind, (why, unheeded) in _UNHEEDED.items():
         if kind in given:
             _refuse([name for name in unheeded if name in given], _flag(kind), why)

@@ -1,5 +1,6 @@
 """From what was said on the command line to what is loaded and what it is fed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -9,10 +10,11 @@ from mlserve.errors import UsageError
 
 if TYPE_CHECKING:
     from mlserve.bench.load.trace import Trace
+    from mlserve.tuning.locking import Moved
     from mlserve.tuning.opening import Contender, Source
     from mlserve.tuning.serving import ServerOptions
 
-__all__ = ["PayloadFlags", "make_contenders", "make_source", "protocol_of", "with_trace"]
+__all__ = ["PayloadFlags", "make_contenders", "make_moved", "make_source", "protocol_of", "with_trace"]
 
 
 class PayloadFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,8 +86,8 @@ def make_contenders(
     running = [one for one in named if one.running]
     if running and options is not None:
         raise UsageError(
-            f"{running[0].where} runs already, and the server's settings (--server-workers to --device) are for one "
-            "that bench starts; set them where it was started, or give a model's name"
+            f"{running[0].where} runs already, and the server's settings (--server-workers to --compute-type) are for "
+            "one that bench starts; set them where it was started, or give a model's name"
         )
     names = [one.name for one in named]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -103,6 +105,22 @@ def make_contenders(
             if said:
                 raise UsageError(f"{flag} is for a URL, whose server may not say it; {named[0].where} says it itself")
     return tuple(settled(one, source.store) for one in named)
+
+
+def make_moved(
+    where: str | None, store: Path | None, places: "Mapping[str, Path | str | None]", headers: list[str] | None
+) -> "Moved":
+    """What of a run that is made again is elsewhere now; `places` are by the roles of files."""
+    from mlserve.bench.target import parse_header
+    from mlserve.tuning.locking import Moved
+
+    files = {role: str(place) for role, place in places.items() if place}
+    return Moved(
+        where=where or "",
+        store=store,
+        files=files,  # type: ignore[arg-type]  # the roles are literals
+        headers=tuple(map(parse_header, headers or ())),
+    )
 
 
 def protocol_of(contenders: "tuple[Contender, ...]", said: str | None) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlserve.tuning.opening import Opens
     from mlserve.tuning.sweep import CellResult, Course, Outcome
 
-__all__ = ["Line", "bench_sweep", "many_runs", "percentile_text"]
+__all__ = ["Line", "bench_sweep", "many_runs", "percentile_text", "run_text"]
 
 
 def bench_sweep(sweep: "Sweep", opens: "Opens", directory: Path, *, json: bool) -> None:
@@ -102,7 +102,7 @@ class _Watching:
         if recorded is None:
             self._line.say(f"{name}: failed: {outcome.reason}", "red")
             return
-        self._line.say(f"{name}: {_run_text(recorded)}", "" if recorded.run.certificate.valid else "yellow")
+        self._line.say(f"{name}: {run_text(recorded)}", "" if recorded.run.certificate.valid else "yellow")
 
 
 def percentile_text(percentile: "Percentile") -> str:
@@ -115,7 +115,7 @@ def percentile_text(percentile: "Percentile") -> str:
     return f"{found} ({format_duration(percentile.low_s)} to {format_duration(percentile.high_s)})"
 
 
-def _run_text(recorded: "Recorded") -> str:
+def run_text(recorded: "Recorded") -> str:
     """`98.2/s, p50 1.20 ms, p99 3.40 ms, VALID`."""
     from mlserve.stats import minimum_samples, quantile
 

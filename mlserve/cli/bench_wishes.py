@@ -94,29 +94,20 @@ def make_plan(asked: Asked) -> "tuple[Plan, Trace | None]":
     return check_plan(_settled(plan, asked)), trace
 
 
-def server_options(
-    workers: int | None,
-    threads: int | None,
-    max_batch_rows: int | None,
-    max_delay_ms: float | None,
-    device: str | None,
-) -> "ServerOptions | None":
-    """What was said of the server, None for nothing. Raises UsageError where it cannot be set so."""
+def server_options(said: "dict[str, int | float | str | None]") -> "ServerOptions | None":
+    """What was `said` of the server, by the fields of its options; None where nothing was.
+
+    Raises UsageError where it cannot be set so.
+    """
     from mlserve.tuning.serving import ServerOptions
 
-    settings: dict[str, int | float | str | None] = {
-        "workers": workers,
-        "threads": threads,
-        "max_batch_rows": max_batch_rows,
-        "max_delay_ms": max_delay_ms,
-        "device": device,
-    }
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in said.items() if value is not None}
     flag_of = {"workers": "--server-workers", "threads": "--threads", "max_batch_rows": "--max-batch-rows"}
     for name, flag in flag_of.items():
         if given.get(name, 1) < 1:  # type: ignore[operator]  # these three are integers
             raise UsageError(f"{flag} {given[name]} cannot be used; give 1 or more")
-    if max_delay_ms is not None and not 0 <= max_delay_ms < float("inf"):
+    max_delay_ms = float(given.get("max_delay_ms", 0.0))
+    if not 0 <= max_delay_ms < float("inf"):
         raise UsageError(f"--max-delay-ms {max_delay_ms} cannot be used; give 0 or more")
     return msgspec.convert(given, ServerOptions) if given else None
 

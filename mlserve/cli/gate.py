@@ -1,105 +1,307 @@
 """`mlserve gate`: did it get worse? Exit 0, 1 or 3 for pass, fail or inconclusive."""
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+import msgspec
 import typer
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
-from mlserve.cli.terminal import JsonFlag, ending_well, out, print_json
-from mlserve.units import format_duration, format_ratio
+from mlserve.cli import bench_flags as load
+from mlserve.cli import gate_flags as flag
+from mlserve.cli.bench_kinds import given_flags
+from mlserve.cli.bench_source import PayloadFlags, make_source, protocol_of, with_trace
+from mlserve.cli.bench_wishes import Asked, make_plan, server_options, with_cores
+from mlserve.cli.gate_output import Outputs, check_outputs
+from mlserve.cli.gate_saved import Record, append_runs, gate_against, gate_saved, holds_runs
+from mlserve.cli.gate_wishes import Wanted, check_given, limits_of, with_file
+from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well
+from mlserve.errors import UsageError
+from mlserve.units import parse_duration_s, parse_fraction
 
 if TYPE_CHECKING:
-    from mlserve.report.gate import GateResult, MetricVerdict
+    from mlserve.runs.load import Plan
+    from mlserve.tuning.gating.live import LiveGate
+    from mlserve.tuning.gating.side import Side
+    from mlserve.tuning.opening import Source
+    from mlserve.tuning.serving import ServerOptions
 
 __all__ = ["gate"]
-
-_EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
-_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
 @ending_well
 def gate(
-    baseline: Annotated[
-        Path,
-        typer.Argument(
-            metavar="BASELINE", help="A run, or a folder with repeats of one measurement.", show_default=False
-        ),
-    ],
-    candidate: Annotated[
-        Path, typer.Argument(metavar="CANDIDATE", help="The same, of what may have become slower.", show_default=False)
-    ],
-    max_regression: Annotated[
-        list[str],
-        typer.Option(
-            metavar="METRIC=RATIO",
-            help="How much worse it may be: p50 to p99.9 and mean latency by a ratio (p99=10%), error_rate by points "
-            "(error_rate=0.5%). Repeatable, or with commas.",
-            show_default=False,
-        ),
-    ],
-    ignore_differences: Annotated[
-        bool, typer.Option("--ignore-differences", help="Compare runs of unlike loads or machines all the same.")
-    ] = False,
+    context: typer.Context,
+    base: flag.Base = None,
+    candidate: flag.Candidate = None,
+    max_regression: flag.Limits = None,
+    slo: flag.Slo = "",
+    config: flag.Config = None,
+    ignore_differences: flag.IgnoreDifferences = False,
+    rps: load.Rps = None,
+    users: load.Users = None,
+    arrivals: load.Arrivals = None,
+    shape: load.Shape = "flat",
+    replay: load.Replay = None,
+    replay_speed: load.ReplaySpeed = 1.0,
+    seed: load.Seed = 0,
+    max_in_flight: load.MaxInFlight = 1024,
+    timeout: load.Timeout = "10s",
+    protocol: load.Protocol = None,
+    batch: load.Batch = None,
+    data: load.Data = None,
+    lengths: load.Lengths = "",
+    image_sizes: load.ImageSizes = "",
+    model: load.Model = "",
+    inputs: load.Inputs = "",
+    template: load.Template = "",
+    answer: load.Answer = "",
+    headers: load.Headers = None,
+    metrics: load.Metrics = "",
+    check: load.Check = False,
+    expected: load.Expected = None,
+    duration: load.Duration = "10s",
+    warm_up: load.WarmUp = "auto",
+    percentile: load.Percentile = "p99",
+    errors: load.Errors = None,
+    server_timing: load.ServerTiming = "sampled",
+    workers: load.Workers = 1,
+    budget: flag.Budget = "10m",
+    keep_servers: flag.KeepServers = False,
+    base_python: flag.BasePython = "",
+    candidate_python: flag.CandidatePython = "",
+    resolution: flag.Resolution = "5%",
+    calibrate: flag.Calibrate = False,
+    times: flag.Times = 10,
+    calibration: flag.Calibration = None,
+    server_workers: load.ServerWorkers = None,
+    threads: load.Threads = None,
+    max_batch_rows: load.MaxBatchRows = None,
+    max_delay_ms: load.MaxDelayMs = None,
+    device: load.Device = None,
+    engine: load.Engine = None,
+    compute_type: load.ComputeType = None,
+    against: flag.Against = None,
+    append: flag.Append = None,
+    commit: flag.Commit = "",
+    junit: flag.Junit = None,
+    badge: flag.Badge = None,
+    comment: flag.Comment = None,
+    directory: flag.Out = None,
+    store: StoreOption = Path("store"),
     json: JsonFlag = False,
 ) -> None:
-    """Compare a candidate with a baseline. Exit status: 0 pass, 1 fail, 3 inconclusive, 2 misuse.
+    """Compare a candidate with a base. Exit status: 0 pass, 1 fail, 3 inconclusive, 2 misuse.
 
-    It fails only where the difference is beyond the limit and beyond noise, and passes only where it is within the
-    limit for all noise can do. Between, more runs are needed. A candidate that fails more requests fails in any case.
+    Two servers are measured in turn, A B B A, on this machine until it is decided, or --budget is out; or runs that
+    were made before are held against each other. It fails only where the difference is beyond the limit and beyond
+    noise, and fresh runs have confirmed it; it passes only where it is within the limit for all noise can do.
 
     [bold]Examples[/]
 
+      mlserve gate minilm@production minilm@candidate --max-regression p99=5% --rps 200
+
+      mlserve gate grpc://10.0.0.7:8001/minilm grpc://10.0.0.8:8001/minilm --max-regression p50=5%,p99=10%
+
+      mlserve gate --config gate.toml --junit gate.xml
+
+      mlserve gate minilm@production --calibrate
+
       mlserve gate runs/main runs/branch --max-regression p99=10%
 
-      mlserve gate runs/main runs/branch --max-regression p50=5%,p99=10%,error_rate=0.1%
+      mlserve gate runs/today --against reports/history --max-regression p99=10%
     """
-    from mlserve.report.gate import decide, one_measurement, parse_gate_limits
-    from mlserve.report.measurement import read_runs
+    given = given_flags(context)
+    outputs = Outputs(json=json, junit=junit, badge=badge, comment=comment)
+    check_outputs(outputs)
+    wanted = with_file(
+        Wanted(
+            base=base or "",
+            candidate=candidate or "",
+            limits=tuple(max_regression or ()),
+            slo=slo,
+            rps=rps,
+            users=users,
+            batch=batch,
+            protocol=protocol,
+            duration=duration,
+            warm_up=warm_up,
+            seed=seed,
+            budget_s=parse_duration_s(budget),
+            store=store,
+            against=against,
+            calibration=calibration,
+        ),
+        config,
+        given,
+    )
+    if wanted.against is not None or append is not None or _are_saved(wanted):
+        check_given(given, wanted)
+        _gate_runs(wanted, outputs, Record(folder=append, commit=commit), ignore_differences=ignore_differences)
+        return
+    source = make_source(
+        wanted.store,
+        PayloadFlags(
+            data=data,
+            lengths=lengths,
+            image_sizes=image_sizes,
+            expected=expected,
+            server_timing=server_timing,
+            model=model,
+            inputs=inputs,
+            template=template,
+            answer=answer,
+            headers=tuple(headers or ()),
+            metrics=metrics,
+        ),
+    )
+    options = server_options(
+        {
+            "workers": server_workers,
+            "threads": threads,
+            "max_batch_rows": max_batch_rows,
+            "max_delay_ms": max_delay_ms,
+            "device": device,
+            "engine": engine,
+            "compute_type": compute_type,
+        }
+    )
+    sides = _sides(wanted, source, options, (base_python, candidate_python), calibrate=calibrate)
+    plan, trace = make_plan(
+        Asked(
+            rps=wanted.rps,
+            users=wanted.users,
+            arrivals=arrivals,
+            shape=shape,
+            scenario="",
+            replay=replay,
+            replay_speed=replay_speed,
+            model=model,
+            protocol=protocol_of(tuple(side.contender for side in sides), wanted.protocol),
+            batch=wanted.batch,
+            duration=wanted.duration,
+            warm_up=wanted.warm_up,
+            precision="",
+            max_duration=None,
+            percentile=percentile,
+            errors=errors,
+            seed=wanted.seed,
+            max_in_flight=max_in_flight,
+            timeout=timeout,
+            workers=workers,
+            check=check or expected is not None,
+            locustfile=None,
+        )
+    )
+    asked = _live_gate(wanted, sides, plan, resolution, errors, keep_servers=keep_servers)
+    _measure(asked, with_trace(source, trace), wanted, directory, times if calibrate else 0, outputs)
 
-    limits = parse_gate_limits(max_regression)
-    before = one_measurement(read_runs([baseline]), "baseline")
-    after = one_measurement(read_runs([candidate]), "candidate")
-    result = decide(before, after, limits, ignore_differences=ignore_differences)
-    if json:
-        print_json(result)
+
+def _are_saved(wanted: Wanted) -> bool:
+    """Whether both sides are folders of runs. Raises UsageError where one is, and the other would be measured now."""
+    if not wanted.candidate:
+        return False
+    saved = [where for where in (wanted.base, wanted.candidate) if holds_runs(where)]
+    if len(saved) == 1:
+        other = wanted.candidate if saved[0] == wanted.base else wanted.base
+        raise UsageError(
+            f"{other} holds no run, and {saved[0]} does: runs of another time are not compared with what would be "
+            "measured now; measure it by itself with bench, and hold its runs against them with --against"
+        )
+    return len(saved) == 2
+
+
+def _gate_runs(wanted: Wanted, outputs: Outputs, record: Record, *, ignore_differences: bool) -> None:
+    file = wanted.calibration_file
+    if wanted.candidate and (wanted.against is not None or record.folder is not None):
+        flag = f"--against {wanted.against}" if wanted.against is not None else f"--append {record.folder}"
+        raise UsageError(f"{flag} is about one folder of runs, and two are given; leave {wanted.candidate} out")
+    if not wanted.base:
+        raise UsageError("nothing was named to compare; give a folder of runs")
+    if wanted.against is not None:
+        gate_against(wanted.base, wanted.against, limits_of(wanted), outputs, file, record)
+    elif record.folder is not None:
+        append_runs(wanted.base, record)
     else:
-        _print_result(result)
-    raise typer.Exit(_EXIT_CODES[result.verdict])
+        gate_saved(
+            wanted.base, wanted.candidate, limits_of(wanted), outputs, file, ignore_differences=ignore_differences
+        )
 
 
-def _print_result(result: "GateResult") -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("metric", no_wrap=True)
-    for heading in ("baseline", "candidate", "change", "interval", "at most"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for metric in result.metrics:
-        table.add_row(metric.metric, *_figures(metric), Text(metric.verdict, _COLOURS[metric.verdict]))
-    out.print(table)
-    out.print("the intervals hold together with 95% confidence", style="dim")
-    out.print()
-    out.print(result.verdict, style=f"bold {_COLOURS[result.verdict]}", highlight=False)
-    for sentence in (*result.reasons, *(f"note: {note}" for note in result.notes)):
-        out.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
+def _sides(
+    wanted: Wanted, source: "Source", options: "ServerOptions | None", pythons: tuple[str, str], *, calibrate: bool
+) -> "tuple[Side, Side]":
+    from mlserve.tuning.serving import ServerOptions
+
+    if not wanted.base:
+        raise UsageError("nothing was named to compare; give BASE and CANDIDATE, each a model, a URL or runs")
+    if calibrate and wanted.candidate:
+        raise UsageError(f"--calibrate holds {wanted.base} against itself; leave {wanted.candidate} out")
+    if not calibrate and not wanted.candidate:
+        raise UsageError(f"{wanted.base} is compared with nothing; give CANDIDATE, --against, or --calibrate")
+    told = options or ServerOptions()
+    texts = (wanted.base, wanted.base if calibrate else wanted.candidate)
+    one, other = (
+        _side(text, source.store, msgspec.structs.replace(told, python=_python(python)))
+        for text, python in zip(texts, pythons, strict=True)
+    )
+    running = [side.name for side in (one, other) if side.options is None]
+    if running and options is not None:
+        raise UsageError(
+            f"{running[0]} runs already, and is not set by us; leave out --server-workers to --compute-type"
+        )
+    return one, other
 
 
-def _figures(metric: "MetricVerdict") -> tuple[str, ...]:
-    """Baseline, candidate, change, interval, limit: latencies and their ratios, or shares and points between them."""
-    found, errors = metric.difference, metric.metric == "error_rate"
-    limit = _points(metric.limit) if errors else format_ratio(metric.limit)
-    if found is None:
-        return "-", "-", "-", "-", limit
-    figure, change = (_share, _points) if errors else (format_duration, format_ratio)
-    interval = f"{change(found.low).removesuffix(' pt')} to {change(found.high)}"
-    return figure(found.baseline), figure(found.candidate), change(found.change), interval, limit
+def _side(text: str, store: Path, options: "ServerOptions") -> "Side":
+    from mlserve.runs.production import is_production, read_production
+    from mlserve.tuning.gating.side import production_side, side_of
+
+    if is_production(Path(text)):
+        return production_side(read_production(Path(text)), Path(text), options)
+    return side_of(text, store, options)
 
 
-def _share(share: float) -> str:
-    return f"{share:.2%}"
+def _python(text: str) -> str:
+    if text and not Path(text).is_file():
+        raise UsageError(f"there is no interpreter {text}; give a path such as /srv/main/.venv/bin/python")
+    return str(Path(text).absolute()) if text else ""
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:+.2f} pt"
+def _live_gate(
+    wanted: Wanted,
+    sides: "tuple[Side, Side]",
+    plan: "Plan",
+    resolution: str,
+    errors: str | None,
+    *,
+    keep_servers: bool,
+) -> "LiveGate":
+    from mlserve.tuning.evidence import parse_slo
+    from mlserve.tuning.gating.live import LiveGate
+
+    told = [
+        side if side.options is None else msgspec.structs.replace(side, options=with_cores(side.options, plan))
+        for side in sides
+    ]
+    return LiveGate(
+        base=told[0],
+        candidate=told[1],
+        plan=plan,
+        limits=limits_of(wanted),
+        objective=parse_slo(wanted.slo, errors or "0.1%") if wanted.slo else None,
+        resolution=parse_fraction(resolution),
+        keep_servers=keep_servers,
+    )
+
+
+def _measure(
+    asked: "LiveGate", source: "Source", wanted: Wanted, directory: Path | None, times: int, outputs: Outputs
+) -> None:
+    from mlserve.cli.gate_live import calibrate_gate, gate_live
+
+    place = directory or Path("runs") / f"gate-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    if times:
+        calibrate_gate(asked, source, place, wanted.budget_s, times, wanted.calibration_file, json=outputs.json)
+    else:
+        gate_live(asked, source, place, wanted.budget_s, outputs, wanted.calibration_file)

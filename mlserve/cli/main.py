@@ -5,15 +5,17 @@ from typing import Annotated
 import typer
 
 from mlserve import __version__
-from mlserve.cli import keys, models
+from mlserve.cli import keys, models, report
 from mlserve.cli.bench import bench
 from mlserve.cli.diagnose import diagnose
 from mlserve.cli.doctor import doctor
 from mlserve.cli.gate import gate
 from mlserve.cli.optimize import optimize
+from mlserve.cli.plan import plan
 from mlserve.cli.record import record
-from mlserve.cli.report import report
 from mlserve.cli.serve import serve
+from mlserve.cli.tune import tune
+from mlserve.cli.what_if import what_if
 
 __all__ = ["app", "main"]
 
@@ -31,7 +33,10 @@ app.command()(serve)
 app.add_typer(keys.app, name="keys")
 app.command()(bench)
 app.command()(record)
-app.command()(report)
+app.command("what-if")(what_if)
+app.command()(tune)
+app.add_typer(report.app, name="report")
+app.command()(plan)
 app.command()(gate)
 app.command()(doctor)
 

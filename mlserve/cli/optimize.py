@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlserve.optimize.training import TrainingPass
     from mlserve.optimize.variants import Wish
 
-__all__ = ["optimize"]
+__all__ = ["model_name", "optimize"]
 
 _MOST_THREADS = 1024
 _AUTO_MAX_DROP = "1%"
@@ -134,7 +134,7 @@ def optimize(
     from mlserve.optimize.importing import Source
     from mlserve.optimize.variants import optimize as make_variants
 
-    chosen_name = check_name(name if name is not None else _name_of(source))
+    chosen_name = check_name(name if name is not None else model_name(source))
     precisions: dict[Precision, bool] = {
         "int8": int8, "int8-static": int8_static, "int4": int4, "fp16": fp16, "bf16": bf16,
     }  # fmt: skip
@@ -208,6 +208,7 @@ def _wish(
     )
 
 
-def _name_of(source: Path) -> str:
+def model_name(source: Path) -> str:
+    """What the model of a file or folder is called where nobody says."""
     stem = source.resolve().name if source.is_dir() else source.name.split(".")[0]
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip(".-") or "model"

@@ -1,5 +1,6 @@
 """`mlserve report`: saved runs to a page that says which variant to serve."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,16 +10,28 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mlserve.cli.report_diff import diff
+from mlserve.cli.report_index import index, schema
+from mlserve.cli.report_live import open_page, watch
+from mlserve.cli.report_verb import OF_RUNS, ReportVerb
 from mlserve.cli.terminal import JsonFlag, ending_well, err, out, print_json
+from mlserve.errors import UsageError
 from mlserve.units import parse_fraction
 
 if TYPE_CHECKING:
+    from mlserve.report.measurement import Recorded
     from mlserve.report.recommendation import Recommendation
     from mlserve.report.report import Report
+    from mlserve.report.slo import Slo
 
-__all__ = ["report"]
+__all__ = ["app", "report"]
+
+app = typer.Typer(cls=ReportVerb, help="Saved runs to a page that says which variant to serve, and why.")
+
+_FORMATS = "html,md,json"
 
 
+@app.command(OF_RUNS)
 @ending_well
 def report(
     runs: Annotated[
@@ -28,40 +41,108 @@ def report(
     folder: Annotated[Path, typer.Option("--out", help="Folder for report.html, report.md and report.json.")] = Path(
         "report"
     ),
+    formats: Annotated[
+        str, typer.Option(help="What is written: html, md, json, csv, parquet, png, with commas between them.")
+    ] = _FORMATS,
+    slo: Annotated[
+        str, typer.Option(metavar="P=TIME", help="What was promised, such as p99=50ms.", show_default=False)
+    ] = "",
     max_accuracy_loss: Annotated[
         str, typer.Option(help="Most a variant may lose of its accuracy to be recommended.")
     ] = "1%",
+    opening: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Go on: show every run that comes, until Ctrl-C. RUN may be empty yet.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Compare saved runs, recommend a variant, and write a page, Markdown and JSON that say why.
 
     Repeats of one measurement (the same model, load, machine and server settings) are taken together.
+    Two more: mlserve report diff A B says what changed; mlserve report index FOLDER lists the reports of a folder;
+    mlserve report schema prints the JSON Schema of report.json.
 
     [bold]Examples[/]
 
-      mlserve report runs/
+      mlserve report runs/ --open
 
       mlserve report runs/fp32 runs/int8 --out reports/monday --max-accuracy-loss 0.5%
-    """
-    from mlserve.report.measurement import read_runs
 
-    limit = parse_fraction(max_accuracy_loss)
-    recorded = read_runs(runs)
-    with err.status(f"reporting on {len(recorded)} run{'s' if len(recorded) > 1 else ''}"):
-        # The drawing library takes seconds to load: not before there is something to draw.
+      mlserve report sweep/ --watch --open --slo p99=50ms
+    """
+    from mlserve.report.render.formats import parse_formats
+
+    wanted = _Wanted(folder, parse_formats(formats), parse_fraction(max_accuracy_loss), _slo(slo))
+    if watching:
+        _check_watch(wanted.formats, json=json)
+        watch(runs, wanted.write_page, open_it=opening)
+    made, files = wanted.report_on(runs)
+    if json:
+        print_json(
+            {
+                "recommendation": made.recommendation,
+                "files": {path.name.removeprefix("report.").removeprefix("report-"): str(path) for path in files},
+            }
+        )
+    else:
+        _print_results(made)
+        _print_recommendation(made.recommendation)
+        for path in files:
+            out.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    if opening:
+        open_page(next((path for path in files if path.suffix == ".html"), files[0]).resolve().as_uri())
+
+
+app.command()(diff)
+app.command()(index)
+app.command()(schema)
+
+
+class _Wanted:
+    """What the flags ask for."""
+
+    def __init__(self, folder: Path, formats: Sequence[str], max_accuracy_loss: float, slo: "Slo | None") -> None:
+        self._folder, self.formats = folder, formats
+        self._max_accuracy_loss, self._slo = max_accuracy_loss, slo
+
+    def report_on(self, paths: Sequence[Path]) -> "tuple[Report, list[Path]]":
+        """The report on the runs that `paths` hold, and the files it was written to."""
+        from mlserve.report.measurement import read_runs
+
+        recorded = read_runs(paths)
+        with err.status(f"reporting on {len(recorded)} run{'s' if len(recorded) > 1 else ''}"):
+            return self._write(recorded)
+
+    def write_page(self, runs: "Sequence[Recorded]") -> Path:
+        """Writes the report on `runs`; its page."""
+        _, files = self._write(runs)
+        return next(path for path in files if path.suffix == ".html")
+
+    def _write(self, runs: "Sequence[Recorded]") -> "tuple[Report, list[Path]]":
+        # What draws takes a second to load: not before there is something to draw.
         from mlserve.report.render.files import write_report
         from mlserve.report.report import build_report
 
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        made = build_report(recorded, max_accuracy_loss=limit, created_at=now)
-        files = write_report(made, folder)
+        made = build_report(runs, max_accuracy_loss=self._max_accuracy_loss, created_at=now, slo=self._slo)
+        return made, write_report(made, self._folder, self.formats)
+
+
+def _slo(text: str) -> "Slo | None":
+    if not text:
+        return None
+    from mlserve.report.slo import Slo
+    from mlserve.tuning.evidence import parse_slo
+
+    objective = parse_slo(text)
+    return Slo(percentile=objective.percentile, limit_s=objective.limit_s, max_errors=objective.max_errors)
+
+
+def _check_watch(formats: Sequence[str], *, json: bool) -> None:
     if json:
-        print_json({"recommendation": made.recommendation, "files": {path.suffix[1:]: str(path) for path in files}})
-        return
-    _print_results(made)
-    _print_recommendation(made.recommendation)
-    for path in files:
-        out.print(str(path), highlight=False, markup=False, soft_wrap=True)
+        raise UsageError("--watch goes on until Ctrl-C and has no one result to print; leave out --json or --watch")
+    if "html" not in formats:
+        raise UsageError(f"--watch shows the page, and --formats {','.join(formats)} makes none; add html")
 
 
 def _print_results(made: "Report") -> None:

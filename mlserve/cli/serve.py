@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mlserve.cli.production_choice import Configured, configured, expectation
 from mlserve.cli.served_models import Chosen, choose_models, follow_models
 from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, out, print_json
 from mlserve.errors import UsageError
+from mlserve.runs.production import ServeChoice
 from mlserve.units import parse_duration_s
 
 if TYPE_CHECKING:
     from mlserve.serve.protocols.vertex import VertexRoutes
-    from mlserve.serve.settings import NamedRoute
+    from mlserve.serve.settings import NamedRoute, ServeSettings
     from mlserve.serve.supervisor import Endpoints
 
 __all__ = ["choose_models", "serve"]
@@ -21,6 +23,7 @@ __all__ = ["choose_models", "serve"]
 
 @ending_well
 def serve(
+    context: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -97,6 +100,18 @@ def serve(
         str, typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP) that traces go to.")
     ] = "",
     trace: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the requests that are traced.")] = 1.0,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="production.toml", help="Serve what a file says, as mlserve tune writes it; flags win over it."
+        ),
+    ] = None,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed", help="Serve it even where the model is not the one --config was measured with."
+        ),
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Serve models over REST and gRPC (Open Inference Protocol V2), batched.
@@ -110,49 +125,98 @@ def serve(
       mlserve serve model.onnx --max-delay-ms 2
 
       mlserve serve minilm --engine openvino --compute-type bf16
-    """
-    from mlserve.engines.engine import EngineSettings
-    from mlserve.runs.machine import usable_cores
-    from mlserve.serve.settings import BatchSettings, Limits, ServeSettings, WatchSettings
-    from mlserve.serve.supervisor import run_server
 
-    chosen = follow_models(models or [], store, versions, explicit=model_control == "explicit")
-    vertex = _vertex(chosen)
-    address = host or (vertex.host if vertex else "127.0.0.1")
-    is_open = _is_open(address, keys, allow_anonymous=allow_anonymous)
-    settings = ServeSettings(
-        models=chosen.files,
-        defaults={source.name: source.version for source in chosen.files},
-        store=chosen.store,
+      mlserve serve --config production.toml
+    """
+    choice = ServeChoice(
+        models=tuple(models or ()),
+        store=str(store),
+        engine=engine,
+        compute_type=compute_type,
+        device=device,
+        workers=workers,
+        threads=threads or 0,
+        max_batch_rows=max_batch_rows,
+        max_delay_ms=max_delay_ms,
+        versions=versions or "",
         model_control=model_control,
-        routes=(*map(_route, routes or []), *(vertex.routes if vertex else ())),
-        health_paths=(vertex.health_path,) if vertex and vertex.health_path else (),
+        route=tuple(routes or ()),
         server_name=server_name,
-        keys_file=str(keys.absolute()) if keys else "",  # a link may be turned to another file
-        watch=WatchSettings(log_requests, str(log_file.resolve()) if log_file else "", otlp, trace if otlp else 0.0),
-        management_port=management_port,
-        host=address,
+        host=host or "",
         http_port=http_port,
         grpc_port=grpc_port,
-        workers=workers,
-        engine=EngineSettings(
-            device,
-            threads or max(1, usable_cores() // workers),
-            engine,
-            compute_type,
-            cache=str(store.resolve() / ".cache") if cache else "",
-        ),
-        batch=BatchSettings(max_batch_rows, max_delay_ms / 1000),
-        limits=Limits(drain_s=parse_duration_s(drain)),
+        management_port=-1 if management_port is None else management_port,
+        keys=str(keys) if keys else "",
+        cache=cache,
+        drain=drain,
+        log_requests=log_requests,
+        log_file=str(log_file) if log_file else "",
+        otlp=otlp,
+        trace=trace,
     )
+    _run(configured(choice, context, config, allow_changed=allow_changed), allow_anonymous=allow_anonymous, json=json)
+
+
+def _run(asked: Configured, *, allow_anonymous: bool, json: bool) -> None:
+    """Serves until it is told to end."""
+    from mlserve.serve.supervisor import run_server
+
+    choice = asked.choice
+    chosen = follow_models(
+        list(choice.models), Path(choice.store), choice.versions or None, explicit=choice.model_control == "explicit"
+    )
+    vertex = _vertex(chosen)
+    address = choice.host or (vertex.host if vertex else "127.0.0.1")
+    is_open = _is_open(address, choice.keys, allow_anonymous=allow_anonymous)
+    settings = _settings(choice, chosen, vertex, address)
 
     def on_ready(endpoints: "Endpoints") -> None:
         if is_open:
             err.print(f"[yellow]warning:[/] {address} can be reached from other machines, and everybody may ask")
-        print_json(_ready(endpoints)) if json else _print_ready(endpoints)
+        if json:
+            print_json(_ready(endpoints) | asked.document)
+        else:
+            _print_ready(endpoints, expectation(asked))
 
     run_server(settings, on_ready)
     err.print("drained and stopped")
+
+
+def _settings(choice: ServeChoice, chosen: Chosen, vertex: "VertexRoutes | None", address: str) -> "ServeSettings":
+    from mlserve.engines.engine import EngineSettings
+    from mlserve.runs.machine import usable_cores
+    from mlserve.serve.settings import BatchSettings, Limits, ServeSettings, WatchSettings
+
+    return ServeSettings(
+        models=chosen.files,
+        defaults={source.name: source.version for source in chosen.files},
+        store=chosen.store,
+        model_control="explicit" if choice.model_control == "explicit" else "store",
+        routes=(*map(_route, choice.route), *(vertex.routes if vertex else ())),
+        health_paths=(vertex.health_path,) if vertex and vertex.health_path else (),
+        server_name=choice.server_name,
+        keys_file=str(Path(choice.keys).absolute()) if choice.keys else "",  # a link may be turned to another file
+        watch=WatchSettings(
+            choice.log_requests,
+            str(Path(choice.log_file).resolve()) if choice.log_file else "",
+            choice.otlp,
+            choice.trace if choice.otlp else 0.0,
+        ),
+        management_port=None if choice.management_port < 0 else choice.management_port,
+        host=address,
+        http_port=choice.http_port,
+        grpc_port=choice.grpc_port,
+        workers=choice.workers,
+        engine=EngineSettings(
+            choice.device,
+            choice.threads or max(1, usable_cores() // choice.workers),
+            choice.engine,
+            choice.compute_type,
+            cache=str(Path(choice.store).resolve() / ".cache") if choice.cache else "",
+        ),
+        batch=BatchSettings(choice.max_batch_rows, choice.max_delay_ms / 1000),
+        limits=Limits(drain_s=parse_duration_s(choice.drain)),
+    )
 
 
 def _vertex(chosen: Chosen) -> "VertexRoutes | None":
@@ -169,14 +233,14 @@ def _vertex(chosen: Chosen) -> "VertexRoutes | None":
     return vertex_routes(os.environ, names[0])
 
 
-def _is_open(host: str, keys: Path | None, *, allow_anonymous: bool) -> bool:
+def _is_open(host: str, keys: str, *, allow_anonymous: bool) -> bool:
     """Whether people beyond this machine may ask without a key. Raises UsageError unless that is what was meant."""
     import ipaddress
 
     from mlserve.serve.supervisor import resolve_host
 
     address = resolve_host(host).partition("%")[0]
-    if keys is not None or ipaddress.ip_address(address).is_loopback:
+    if keys or ipaddress.ip_address(address).is_loopback:
         return False
     if not allow_anonymous:
         raise UsageError(
@@ -208,7 +272,7 @@ def _ready(endpoints: "Endpoints") -> dict[str, Any]:
     }
 
 
-def _print_ready(endpoints: "Endpoints") -> None:
+def _print_ready(endpoints: "Endpoints", expected: list[str]) -> None:
     count = len(endpoints.served)
     out.print(f"[bold green]serving[/] {count} model version{'' if count == 1 else 's'}")
     for name, version in endpoints.served:
@@ -219,4 +283,6 @@ def _print_ready(endpoints: "Endpoints") -> None:
     out.print(f"  docs  {endpoints.http}/docs", highlight=False)
     if endpoints.management:
         out.print(f"  management  {endpoints.management}", highlight=False)
+    for line in expected:
+        out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     out.print("  /health  /ready  /metrics; Ctrl-C or SIGTERM drains and stops", highlight=False)

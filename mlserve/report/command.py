@@ -42,6 +42,8 @@ def bench_command(run: Run) -> str:
             "--max-delay-ms": f"{server.max_delay_ms:g}",
             "--device": server.device,
         }
+        chosen = {"--engine": server.engine, "--compute-type": server.compute_type}
+        flags |= {flag: value for flag, value in chosen.items() if value}
     check = ["--check"] if plan.check_answers else []
     return shlex.join(["mlserve", "bench", target, *(str(part) for pair in flags.items() for part in pair), *check])
 

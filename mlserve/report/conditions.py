@@ -49,6 +49,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     max_delay_ms: float | None
     device: str | None
     server_cores: int | None
+    engine: str | None = None
+    compute_type: str | None = None
 
     @property
     def load(self) -> str:
@@ -65,7 +67,16 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LOAD_FIELDS = ("protocol", "rate_per_s", "batch_rows", "arrivals", "users", "shape", "row_mix", "scenario")
-SERVER_FIELDS = ("workers", "threads", "max_batch_rows", "max_delay_ms", "device", "server_cores")
+SERVER_FIELDS = (
+    "workers",
+    "threads",
+    "max_batch_rows",
+    "max_delay_ms",
+    "device",
+    "server_cores",
+    "engine",
+    "compute_type",
+)
 
 
 def conditions_of(run: Run) -> Conditions:
@@ -91,6 +102,8 @@ def conditions_of(run: Run) -> Conditions:
         max_delay_ms=server.max_delay_ms if server else None,
         device=server.device if server else None,
         server_cores=len(server.cpus) if server else None,
+        engine=server.engine if server else None,
+        compute_type=server.compute_type if server else None,
     )
 
 
@@ -109,6 +122,8 @@ def shown(value: object) -> str:
     """The value of a field as a reader reads it."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
+    if value == "":
+        return "default"
     return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -7,9 +7,10 @@ import msgspec
 import numpy as np
 
 from mlserve.report.measurement import Recorded
+from mlserve.report.stalls import Stall, find_stalls
 from mlserve.stats import Floats, minimum_samples, quantile
 
-__all__ = ["Distribution", "Timeline", "distribution", "timeline"]
+__all__ = ["Distribution", "Timeline", "WarmUp", "distribution", "timeline"]
 
 _POINTS_A_DECADE = 24
 _DEEPEST = 5  # decades: p99.999
@@ -29,7 +30,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """The measured part in stretches of `stretch_s`, repeats laid over each other; each is told by its middle `at_s`.
 
     Latencies belong to the stretch their request was due in, None where none of those was answered; `answered_per_s`
-    counts answers when they came.
+    counts answers when they came. `warm_up` is the course before it, at negative instants; `stalls` are when nothing
+    was answered though requests were due.
     """
 
     stretch_s: float
@@ -38,6 +40,16 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     p99_s: tuple[float | None, ...]
     offered_per_s: tuple[float, ...]
     answered_per_s: tuple[float, ...]
+    warm_up: "WarmUp | None" = None
+    stalls: tuple[Stall, ...] = ()
+
+
+class WarmUp(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies of the requests that were due before the measured part, which no figure counts: as in `Timeline`."""
+
+    at_s: tuple[float, ...]
+    p50_s: tuple[float | None, ...]
+    p99_s: tuple[float | None, ...]
 
 
 def distribution(runs: Sequence[Recorded]) -> Distribution:
@@ -65,6 +77,26 @@ def timeline(runs: Sequence[Recorded]) -> Timeline:
         p99_s=tuple(_known(quantile(values, 0.99)) for values in latencies_s),
         offered_per_s=_rate([one.due_s for one in runs], stretches, stretch_s),
         answered_per_s=_rate([one.answered_at_s for one in runs], stretches, stretch_s),
+        warm_up=_warm_up(runs, stretch_s),
+        stalls=find_stalls(runs),
+    )
+
+
+def _warm_up(runs: Sequence[Recorded], stretch_s: float) -> WarmUp | None:
+    """The course before the measured part, in stretches as long as its own, or one shorter one."""
+    read = [(one.warm_up, one.run.window.start_s) for one in runs if one.warm_up is not None]
+    longest_s = max((start_s for _, start_s in read), default=0.0)
+    if not longest_s:
+        return None
+    stretches = max(1, min(_MOST_STRETCHES, math.floor(longest_s / stretch_s)))
+    edges_s = np.linspace(-longest_s, 0.0, stretches + 1)
+    latency_s = np.concatenate([rows.latency_s for rows, _ in read])
+    stretch_of = np.digitize(np.concatenate([(rows.scheduled_s - start_s)[rows.ok] for rows, start_s in read]), edges_s)
+    latencies_s = [latency_s[stretch_of == number + 1] for number in range(stretches)]
+    return WarmUp(
+        at_s=tuple(((edges_s[:-1] + edges_s[1:]) / 2).tolist()),
+        p50_s=tuple(_known(quantile(values, 0.5)) for values in latencies_s),
+        p99_s=tuple(_known(quantile(values, 0.99)) for values in latencies_s),
     )
 
 

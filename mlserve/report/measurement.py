@@ -8,20 +8,26 @@ import numpy as np
 
 from mlserve.report.conditions import Conditions, conditions_of
 from mlserve.report.names import ModelIdentity, identity_of
+from mlserve.report.readings import Readings, read_readings
 from mlserve.runs.percentiles import block_numbers, latency_blocks
 from mlserve.runs.run import Run, ServedModel, find_runs, read_run
 from mlserve.runs.samples import Samples, read_samples
+from mlserve.runs.window import Window
 from mlserve.stats import Blocks, Floats, split_blocks
 
 __all__ = ["Measurement", "Recorded", "group", "read_runs"]
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """One run as it was read."""
+    """One run as it was read. `samples` are the rows of its measured part, `warm_up` those before it, `readings` what
+    its processes used; None where nobody asked, or the run has none.
+    """
 
     directory: Path
     run: Run
     samples: Samples
+    warm_up: Samples | None = None
+    readings: Readings | None = None
 
     @property
     def due_s(self) -> Floats:
@@ -74,8 +80,13 @@ def read_runs(paths: Iterable[Path]) -> list[Recorded]:
     Raises RunFileError when one holds no run or cannot be read.
     """
     directories = {directory.resolve(): directory for path in paths for directory in find_runs(path)}
-    recorded = [Recorded(path, run := read_run(path), read_samples(path, run.window)) for path in directories.values()]
-    return sorted(recorded, key=lambda one: one.run.started_at)
+    return sorted(map(_read, directories.values()), key=lambda one: one.run.started_at)
+
+
+def _read(directory: Path) -> Recorded:
+    run = read_run(directory)
+    warm_up = read_samples(directory, Window(0.0, run.window.start_s)) if run.window.start_s else None
+    return Recorded(directory, run, read_samples(directory, run.window), warm_up, read_readings(directory))
 
 
 def group(runs: Iterable[Recorded]) -> list[Measurement]:

@@ -5,12 +5,17 @@ from collections.abc import Sequence
 import msgspec
 
 from mlserve import __version__
+from mlserve.report.breakdown import Breakdown, breakdown
 from mlserve.report.command import bench_command
+from mlserve.report.conditions import Conditions
 from mlserve.report.curves import Distribution, Timeline, distribution, timeline
 from mlserve.report.measurement import Measurement, Recorded, group
 from mlserve.report.names import Names
 from mlserve.report.recommendation import Recommendation, recommend
+from mlserve.report.slo import Slo
 from mlserve.report.summary import Summary, summarize
+from mlserve.report.usage import Usage, usage
+from mlserve.report.verdict import Verdict, speak
 from mlserve.runs.load import Plan
 from mlserve.runs.machine import Machine
 from mlserve.runs.run import Certificate, Counts, ServedModel, ServerSettings
@@ -18,7 +23,8 @@ from mlserve.runs.run import Certificate, Counts, ServedModel, ServerSettings
 __all__ = ["Report", "Result", "RunResult", "build_report"]
 
 # 1: first format (0.1.0)
-FORMAT_VERSION = 1
+# 2: the verdict and its objective; of each result its conditions, where the time went, what was used, warm-up, stalls
+FORMAT_VERSION = 2
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +44,10 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant under one load. The figures are those of its VALID runs; of all its runs where `valid` is false."""
+    """One variant under one load. The figures are those of its VALID runs; of all its runs where `valid` is false.
+
+    `breakdown` and `usage` are None where the runs do not have them, `conditions` where a report of format 1 was read.
+    """
 
     variant: str
     load: str
@@ -51,10 +60,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     distribution: Distribution
     timeline: Timeline
     runs: tuple[RunResult, ...]
+    conditions: Conditions | None = None
+    breakdown: Breakdown | None = None
+    usage: Usage | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The recommendation, and every result it may rest on. `created_at` is ISO 8601."""
+    """The recommendation, and every result it may rest on. `created_at` is ISO 8601. `slo` is what was promised, where
+    anyone said; `verdict` is None where there is no variant to speak of.
+    """
 
     format_version: int = FORMAT_VERSION
     mlserve: str = __version__
@@ -63,9 +77,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     recommendation: Recommendation
     results: tuple[Result, ...]
     machines: tuple[Machine, ...]
+    slo: Slo | None = None
+    verdict: Verdict | None = None
 
 
-def build_report(runs: Sequence[Recorded], *, max_accuracy_loss: float, created_at: str) -> Report:
+def build_report(
+    runs: Sequence[Recorded], *, max_accuracy_loss: float, created_at: str, slo: Slo | None = None
+) -> Report:
     """The report on `runs`; loads stand together, so that variants are read against each other."""
     measurements = group(runs)
     names = Names([one.identity for one in measurements], [one.conditions for one in measurements])
@@ -80,11 +98,20 @@ def build_report(runs: Sequence[Recorded], *, max_accuracy_loss: float, created_
         recommendation=recommendation,
         results=tuple(sorted(results, key=lambda one: (loads.index(one.load), variants.index(one.variant)))),
         machines=tuple(machines),
+        slo=slo,
+        verdict=speak(
+            [(one, result.summary) for one, result in zip(measurements, results, strict=True)],
+            names,
+            pick=recommendation.variant,
+            max_accuracy_loss=max_accuracy_loss,
+            slo=slo,
+        ),
     )
 
 
 def _result(measurement: Measurement, names: Names, recommendation: Recommendation, machines: list[Machine]) -> Result:
     believed = measurement.believed
+    runs = tuple(_run_result(one, machines) for one in measurement.runs)
     variant = names.model(measurement.identity)
     return Result(
         variant=variant,
@@ -94,10 +121,13 @@ def _result(measurement: Measurement, names: Names, recommendation: Recommendati
         recommended=variant == recommendation.variant,
         valid=measurement.valid,
         model=measurement.model,
-        summary=summarize(believed),
+        summary=runs[0].summary if len(runs) == 1 else summarize(believed),
         distribution=distribution(believed),
         timeline=timeline(believed),
-        runs=tuple(_run_result(one, machines) for one in measurement.runs),
+        runs=runs,
+        conditions=measurement.conditions,
+        breakdown=breakdown(believed),
+        usage=usage(believed),
     )
 
 

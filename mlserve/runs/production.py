@@ -1,27 +1,75 @@
 """`production.toml`: a configuration that was chosen, what it is expected to do, and what that rests on."""
 
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
 import msgspec
 
+from mlserve.errors import UsageError
 from mlserve.runs.load import Protocol
 
-__all__ = ["Evidence", "Expected", "Production", "ServeChoice"]
+__all__ = ["Evidence", "Expected", "Production", "ServeChoice", "is_production", "read_production", "write_production"]
 
 # 1: first format
 FORMAT_VERSION = 1
 
+_HEADER = """\
+# A configuration that was chosen for production. mlserve wrote it; people may edit it.
+#
+#   mlserve serve --config {name}        serves just this
+#   mlserve bench --like {name}          sends the same requests at the same instants again
+#
+# A flag on the command line wins over [serve]. Paths are meant from where the command runs, as those of flags are."""
+_ABOUT = {
+    "serve": "What mlserve serve is told; every key is called as its flag is.",
+    "expected": "What was measured of it. Latency counts from the instant a request was due.",
+    "evidence": "What these figures rest on.",
+}
+# What a choice always says, even where it is what mlserve would do by itself: that may change, and the choice not.
+_PINNED = ("models", "store", "device", "workers", "threads", "max_batch_rows", "max_delay_ms")
+
+Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
+Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+Rows = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Delay = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
 
 class ServeChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `mlserve serve` is told, each called as its flag is. `models` are `name@version` or files."""
+    """What `mlserve serve` is told, each called as its flag is. `models` are `name@version` or files.
+
+    `threads` 0 are as many as the cores over the workers. What is "" is as where the flag is left out; `route` are the
+    texts of `--route`, and `management_port` -1 is none. Whether strangers may ask (`--allow-anonymous`) is for who
+    starts the server to say, and no file does.
+    """
 
     models: tuple[str, ...]
     store: str = "store"
     engine: str = ""
     compute_type: str = ""
     device: str = "cpu"
-    workers: int = 1
-    threads: int = 1
-    max_batch_rows: int = 32
-    max_delay_ms: float = 0.0
+    workers: Workers = 1
+    threads: Threads = 0
+    max_batch_rows: Rows = 32
+    max_delay_ms: Delay = 0.0
+    versions: str = ""
+    model_control: str = "store"
+    route: tuple[str, ...] = ()
+    server_name: str = "mlserve"
+    host: str = ""
+    http_port: Port = 8000
+    grpc_port: Port = 8001
+    management_port: Annotated[int, msgspec.Meta(ge=-1, le=65_535)] = -1
+    keys: str = ""
+    cache: bool = True
+    drain: str = "30s"
+    log_requests: Share = 0.0
+    log_file: str = ""
+    otlp: str = ""
+    trace: Share = 1.0
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,3 +112,94 @@ class Production(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     serve: ServeChoice
     expected: Expected | None = None
     evidence: Evidence | None = None
+
+
+def is_production(path: Path) -> bool:
+    """Whether `path` is meant as such a file, by its name."""
+    return path.suffix.lower() == ".toml"
+
+
+def read_production(path: Path) -> Production:
+    """The file at `path`.
+
+    Raises UsageError, naming the place in it, for what cannot be read, a key that means nothing, and a value that
+    cannot be.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}); give a production.toml, as mlserve tune writes it"
+        ) from error
+    try:
+        document = msgspec.toml.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}") from error
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        has = "no format_version" if version is None else f"format_version {version!r}"
+        raise UsageError(f"{path} has {has}, this mlserve reads {FORMAT_VERSION}; use the mlserve that wrote it")
+    try:
+        production = msgspec.convert(document, Production)
+    except msgspec.ValidationError as error:
+        _refuse(path, str(error))
+    _check(production, path)
+    return production
+
+
+def write_production(path: Path, production: Production) -> None:
+    """Writes `path` by rename, with comments that say what its parts are. Raises UsageError where it cannot."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text("\n".join(_lines(production, path.name)) + "\n", encoding="utf-8")
+        partial.rename(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; choose another place") from error
+
+
+def _check(production: Production, path: Path) -> None:
+    """Raises UsageError for values that types alone do not refuse."""
+    if not production.serve.models and production.serve.model_control != "explicit":
+        _refuse(path, "`models` is empty; name what is served - at `$.serve.models`")
+    if production.serve.model_control not in ("store", "explicit"):
+        _refuse(path, f"{production.serve.model_control!r} is neither store nor explicit - at `$.serve.model_control`")
+    for table in ("serve", "expected"):
+        values: dict[str, Any] = msgspec.to_builtins(getattr(production, table)) or {}
+        for key, value in values.items():
+            if isinstance(value, float) and not (math.isfinite(value) and (value >= 0 or key == "accuracy_loss")):
+                _refuse(path, f"{value} is no figure - at `$.{table}.{key}`")
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    """`Expected `int`, got `str` - at `$.serve.workers`` -> a sentence that begins with the place."""
+    what, _, place = why.partition(" - at ")
+    where = place.strip("`").removeprefix("$").lstrip(".") or "the whole file"
+    raise UsageError(f"{path}: {where}: {what}; mend it, or let mlserve tune write the file anew") from None
+
+
+def _lines(production: Production, name: str) -> Iterator[str]:
+    yield _HEADER.format(name="".join(letter if letter.isprintable() else "_" for letter in name))
+    yield f"\nformat_version = {production.format_version}"
+    for table, about in _ABOUT.items():
+        value = getattr(production, table)
+        if value is None:
+            continue
+        yield f"\n# {about}\n[{table}]"
+        usual = dict(zip(reversed(value.__struct_fields__), reversed(value.__struct_defaults__), strict=False))
+        for key in value.__struct_fields__:
+            held = getattr(value, key)
+            if held is not None and (key in _PINNED or usual.get(key, msgspec.NODEFAULT) != held):
+                yield f"{key} = {_written(held)}"
+
+
+def _written(value: Any) -> str:
+    """One value as TOML 1.0 writes it. No library that is at hand writes comments, and three flat tables need none."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return repr(value)
+        case tuple():
+            return f"[{', '.join(map(_written, value))}]"
+    # A basic string is escaped as JSON's is, but for DEL, which JSON leaves as it is.
+    return msgspec.json.encode(str(value)).decode().replace("\x7f", "\\u007f")

@@ -8,6 +8,7 @@ import msgspec
 from mlserve.errors import RunFileError
 from mlserve.model.artifact import Accuracy
 from mlserve.runs.load import Plan
+from mlserve.runs.lock import Lock
 from mlserve.runs.machine import Machine
 from mlserve.runs.resources import Resources
 from mlserve.runs.window import Window
@@ -117,6 +118,7 @@ class Certificate(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One load test. `window` is the measured part; what lies before it was warm-up. `ended` says why it ended where
     that was not simply the plan's time. `start_up_s` is how long the server took until it served, where it is ours.
+    `lock` is what the run was made of beyond its plan, None for a run that did not keep it.
     """
 
     format_version: int = FORMAT_VERSION
@@ -132,6 +134,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     ended: str = ""
     start_up_s: float | None = None
+    lock: Lock | None = None
     certificate: Certificate
 
 

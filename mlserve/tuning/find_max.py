@@ -17,7 +17,7 @@ from mlserve.bench.progress import Progress
 from mlserve.errors import UsageError
 from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Flat, Plan
-from mlserve.runs.run import Check
+from mlserve.runs.run import Check, Run
 from mlserve.runs.samples import OK, Samples
 from mlserve.tuning.campaign import is_finished, make_room, open_campaign
 from mlserve.tuning.evidence import Objective, Requests, Verdict, conclude, look, weigh
@@ -33,6 +33,7 @@ __all__ = [
     "Quest",
     "StepRun",
     "Watcher",
+    "blame_of",
     "find_max",
     "judged",
     "settled_requests",
@@ -203,8 +204,13 @@ def judged(quest: Quest, recorded: Recorded) -> StepRun:
     """What a finished run says."""
     requests = settled_requests(recorded.samples, recorded.samples.scheduled_s)
     verdict = conclude(weigh(requests, quest.objective), quest.objective)
-    faults = [check for check in recorded.run.certificate.faults if check.name in _GENERATOR_CHECKS + _MACHINE_CHECKS]
-    return StepRun(recorded=recorded, verdict=verdict, blame=_blame(faults[0]) if faults else "")
+    return StepRun(recorded=recorded, verdict=verdict, blame=blame_of(recorded.run))
+
+
+def blame_of(run: Run) -> str:
+    """Why `run` shows the generator, or the machine, and not the server; "" where it is evidence."""
+    faults = [check for check in run.certificate.faults if check.name in _GENERATOR_CHECKS + _MACHINE_CHECKS]
+    return _blame(faults[0]) if faults else ""
 
 
 class Judge:

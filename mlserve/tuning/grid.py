@@ -52,12 +52,25 @@ def _device(text: str) -> str:
     return text
 
 
+def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(text)
+        return text
+
+    return read
+
+
+_ENGINES = ("onnxruntime", "openvino", "torch", "torch-compiled")
+_COMPUTE_TYPES = ("bf16", "fp16", "tf32", "fp32")
 _WHOLE = "whole numbers from 1, such as 1,8,32"
 
 AXES: dict[str, tuple[Callable[[str], Value], str]] = {
     "arrivals": (check_arrivals, "poisson or constant"),
     "batch": (_integer, _WHOLE),
+    "compute_type": (_one_of(_COMPUTE_TYPES), ", ".join(_COMPUTE_TYPES)),
     "device": (_device, "cpu, cuda or cuda:N"),
+    "engine": (_one_of(_ENGINES), ", ".join(_ENGINES)),
     "max_batch_rows": (_integer, _WHOLE),
     "max_delay_ms": (_delay, "milliseconds, such as 0,2,5"),
     "protocol": (check_protocol, "protocols, such as rest,grpc"),
@@ -75,6 +88,8 @@ _SERVER_FIELD = {
     "max_batch_rows": "max_batch_rows",
     "max_delay_ms": "max_delay_ms",
     "device": "device",
+    "engine": "engine",
+    "compute_type": "compute_type",
 }
 _PLAN_FIELD = {"batch": "batch_rows", "protocol": "protocol", "arrivals": "arrivals", "workers": "generators"}
 # What a trace that is replayed has of its own.

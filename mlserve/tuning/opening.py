@@ -7,16 +7,17 @@ from pathlib import Path
 import msgspec
 
 from mlserve.bench.local_server import listening_pids
-from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.probe import inputs_of
 from mlserve.bench.subject import Subject, url_subject
-from mlserve.bench.target import Header, Target, is_url, parse_target, spoken_protocol
+from mlserve.bench.target import spoken_protocol
 from mlserve.errors import UsageError
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.store import Store
 from mlserve.runs.load import Protocol
 from mlserve.runs.run import ServedModel
+from mlserve.tuning.locking import Again, lock_of
 from mlserve.tuning.serving import ServerOptions, artifact_subject, file_subject, serving
+from mlserve.tuning.source import Contender, Source
 
 __all__ = [
     "Contender",
@@ -25,46 +26,11 @@ __all__ = [
     "SubjectOf",
     "contender_protocol",
     "named_contender",
+    "open_again",
     "opener",
     "scenario_subject",
     "settled",
 ]
-
-
-class Contender(msgspec.Struct, frozen=True):
-    """What is loaded: a URL, NAME[@VERSION|@ALIAS] or FILE.onnx. `name` is what tables call it."""
-
-    where: str
-    name: str
-
-    @property
-    def running(self) -> bool:
-        """Whether it is a server that runs already."""
-        return is_url(self.where)
-
-
-class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """Where models and rows come from.
-
-    Where a server runs already, `model` is the one asked for if its URL names none, `inputs` the model or file that
-    says what it takes if it does not; `template`, `answer` and `headers` say how it is asked, and `metrics` is
-    the page of its counters.
-    """
-
-    store: Path
-    wish: PayloadWish = PayloadWish()
-    model: str = ""
-    inputs: str = ""
-    template: str = ""
-    answer: str = ""
-    headers: tuple[Header, ...] = ()
-    metrics: str = ""
-
-    def target(self, where: str, protocol: Protocol | None = None) -> Target:
-        """The server behind the URL `where`. Raises UsageError as `parse_target` does."""
-        return parse_target(
-            where, self.model, protocol, template=self.template, answer=self.answer, headers=self.headers
-        )
 
 
 SubjectOf = Callable[[Protocol], Subject]
@@ -97,7 +63,7 @@ def settled(contender: Contender, store: Path) -> Contender:
 
     Raises StoreError for what there is not.
     """
-    if contender.running or _is_file(contender.where):
+    if contender.running or contender.is_file:
         return contender
     ref = Store(store).resolve(contender.where).ref
     return Contender(ref, ref if contender.name == contender.where else contender.name)
@@ -109,31 +75,51 @@ def opener(source: Source) -> Opens:
     @contextmanager
     def opened(contender: Contender, options: ServerOptions | None) -> Iterator[SubjectOf]:
         options = options or ServerOptions()
+        lock = lock_of(contender, source)
+
+        def locked(subject: Subject) -> Subject:
+            return msgspec.structs.replace(subject, lock=lock)
+
         if contender.running:
             interface = inputs_of(source.inputs, source.store) if source.inputs else None
-            yield lambda protocol: _named(
-                url_subject(source.target(contender.where, protocol), source.wish, interface, source.metrics), contender
+            yield lambda protocol: locked(
+                _named(
+                    url_subject(source.target(contender.where, protocol), source.wish, interface, source.metrics),
+                    contender,
+                )
             )
-        elif _is_file(contender.where):
+        elif contender.is_file:
             path = Path(contender.where).resolve()
             inspect_onnx(path)
             with serving(str(path), source.store, options) as served:
-                yield lambda protocol: file_subject(served, path, protocol, source.wish)
+                yield lambda protocol: locked(file_subject(served, path, protocol, source.wish))
         else:
             artifact = Store(source.store).resolve(contender.where)
             with serving(artifact.ref, source.store, options) as served:
-                yield lambda protocol: artifact_subject(served, artifact, protocol, source.wish)
+                yield lambda protocol: locked(artifact_subject(served, artifact, protocol, source.wish))
 
     return opened
 
 
-def scenario_subject(target: Target) -> Subject:
+@contextmanager
+def open_again(again: Again) -> Iterator[SubjectOf]:
+    """What a run that is made again loads; its subjects know nothing yet of the digests to keep to (`Again.held`)."""
+    if again.plan.locustfile and again.contender.running:
+        yield lambda protocol: scenario_subject(again.contender, again.source, protocol)
+        return
+    with opener(again.source)(again.contender, again.options) as subject_of:
+        yield subject_of
+
+
+def scenario_subject(contender: Contender, source: Source, protocol: Protocol) -> Subject:
     """A server that a user's own scenario asks: nobody needs to know what it takes."""
+    target = source.target(contender.where, protocol)
     return Subject(
         target=target,
         model=ServedModel(url=target.url, name=target.title, version=target.version),
         inputs=(),
         pids=listening_pids(target),
+        lock=lock_of(contender, source),
     )
 
 
@@ -142,7 +128,3 @@ def _named(subject: Subject, contender: Contender) -> Subject:
     if contender.name == contender.where:
         return subject
     return msgspec.structs.replace(subject, model=msgspec.structs.replace(subject.model, variant=contender.name))
-
-
-def _is_file(where: str) -> bool:
-    return where.endswith(".onnx") or Path(where).is_file()

@@ -35,7 +35,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `mlserve serve` is told. `threads` 0 are as many as the server's cores over its workers.
 
     `engine` "" is the one the version was made for, `compute_type` "" that of its weights. `spare_cores` are left to
-    the generators, as far as the server keeps one.
+    the generators, as far as the server keeps one. `python` is the interpreter whose mlserve serves, "" for ours.
     """
 
     workers: int = 1
@@ -46,6 +46,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     engine: str = ""
     compute_type: str = ""
     spare_cores: int = 1
+    python: str = ""
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +86,7 @@ def serving(ref: str, store: Path, options: ServerOptions) -> Iterator[Served]:
     with tempfile.TemporaryFile() as log:
         began_s = time.monotonic()
         process = subprocess.Popen(
-            leashed(_command(ref, store, settings), cpus),
+            leashed([options.python or sys.executable, *_arguments(ref, store, settings)], cpus),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -173,7 +174,7 @@ def _url(served: Served, protocol: Protocol) -> str:
     return served.grpc if protocol in ("grpc", "tfserving-grpc") else served.http
 
 
-def _command(ref: str, store: Path, settings: ServerSettings) -> list[str]:
+def _arguments(ref: str, store: Path, settings: ServerSettings) -> list[str]:
     flags = {
         "--store": store,
         "--http-port": 0,
@@ -183,12 +184,13 @@ def _command(ref: str, store: Path, settings: ServerSettings) -> list[str]:
         "--max-batch-rows": settings.max_batch_rows,
         "--max-delay-ms": settings.max_delay_ms,
         "--device": settings.device,
-        "--engine": settings.engine,
-        "--compute-type": settings.compute_type,
         "--drain": f"{_DRAIN_S}s",
     }
+    # Left out where they say nothing: an older mlserve of another interpreter may not know them.
+    chosen = {"--engine": settings.engine, "--compute-type": settings.compute_type}
+    flags |= {flag: value for flag, value in chosen.items() if value}
     said = [str(part) for pair in flags.items() for part in pair]
-    return [sys.executable, "-m", "mlserve", "serve", *said, "--json", "--", ref]
+    return ["-m", "mlserve", "serve", *said, "--json", "--", ref]
 
 
 def _wait_ready(process: "subprocess.Popen[bytes]", ref: str, log: BinaryIO) -> _Ready:

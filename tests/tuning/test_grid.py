@@ -46,6 +46,8 @@ def test_every_kind_of_value_is_read_as_its_axis_reads_it():
         ("rps=nan", "rps='nan' cannot be used; write rates above 0"),
         ("rps=inf", "rps='inf' cannot be used"),
         ("device=tpu", "device='tpu' cannot be used; write cpu, cuda"),
+        ("engine=steam", "engine='steam' cannot be used; write onnxruntime, openvino"),
+        ("compute_type=int3", "compute_type='int3' cannot be used; write bf16, fp16"),
         ("protocol=soap", "protocol=soap: .*unknown"),
         ("arrivals=closed", "a closed loop is swept by its users"),
         ("batch=8,8", "a value is given twice"),
@@ -119,6 +121,15 @@ def test_settings_of_a_server_that_runs_already_are_refused():
     with pytest.raises(UsageError, match=r"threads: http://127.0.0.1:1 runs already"):
         cells_of(sweep("threads=1,2", contenders=(MODEL, running)))
     assert len(cells_of(sweep("threads=1,2"))) == 2
+
+
+def test_engine_and_compute_type_are_settings_of_the_server():
+    cells = cells_of(sweep("engine=onnxruntime,openvino", "compute-type=bf16,fp32"))
+    assert [(cell.options.engine, cell.options.compute_type) for cell in cells] == [
+        *(("onnxruntime", "bf16"), ("onnxruntime", "fp32")),
+        *(("openvino", "bf16"), ("openvino", "fp32")),
+    ]
+    assert len({cell.label for cell in cells}) == 4
 
 
 def test_a_grid_without_end_is_refused():

@@ -47,9 +47,11 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     """When requests came and what they carried.
 
     `arrivals_ns` [n] count from the first and are sorted. Arrival i was of `kinds[kind_of[i]]` and had the inputs in
-    `bodies[body_of[i]]`, -1 where they were not kept, or there were more than are sent again.
+    `bodies[body_of[i]]`, -1 where they were not kept, or there were more than are sent again. `path` is where it lies,
+    "" where it was made and not read.
     """
 
+    path: str = ""
     source: str
     sha256: str
     arrivals_ns: _Ints
@@ -77,6 +79,7 @@ def read_trace(path: Path, model: str = "") -> Trace:
     kinds, kind_of = _kinds(table.take(chosen), path)
     bodies, body_of = ((), np.full(len(table), -1)) if own is None else _bodies(path, len(table), set(chosen.tolist()))
     return Trace(
+        path=str(path),
         source=path.name,
         sha256=sha256_of(path),
         arrivals_ns=at_ns[chosen] - at_ns[chosen[0]],

@@ -9,14 +9,17 @@ from mlserve.report.report import Report, Result
 from mlserve.report.summary import Percentile
 from mlserve.runs.machine import Machine
 from mlserve.runs.run import ServerSettings
-from mlserve.units import format_bytes, format_duration, format_rate
+from mlserve.units import format_bytes, format_duration, format_rate, format_ratio
 
 __all__ = [
     "METHOD",
+    "Highlight",
     "PercentileRow",
     "Row",
     "describe_machine",
     "describe_server",
+    "headline",
+    "highlights",
     "moment",
     "overview",
     "percentile_rows",
@@ -32,6 +35,7 @@ METHOD = (
 )
 
 _LONG_NAME = 60
+_MOST_NAMES = 6
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +55,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: str
     loss: str
     certificate: str
+
+
+class Highlight(msgspec.Struct, frozen=True):
+    """One figure of the variant that the verdict speaks of: what it is, its value, what to know beside it."""
+
+    label: str
+    value: str
+    note: str
 
 
 class PercentileRow(msgspec.Struct, frozen=True):
@@ -82,11 +94,43 @@ def percentile_rows(report: Report) -> list[PercentileRow]:
     ]
 
 
+def headline(report: Report) -> str:
+    """`Serve int8`; of a single variant, of which there is nothing to recommend, what the verdict says of it."""
+    verdict = report.verdict
+    if report.recommendation.variant or verdict is None:
+        return report.recommendation.headline
+    if verdict.meets is None:
+        return f"{verdict.variant}, measured"
+    return f"{verdict.variant} {'keeps' if verdict.meets else 'misses'} the SLO"
+
+
+def highlights(report: Report) -> list[Highlight]:
+    """The few figures to read first, under the verdict's load; none without a verdict."""
+    verdict = report.verdict
+    if verdict is None:
+        return []
+    result = next(one for one in report.results if (one.variant, one.load) == (verdict.variant, verdict.load))
+    found, model = result.summary.percentile(verdict.percentile), result.model
+    made = [Highlight(f"{found.name} latency", _duration(found.latency_s), _interval(found))]
+    if verdict.ratio:
+        bounds = f"{format_ratio(verdict.ratio.low)} to {format_ratio(verdict.ratio.high)}"
+        made.append(Highlight(f"of {verdict.runner_up}'s", format_ratio(verdict.ratio.change), bounds))
+    failed = f"{result.summary.error_rate:.2%} failed" if result.summary.error_rate else "none failed"
+    made.append(Highlight("answered", format_rate(result.summary.answered_per_s), failed))
+    if model.accuracy:
+        made.append(Highlight(model.accuracy.metric, f"{model.accuracy.value:.4g}", f"loss {model.accuracy.loss:.2%}"))
+    if model.size_bytes:
+        made.append(Highlight("size", format_bytes(model.size_bytes), ""))
+    return made
+
+
 def title(report: Report) -> str:
-    """`minilm: fp32 and int8`."""
+    """`minilm: fp32 and int8`; `minilm: 25 variants`."""
     models = list(dict.fromkeys(result.model.name for result in report.results))
     variants = list(dict.fromkeys(result.variant for result in report.results))
     names, found = _listed(models), _listed(variants)
+    if len(variants) > _MOST_NAMES:
+        found = _count(len(variants), "variant")
     return names if names == found else f"{names}: {found}"
 
 

@@ -2,10 +2,14 @@
 
 **Law:** every text in it comes from files that others may have written. The template escapes them, data is JSON in
 which no `<` is left, and the page's own policy lets nothing run but its two scripts and nothing be fetched.
+
+A few results are all shown at once. Of many, the tables can be sorted and filtered, each kind of chart shows one panel
+at a time, and what is long is collapsed: the page of 200 runs opens as fast as that of one.
 """
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,13 +17,30 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mlserve.report.pivots import pivots
 from mlserve.report.render import figures
-from mlserve.report.render.charts import chart_groups, series_colour
+from mlserve.report.render.chart import MOST_BESIDE, Chart, ChartGroup, Key, variant_colours
+from mlserve.report.render.charts import chart_groups
 from mlserve.report.report import Report
 from mlserve.report.summary import PERCENTILES
-from mlserve.units import format_duration
+from mlserve.units import format_duration, format_ratio
 
 __all__ = ["render_html"]
+
+_MOST_ROWS = 24  # results, beyond which they are one table to sort and filter instead of one a load
+_MOST_OPEN = 24  # runs, beyond which the certificates of the VALID ones are behind one more step, on paper too
+
+
+class _Section(msgspec.Struct, frozen=True):
+    """The charts of one kind as the page shows them. `first` is shown where they are one at a time; `legend` is
+    theirs together, empty where each has its own, or where there is nothing to tell apart.
+    """
+
+    element: str
+    group: ChartGroup
+    first: Chart
+    legend: tuple[Key, ...]
+    one_at_a_time: bool
 
 
 def render_html(report: Report) -> str:
@@ -35,27 +56,72 @@ def render_html(report: Report) -> str:
     strips, longest_s = _strips(report)
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     script = environment.get_template("report.js").render()
-    variants = list(dict.fromkeys(result.variant for result in report.results))
+    rows = figures.rows(report)
+    runs = [(result.load, run) for result in report.results for run in result.runs]
     return environment.get_template("report.html").render(
         report=report,
-        rows=figures.rows(report),
+        rows=rows,
+        many=len(rows) > _MOST_ROWS or 2 < len(rows) == len({row.load for row in rows}),
+        headline=figures.headline(report),
+        many_runs=len(runs) > _MOST_OPEN,
+        invalid_runs=[(load, run) for load, run in runs if not run.valid],
+        valid_runs=[(load, run) for load, run in runs if run.valid],
         percentiles=list(PERCENTILES),
         percentile_rows=figures.percentile_rows(report),
+        highlights=figures.highlights(report),
+        pivots=pivots(report),
         title=figures.title(report),
         overview=figures.overview(report),
         method=figures.METHOD,
         machines=[figures.describe_machine(machine) for machine in report.machines],
         moment=figures.moment,
         describe_server=figures.describe_server,
+        duration=format_duration,
+        ratio=format_ratio,
         strips=strips,
         longest=format_duration(longest_s),
-        groups=groups,
-        series={variant: series_colour(number) for number, variant in enumerate(variants)},
-        specs=_json({chart.element: chart.spec for group in groups for chart in group.charts}),
+        sections=[_section(number, group, report) for number, group in enumerate(groups)],
+        series=variant_colours(report),
+        charts=_json(_charts([chart for group in groups for chart in group.charts])),
         vega=Markup(vega),  # noqa: S704  # a library's source, not data
         script=Markup(script),  # noqa: S704  # our own file, without data
         script_hashes=" ".join(map(_source_hash, (vega, script))),
     )
+
+
+def _section(number: int, group: ChartGroup, report: Report) -> _Section:
+    load = report.verdict.load if report.verdict else ""
+    first = next((chart for chart in group.charts if load and load in chart.title), group.charts[0])
+    legends = list(dict.fromkeys(chart.legend for chart in group.charts))
+    longest = max(legends, key=len)
+    alike = all(set(legend) <= set(longest) for legend in legends)
+    many = len(group.charts) > MOST_BESIDE
+    return _Section(f"charts-{number}", group, first, longest if alike and not many else (), many)
+
+
+def _charts(charts: Sequence[Chart]) -> dict[str, Any]:
+    """What the page's script draws: each chart by its element, and once what all have in common. Rows of data become
+    columns, those of one value just that value.
+    """
+    config = charts[0].spec["config"] if charts else {}
+    drawn = {
+        chart.element: {"title": chart.title, "legend": chart.legend, "spec": _compact(chart.spec)} for chart in charts
+    }
+    return {"config": config, "charts": drawn}
+
+
+def _compact(spec: dict[str, Any]) -> dict[str, Any]:
+    shared = ("config", "$schema")
+    datasets = {
+        name: {"rows": len(rows), "columns": {column: _column([row[column] for row in rows]) for column in rows[0]}}
+        for name, rows in spec["datasets"].items()
+        if rows
+    }
+    return {name: part for name, part in spec.items() if name not in shared} | {"datasets": datasets}
+
+
+def _column(values: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else values
 
 
 def _strips(report: Report) -> tuple[list[dict[str, float] | None], float]:
@@ -64,11 +130,13 @@ def _strips(report: Report) -> tuple[list[dict[str, float] | None], float]:
     """
     p99s = [one.summary.percentile("p99") for one in report.results]
     places = [(p99.latency_s, p99.low_s, p99.high_s) for p99 in p99s]
-    longest_s = max((value for place in places for value in place if value is not None), default=1.0)
+    # One that broke down under its load would press all others to the left.
+    told = [place for place, one in zip(places, report.results, strict=True) if one.valid] or places
+    longest_s = max((value for place in told for value in place if value is not None), default=1.0)
     strips: list[dict[str, float] | None] = [
         None
         if p99 is None or low is None or high is None
-        else {"p99": 100 * p99 / longest_s, "low": 100 * low / longest_s, "high": 100 * high / longest_s}
+        else {name: min(100.0, 100 * value / longest_s) for name, value in (("p99", p99), ("low", low), ("high", high))}
         for p99, low, high in places
     ]
     return strips, longest_s

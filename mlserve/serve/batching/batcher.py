@@ -19,7 +19,7 @@ from mlserve.model.tensors import Tensors
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.wire.signature import InferRequest
 
-__all__ = ["NO_HEADERS", "Batch", "BatchObserver", "Batcher", "Ticket"]
+__all__ = ["INLINE_LIMIT_S", "NO_HEADERS", "Batch", "BatchObserver", "Batcher", "Ticket"]
 
 # A run shorter than this costs less on the thread that received the request than the way to another thread and back.
 INLINE_LIMIT_S = 0.001

@@ -1,1 +1,1 @@
-"""`mlserve gate` on two servers that run: base and candidate in turn, until the verdict stands or the budget ends."""
+"""The live gate: two servers measured in turn until it is decided which of the limits hold."""

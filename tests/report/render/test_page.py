@@ -1,13 +1,16 @@
 """The page in a real browser, from its file: every chart drawn, nothing fetched, nothing run that a file brought."""
 
+import base64
 import json
 import re
 import shutil
 from pathlib import Path
 
+import altair
 import msgspec
 import pytest
 
+from mlserve.report.render.charts import chart_groups
 from mlserve.report.render.html import render_html
 from mlserve.report.report import build_report
 
@@ -16,7 +19,7 @@ FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking -
 CONTRAST_OF_TEXT, CONTRAST_OF_LINES = 4.5, 3.0  # WCAG 2.2, AA: 1.4.3 and 1.4.11
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     """Headless Chromium that keeps a log of its console and of what it asks the network for."""
     from selenium import webdriver
@@ -88,6 +91,28 @@ class Page:
         background, *others = map(luminance, found)
         return min((max(background, other) + 0.05) / (min(background, other) + 0.05) for other in others)
 
+    def contrast_of(self, variable, ground="paper"):
+        """The contrast of two of the page's colours by their CSS variables."""
+        found = self.run(
+            """const probe = document.body.appendChild(document.createElement("i"));
+               const colours = arguments_.map(name => {
+                 probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; });
+               probe.remove();
+               return colours""".replace("arguments_", json.dumps([variable, ground]))
+        )
+        one, other = map(luminance, found)
+        return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+    def hover(self, selector):
+        """Moves the pointer onto the first such element and returns the tooltip's text."""
+        self.run(
+            f"""const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();
+                const there = {{bubbles: true, clientX: box.x + 2, clientY: box.y + 2}};
+                for (const kind of ["pointerover", "pointermove", "mousemove"])
+                  document.querySelector({json.dumps(selector)}).dispatchEvent(new PointerEvent(kind, there));"""
+        )
+        return self.run("return document.querySelector('#vg-tooltip-element')?.textContent ?? ''")
+
 
 def luminance(colour):
     red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
@@ -108,11 +133,12 @@ def test_every_chart_is_drawn_the_console_is_silent_and_nothing_is_fetched(brows
     page = Page(browser, demo_page, scheme=scheme, width=width)
     drawn = page.drawn()
     assert {name.rstrip("-01"): lines for name, lines in drawn.items()} == {
+        "choice": 1,  # the Pareto front
         "distribution": 2,  # fp32 and int8
         "timeline": 4,  # p50 and p99 of both
         "throughput": 4,  # due and answered of both
     }
-    assert len(drawn) == 6  # each for REST and gRPC
+    assert len(drawn) == 8  # each for REST and gRPC
     assert page.faults() == []
     assert page.fetched() == []
     assert page.run("return document.documentElement.scrollWidth") <= width
@@ -127,6 +153,15 @@ def test_texts_and_lines_stand_out_from_the_background(browser, demo_page, schem
     assert page.contrast(".chart svg text", "fill") >= CONTRAST_OF_TEXT
     assert page.contrast("[id^=distribution] .mark-line path", "stroke") >= CONTRAST_OF_LINES
     assert page.contrast(".strip svg", "color") >= CONTRAST_OF_LINES
+    for colour in ("ink", "soft", "link", "note", "good", "bad"):
+        assert page.contrast_of(colour) >= CONTRAST_OF_TEXT, colour
+        assert page.contrast_of(colour, "wash") >= CONTRAST_OF_TEXT, colour
+    assert page.contrast_of("good", "good-wash") >= CONTRAST_OF_TEXT
+    assert page.contrast_of("bad", "bad-wash") >= CONTRAST_OF_TEXT
+    for number in range(1, 9):
+        assert page.contrast_of(f"series-{number}") >= CONTRAST_OF_LINES, number
+    for number in range(1, 5):
+        assert page.contrast_of(f"part-{number}") >= CONTRAST_OF_LINES, number
 
 
 def test_on_paper_the_page_is_light_though_the_screen_is_dark(browser, demo_page):
@@ -141,7 +176,7 @@ def test_on_paper_the_page_is_light_though_the_screen_is_dark(browser, demo_page
 def test_what_the_charts_show_is_said_to_those_who_cannot_see_them(browser, demo_page):
     page = Page(browser, demo_page)
     labels = page.run("return [...document.querySelectorAll('.chart')].map(chart => chart.ariaLabel)")
-    assert len(labels) == 6
+    assert len(labels) == 8
     assert all("60 requests/s over" in label and "int8: " in label for label in labels)
     headings = page.run("return [...document.querySelectorAll('h1, h2')].map(e => e.textContent)")
     assert headings[:3] == ["minilm: fp32 and int8", "Serve int8", "Results"]
@@ -149,11 +184,12 @@ def test_what_the_charts_show_is_said_to_those_who_cannot_see_them(browser, demo
 
 def test_a_broken_chart_would_be_seen(browser, demo_page, tmp_path):
     broken = tmp_path / "broken.html"
-    text, count = re.subn(r'"type":"line"', '"type":"no such mark"', demo_page.read_text(), count=1)
-    assert count == 1
+    chart, found, rest = demo_page.read_text().partition('"distribution-0":')
+    assert found
+    text = chart + found + rest.replace('"type":"line"', '"type":"no such mark"', 1)
     broken.write_text(text)
     page = Page(browser, broken)
-    assert 0 in page.drawn().values()
+    assert page.drawn()["distribution-0"] == 0
     assert any("chart distribution-0" in fault for fault in page.faults())
     assert "could not be drawn" in page.run("return document.querySelector('#distribution-0').textContent")
 
@@ -243,8 +279,154 @@ def test_the_page_is_one_small_file_with_the_charts_library_in_it_once(made_runs
     text = demo_page.read_text()
     assert len(text) < 2_000_000
     assert text.count("window.vegaEmbed") == 1
-    ours = text.partition('id="specs"')[0]
+    ours = text.partition('id="charts"')[0]
     assert not re.search(r"<(?:link|iframe|img|script)[^>]*(?:src|href)=|url\(|@import", ours)
     longer = [made_runs.record(made_runs.Load(), rate_per_s=1000.0, duration_s=60.0)]
     large = render_html(build_report(longer, max_accuracy_loss=0.01, created_at="2026-11-21T13:00:00+00:00"))
     assert len(large) < len(text) + 50_000  # 60,000 requests take no more room than 1,200
+
+
+def test_hovering_a_point_says_what_it_is(browser, demo_page):
+    page = Page(browser, demo_page)
+    assert page.run("return document.querySelector('#vg-tooltip-element.visible')") is None
+    shown = page.hover("#distribution-0 .mark-symbol path")
+    assert "fp32" in shown
+    assert "latency (ms)" in shown
+
+
+AXES = """return [...document.querySelectorAll("#timeline-0 .role-axis-label text")].map(one => one.textContent)"""
+
+
+def test_the_buttons_zoom_in_and_back(browser, demo_page):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    page = Page(browser, demo_page)
+    click = """const figure = document.querySelector("#timeline-0").closest("figure");
+               [...figure.querySelectorAll(".tools button")].find(one => one.textContent === {}).click()"""
+    before = page.run(AXES)
+    page.run(click.format("'+'"))
+    closer = page.run(AXES)
+    assert closer != before
+    page.run(click.format("'Reset'"))
+    WebDriverWait(browser, 10).until(lambda _: page.run(AXES) == before)
+    assert page.faults() == []
+
+
+def test_a_wheel_zooms_with_a_key_and_scrolls_without(browser, demo_page):
+    page = Page(browser, demo_page)
+    turn = """const svg = document.querySelector("#timeline-0 svg");
+              svg.scrollIntoView({{behavior: "instant", block: "center"}});
+              const box = svg.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
+              document.elementFromPoint(x, y).dispatchEvent(new WheelEvent("wheel", {{bubbles: true, cancelable: true,
+                deltaY: -300, shiftKey: {}, clientX: x, clientY: y}}))"""
+    before = page.run(AXES)
+    page.run(turn.format("false"))
+    page.run("return new Promise(resume => setTimeout(resume, 100))")
+    assert page.run(AXES) == before
+    page.run(turn.format("true"))
+    page.run("return new Promise(resume => setTimeout(resume, 100))")
+    assert page.run(AXES) != before
+
+
+def test_the_theme_is_chosen_on_the_page_and_kept_nowhere(browser, demo_page):
+    page = Page(browser, demo_page)
+    background = "return getComputedStyle(document.body).backgroundColor"
+    for value, light in (("dark", False), ("light", True), ("dark", False), ("", True)):
+        page.run(f"document.querySelector('input[name=theme][value=\"{value}\"]').click()")
+        assert (luminance(page.run(background)) > 0.5) == light
+    page.run("document.querySelector('input[name=theme][value=dark]').click()")
+    assert luminance(Page(browser, demo_page).run(background)) > 0.5
+
+
+def test_the_page_prints(browser, demo_page):
+    Page(browser, demo_page, scheme="dark")
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 20
+
+
+def test_what_can_be_used_can_be_reached_by_keyboard_and_has_a_name(browser, demo_page):
+    page = Page(browser, demo_page)
+    nameless = page.run(
+        """return [...document.querySelectorAll("button, select, input, a, summary")].filter(one =>
+             one.tabIndex < 0 || !(one.getAttribute("aria-label") || one.textContent.trim()
+               || one.closest("label")?.textContent.trim())).length"""
+    )
+    assert nameless == 0
+    assert page.run("return document.querySelectorAll('.tools button').length") == 24
+
+
+@pytest.fixture(scope="module")
+def many_page(demo_report, tmp_path_factory):
+    """40 variants under 5 loads: 200 results of a run each."""
+    results = [
+        msgspec.structs.replace(
+            (one := demo_report.results[number % 4]),
+            variant=f"variant-{variant}",
+            load=f"{10 + number} requests/s over REST",
+            conditions=msgspec.structs.replace(one.conditions, rate_per_s=10.0 + number, protocol="rest"),
+            summary=msgspec.structs.replace(one.summary, offered_per_s=10.0 + number),
+            recommended=variant == 3,
+            runs=one.runs[:1],
+        )
+        for number in range(5)
+        for variant in range(40)
+    ]
+    verdict = msgspec.structs.replace(demo_report.verdict, variant="variant-3", load="12 requests/s over REST")
+    path = tmp_path_factory.mktemp("many") / "report.html"
+    path.write_text(
+        render_html(msgspec.structs.replace(demo_report, results=tuple(results), verdict=verdict)), encoding="utf-8"
+    )
+    return path
+
+
+def test_200_runs_are_one_page_that_is_read_by_filter_order_and_choice(browser, many_page):
+    assert many_page.stat().st_size < 6_000_000
+    page = Page(browser, many_page)
+    assert page.faults() == []
+    assert page.run("return document.querySelectorAll('.chart').length") <= 16
+    shown = "return [...document.querySelectorAll('#result-rows tbody tr')].filter(row => !row.hidden).length"
+    assert page.run(shown) == 200
+    page.run(
+        """const box = document.querySelector("input[type=search]");
+           box.value = "variant-7 12"; box.dispatchEvent(new Event("input"))"""
+    )
+    assert page.run(shown) == 1
+    assert page.run("return document.querySelector('#result-count').textContent") == "1 of 200"
+    cells = (
+        """return [...document.querySelectorAll("#result-rows td[data-heading=p99]")].map(one => +one.dataset.value)"""
+    )
+    order = page.run(cells)
+    assert order != sorted(order)
+    page.run(
+        "[...document.querySelectorAll('#result-rows th button')].find(one => /p99/.test(one.textContent)).click()"
+    )
+    assert page.run(cells) == sorted(order)
+
+
+def test_of_many_charts_the_verdicts_load_is_shown_first_and_another_when_chosen(browser, many_page):
+    page = Page(browser, many_page)
+    caption = "return document.querySelector('select').closest('section').querySelector('figcaption').textContent"
+    assert page.run(caption).startswith("12 requests/s over REST")
+    browser.execute_async_script(
+        """const done = arguments[0], select = document.querySelector("select");
+           select.selectedIndex = 0; select.dispatchEvent(new Event("change")); setTimeout(done, 500)"""
+    )
+    assert page.run(caption).startswith("10 requests/s over REST")
+    assert page.run("return [...document.querySelectorAll('.chart')].every(one => one.dataset.drawn === 'true')")
+    assert page.faults() == []
+
+
+def test_no_chart_of_many_holds_more_points_than_a_screen_shows(demo_report):
+    spread = [
+        msgspec.structs.replace(demo_report.results[number % 4], variant=f"variant-{number}") for number in range(40)
+    ]
+    for group in chart_groups(msgspec.structs.replace(demo_report, results=tuple(spread))):
+        for chart in group.charts:
+            assert sum(map(len, chart.spec["datasets"].values())) <= 2000
+
+
+def test_every_kind_of_chart_is_what_vega_lite_allows(demo_report):
+    for group in chart_groups(demo_report):
+        for chart in group.charts:
+            altair.Chart.from_dict(chart.spec, validate=True)

@@ -81,7 +81,7 @@ def test_a_figure_that_differs_from_the_golden_one_would_be_seen(portable_report
 
 def test_the_json_says_its_format_and_holds_the_whole_report(demo_report):
     document = json.loads(render_json(demo_report))
-    assert document["format_version"] == 1
+    assert document["format_version"] == 2
     assert msgspec.json.decode(render_json(demo_report), type=Report) == demo_report
 
 

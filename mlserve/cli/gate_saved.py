@@ -1,0 +1,149 @@
+"""`mlserve gate` of runs that were made before: against each other, against another day's, against a history."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import typer
+
+from mlserve.cli.gate_output import EXIT_CODES, Outputs, tell
+from mlserve.cli.terminal import err
+from mlserve.errors import RunFileError, UsageError
+
+if TYPE_CHECKING:
+    from mlserve.report.gating.calibration import GateCalibration
+    from mlserve.report.gating.limits import Limit
+    from mlserve.report.gating.result import GateResult
+    from mlserve.report.measurement import Measurement
+
+__all__ = ["Record", "append_runs", "gate_against", "gate_saved", "holds_runs"]
+
+# What a session's own history says of how much sessions differ.
+_HISTORY = Path("reports/history")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The history that runs are added to, None for none, and the commit they are called by."""
+
+    folder: Path | None = None
+    commit: str = ""
+
+
+def holds_runs(where: str) -> bool:
+    """Whether this is a run's folder, or one with runs in it."""
+    from mlserve.runs.run import find_runs
+
+    try:
+        return bool(find_runs(Path(where)))
+    except (RunFileError, OSError):
+        return False
+
+
+def _is_history(path: Path) -> bool:
+    """Whether this is a history: a folder of lines by month."""
+    return any(path.glob("*.jsonl"))
+
+
+def gate_saved(
+    base: str, candidate: str, limits: "tuple[Limit, ...]", told: Outputs, file: Path, *, ignore_differences: bool
+) -> None:
+    """Two folders of runs, held against each other. `file` is the machine's calibration."""
+    from mlserve.report.gating.decision import decide
+
+    before, after = _measurement(base, "baseline"), _measurement(candidate, "candidate")
+    result = decide(before, after, limits, calibration=_read_calibration(file), ignore_differences=ignore_differences)
+    _end(result, base, candidate, told)
+
+
+def gate_against(
+    runs: str, against: Path, limits: "tuple[Limit, ...]", told: Outputs, file: Path, record: Record
+) -> None:
+    """One folder of runs against a history, or against runs of another session."""
+    from mlserve.report.gating.history import decide_by_history, read_history
+
+    candidate = _measurement(runs, "candidate")
+    if _is_history(against):
+        result = decide_by_history(read_history(against), candidate, limits)
+    else:
+        result = _against_runs(against, candidate, limits, file)
+    if record.folder is not None and result.verdict != "fail":
+        _append(candidate, record.folder, record.commit)
+    _end(result, str(against), runs, told)
+
+
+def append_runs(runs: str, record: Record) -> None:
+    """Adds one folder of runs to the history, without a verdict."""
+    assert record.folder is not None
+    _append(_measurement(runs, "candidate"), record.folder, record.commit)
+
+
+def _append(measurement: "Measurement", folder: Path, commit: str) -> None:
+    from mlserve.report.gating.history import append_history
+
+    try:
+        kept = append_history(folder, measurement, commit=commit)
+    except OSError as error:
+        raise UsageError(f"--append {folder} cannot be written: {error.strerror}; choose another folder") from error
+    err.print(f"added to {kept}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _against_runs(against: Path, candidate: "Measurement", limits: "tuple[Limit, ...]", file: Path) -> "GateResult":
+    from mlserve.report.gating.absolute import decide_against
+    from mlserve.report.gating.history import read_history
+    from mlserve.report.gating.likeness import one_measurement
+    from mlserve.report.measurement import read_runs
+
+    before = one_measurement(read_runs(_runs_of(against)), "baseline")
+    history = read_history(_HISTORY) if _is_history(_HISTORY) else []
+    return decide_against(before, candidate, limits, calibration=_read_calibration(file), history=history)
+
+
+def _runs_of(against: Path) -> list[Path]:
+    """The folders of runs that this means: itself, or those that a report.json names."""
+    if against.suffix != ".json":
+        return [against]
+    try:
+        report = msgspec.json.decode(against.read_bytes(), type=_Report)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(f"--against {against} is no report that can be read ({error}); give its runs") from error
+    folders = [Path(run.directory) for result in report.results for run in result.runs]
+    gone = [folder for folder in folders if not folder.is_dir()]
+    if gone or not folders:
+        missing = f"{gone[0]} is not there" if gone else "it names no runs"
+        raise UsageError(
+            f"--against {against}: {missing}, and a report has no rows of its own; keep the runs beside it, or keep a "
+            "history: --against reports/history"
+        )
+    return folders
+
+
+class _ReportRun(msgspec.Struct):
+    directory: str
+
+
+class _ReportResult(msgspec.Struct):
+    runs: tuple[_ReportRun, ...] = ()
+
+
+class _Report(msgspec.Struct):
+    """What is read of a report.json."""
+
+    results: tuple[_ReportResult, ...] = ()
+
+
+def _measurement(where: str, side: str) -> "Measurement":
+    from mlserve.report.gating.likeness import one_measurement
+    from mlserve.report.measurement import read_runs
+
+    return one_measurement(read_runs([Path(where)]), side)
+
+
+def _read_calibration(file: Path) -> "GateCalibration | None":
+    from mlserve.report.gating.calibration import read_calibration
+
+    return read_calibration(file) if file.is_file() else None
+
+
+def _end(result: "GateResult", base: str, candidate: str, told: Outputs) -> None:
+    tell(result, base, candidate, told)
+    raise typer.Exit(EXIT_CODES[result.verdict])

@@ -1,0 +1,124 @@
+"""`mlserve serve --config production.toml`: what the file says, what flags change of it, and whether its figures hold
+for the model that is served.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import typer
+
+from mlserve.cli.bench_kinds import is_said
+from mlserve.cli.terminal import err
+from mlserve.errors import UsageError
+from mlserve.runs.production import Production, ServeChoice, read_production
+from mlserve.units import format_duration, format_rate
+
+if TYPE_CHECKING:
+    from mlserve.serve.settings import ModelSource
+
+__all__ = ["Configured", "configured", "expectation"]
+
+_PARAMETER = {"route": "routes"}
+# Where a server listens, and whom it tells what, changes nothing of what was measured.
+_MEASURED = ("models", "engine", "compute_type", "device", "workers", "threads", "max_batch_rows", "max_delay_ms")
+
+
+class Configured(msgspec.Struct, frozen=True, kw_only=True):
+    """What is served. `production` is the file it comes from, None without one; `unlike` says in which way this is
+    not what the file's figures were measured of.
+    """
+
+    choice: ServeChoice
+    production: Production | None = None
+    path: str = ""
+    unlike: tuple[str, ...] = ()
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What `--json` says of it; nothing without a file."""
+        if self.production is None:
+            return {}
+        expected = None if self.unlike else msgspec.to_builtins(self.production.expected)
+        return {"config": self.path, "expected": expected, "unlike": list(self.unlike)}
+
+
+def configured(said: ServeChoice, context: typer.Context, path: Path | None, *, allow_changed: bool) -> Configured:
+    """What `said` on the command line and in the environment, and else the file at `path`, make together.
+
+    Raises UsageError where the model is not the one that the file's figures are of. That is refused, and no mere
+    warning, because the file is a promise about one model: who starts it in production does not read its log.
+    """
+    if path is None:
+        if allow_changed:
+            raise UsageError("--allow-changed says something of --config; give that too, or leave it out")
+        return Configured(choice=said)
+    production = read_production(path)
+    given = [name for name in ServeChoice.__struct_fields__ if is_said(context, _PARAMETER.get(name, name))]
+    changes = {name: getattr(said, name) for name in given if getattr(said, name) != getattr(production.serve, name)}
+    for name, value in changes.items():
+        flag = "what is named on the command line" if name == "models" else f"--{name.replace('_', '-')}"
+        held = _shown(getattr(production.serve, name))
+        err.print(f"{flag} {_shown(value)} wins over {name} = {held} of {path}", highlight=False, markup=False)
+    choice = msgspec.structs.replace(production.serve, **changes)
+    if choice.keys and not Path(choice.keys).is_file():
+        raise UsageError(f"{path}: serve.keys: there is no file {choice.keys}; mend it, or say it with --keys")
+    unlike = [name for name in changes if name in _MEASURED]
+    if "models" not in changes:
+        unlike += _changed_model(choice, production, path, allowed=allow_changed)
+    return Configured(choice=choice, production=production, path=str(path), unlike=tuple(unlike))
+
+
+def expectation(asked: Configured) -> list[str]:
+    """What may be expected of it, as lines for people."""
+    if asked.production is None or asked.production.expected is None:
+        return []
+    if asked.unlike:
+        return [f"expected  unknown: {', '.join(asked.unlike)} differ from what {asked.path} was measured with"]
+    expected, evidence = asked.production.expected, asked.production.evidence
+    p99 = format_duration(expected.p99_ms / 1000)
+    if expected.p99_low_ms is not None and expected.p99_high_ms is not None:
+        low, high = format_duration(expected.p99_low_ms / 1000), format_duration(expected.p99_high_ms / 1000)
+        p99 += f" ({low} to {high})"
+    p50 = format_duration(expected.p50_ms / 1000)
+    lines = [f"expected  p50 {p50}, p99 {p99} at {format_rate(expected.rate_per_s)} over {expected.protocol}"]
+    if expected.max_rate_per_s is not None and expected.slo:
+        lines.append(f"          up to {format_rate(expected.max_rate_per_s)} within {expected.slo}")
+    if evidence is not None:
+        valid = "VALID" if evidence.valid else "INVALID: do not decide by it"
+        lines.append(f"measured  {evidence.measured_at} on {evidence.cpu}, {evidence.cores} cores; {valid}")
+    return lines
+
+
+def _changed_model(choice: ServeChoice, production: Production, path: Path, *, allowed: bool) -> list[str]:
+    """`["model"]` where none of the models is the one that was measured and that is allowed, else nothing."""
+    evidence = production.evidence
+    if evidence is None or not evidence.model_sha256 or not choice.models:
+        return []
+    from mlserve.cli.served_models import choose_models
+
+    found = {ref: _sha256(choose_models([ref], Path(choice.store))[0]) for ref in choice.models}
+    if evidence.model_sha256 in found.values():
+        return []
+    if not allowed:
+        held = ", ".join(f"{ref} has {sha256[:12]}" for ref, sha256 in found.items())
+        raise UsageError(
+            f"{path} was measured with the model of SHA-256 {evidence.model_sha256[:12]}, and {held}: its figures are "
+            "of another model. Measure this one (mlserve tune), or mean it: --allow-changed"
+        )
+    return ["model"]
+
+
+def _sha256(source: "ModelSource") -> str:
+    """Of the model's file, as runs have it."""
+    from mlserve.model.artifact import MODEL_FILE, read_manifest, sha256_of
+
+    path = Path(source.path)
+    if path.is_file():
+        return sha256_of(path)
+    files = read_manifest(path).files
+    return files[MODEL_FILE].sha256 if MODEL_FILE in files else ""
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else f"{value}" if value != "" else '""'

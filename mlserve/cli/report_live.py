@@ -1,0 +1,146 @@
+"""`mlserve report --open` and `--watch`: the page in a browser, and a page that follows runs as they come."""
+
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from mlserve.cli.terminal import err
+from mlserve.errors import MlserveError, RunFileError
+
+if TYPE_CHECKING:
+    from mlserve.report.measurement import Recorded
+
+__all__ = ["open_page", "watch"]
+
+_LOOK_EVERY_S = 1.0
+Fingerprint = tuple[tuple[Path, int, int], ...]
+
+
+def open_page(address: str) -> None:
+    """Shows `address` in the user's browser without waiting for it; says where it is when there is none."""
+    if not _has_browser():
+        err.print(f"there is no browser here; open {address}", highlight=False, markup=False, soft_wrap=True)
+        return
+    # A process of its own: some browsers hold whoever starts them until they are closed, or write to its terminal.
+    nowhere = subprocess.DEVNULL
+    started = subprocess.Popen(
+        [sys.executable, "-m", "webbrowser", address],
+        stdin=nowhere,
+        stdout=nowhere,
+        stderr=nowhere,
+        start_new_session=True,
+    )
+    Thread(target=started.wait, daemon=True).start()
+
+
+def _has_browser() -> bool:
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
+
+
+def watch(
+    paths: Sequence[Path],
+    write: Callable[["Sequence[Recorded]"], Path],
+    *,
+    open_it: bool,
+    look_every_s: float = _LOOK_EVERY_S,
+) -> None:
+    """Writes the report anew whenever runs come or change, and serves its page, until Ctrl-C. Waits where there are
+    none yet. `write` makes the report of runs and returns its page.
+
+    A run that cannot be read is said once, and the page stays as it was until it can. Never returns by itself.
+    """
+    from mlserve.report.render.live import live_page
+
+    runs = _Runs(paths)
+    page = write(_first(runs, look_every_s))
+    with live_page(page.read_bytes()) as live:
+        err.print(
+            f"live at {live.address} (Ctrl-C ends it; {page} stays)", highlight=False, markup=False, soft_wrap=True
+        )
+        if open_it:
+            open_page(live.address)
+        while True:
+            time.sleep(look_every_s)
+            changed = runs.changed()
+            if changed:
+                live.show(write(changed).read_bytes())
+                _say(f"{len(changed)} runs")
+
+
+def _first(runs: "_Runs", look_every_s: float) -> "Sequence[Recorded]":
+    """The first runs there are."""
+    waiting = False
+    while True:
+        found = runs.changed()
+        if found:
+            return found
+        if not waiting:
+            _say(f"waiting for the first run in {', '.join(map(str, runs.paths))}")
+            waiting = True
+        time.sleep(look_every_s)
+
+
+def _say(text: str) -> None:
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Runs:
+    """The runs below some folders. One that has not changed is not read again."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self._seen: Fingerprint = ()
+        self._read: dict[tuple[Path, int, int], Recorded] = {}
+        self._complaint = ""
+
+    def changed(self) -> "list[Recorded]":
+        """All of them, by the time they were made, when any has come, gone or changed since last asked; else none."""
+        from mlserve.report.measurement import read_runs
+
+        present = self._present()
+        if present == self._seen:
+            return []
+        try:
+            self._read = {one: self._read.get(one) or read_runs([one[0]])[0] for one in present}
+        except MlserveError as error:
+            self._complain(str(error))
+            return []
+        self._seen, self._complaint = present, ""
+        return sorted(self._read.values(), key=lambda one: one.run.started_at)
+
+    def _present(self) -> Fingerprint:
+        """Each run's folder, with what changes when its `run.json` is written anew."""
+        from mlserve.runs.run import RUN_FILE, find_runs
+
+        folders: dict[Path, Path] = {}
+        for path in self.paths:
+            try:
+                folders |= {folder.resolve(): folder for folder in find_runs(path)}
+            except RunFileError:
+                # None there yet: whether there is one at all, `_first` says.
+                continue
+        states = {folder: _state(folder / RUN_FILE) for folder in folders.values()}
+        return tuple((folder, *state) for folder, state in states.items() if state)
+
+    def _complain(self, text: str) -> None:
+        if text != self._complaint:
+            self._complaint = text
+            _say(f"not shown: {text}")
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """When it was written and how large it is; None where it has just gone."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size

@@ -1,0 +1,142 @@
+"""From what was said to `mlserve tune` to what is wanted; flags that contradict each other are refused."""
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from mlserve.errors import UsageError
+from mlserve.units import parse_duration_s
+
+if TYPE_CHECKING:
+    from mlserve.runs.load import Plan, Protocol
+    from mlserve.tuning.choosing.aim import Aim, Goal
+    from mlserve.tuning.choosing.choose import Pace
+
+__all__ = [
+    "Wanted",
+    "is_model_file",
+    "make_aim",
+    "make_pace",
+    "make_protocols",
+    "parse_bytes",
+    "parse_price_per_h",
+    "plan_of",
+]
+
+_BYTES = {"": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_SHORT_SHARE, _SHORTEST_S = 5, 1.0
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags that say what is wanted, as they were written."""
+
+    slo: str
+    errors: str
+    rps: float | None
+    maximize: Literal["throughput", "goodput"] | None
+    minimize: Literal["cost", "latency", "energy"] | None
+    max_drop: str
+    max_memory: str
+    price: str
+
+
+def make_aim(wanted: Wanted) -> "Aim":
+    """What is best. Raises UsageError, naming the flag."""
+    from mlserve.optimize.evaluation.drop import parse_max_drop
+    from mlserve.tuning.choosing.aim import Aim
+    from mlserve.tuning.evidence import parse_slo
+
+    goal = _goal(wanted)
+    if wanted.rps is not None and not 0 < wanted.rps <= 1e6:
+        raise UsageError(f"--rps {wanted.rps:g} cannot be offered; give a rate above 0 and up to 1,000,000")
+    return Aim(
+        objective=parse_slo(wanted.slo, wanted.errors),
+        goal=goal,
+        rate_per_s=wanted.rps,
+        max_accuracy_loss=parse_max_drop(wanted.max_drop),
+        max_memory_bytes=parse_bytes(wanted.max_memory, "--max-memory") if wanted.max_memory else None,
+        price_per_h=parse_price_per_h(wanted.price) if wanted.price else None,
+    )
+
+
+def make_protocols(text: str) -> "tuple[Protocol, ...]":
+    """`rest,grpc`. Raises UsageError for one that no server of ours speaks, and one given twice."""
+    from mlserve.bench.target import check_protocol
+
+    words = [word.strip() for word in text.split(",")]
+    if "json" in words:
+        raise UsageError("--protocol json is for servers of others; tune serves the model itself and asks it by others")
+    if len(set(words)) < len(words):
+        raise UsageError(f"--protocol {text}: one is given twice; give each once")
+    return tuple(check_protocol(word) for word in words)
+
+
+def make_pace(budget: str, duration: str) -> "Pace":
+    """How long runs are. Raises UsageError for a budget in which nothing can be confirmed."""
+    from mlserve.tuning.choosing.choose import Pace
+
+    budget_s, long_s = parse_duration_s(budget), parse_duration_s(duration)
+    if budget_s < long_s:
+        raise UsageError(f"--budget {budget} is less than one run of {duration}; raise it, or lower --duration")
+    return Pace(budget_s=budget_s, short_s=max(long_s / _SHORT_SHARE, min(_SHORTEST_S, long_s)), long_s=long_s)
+
+
+def plan_of(batch_rows: int, seed: int) -> "Plan":
+    """What requests hold; rates, durations and protocols are the search's."""
+    from mlserve.bench.plan import check_plan
+    from mlserve.runs.load import Plan
+
+    return check_plan(Plan(rate_per_s=1.0, duration_s=1.0, warm_up_s=1.0, batch_rows=batch_rows, seed=seed))
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """`"2GB"` -> 2_000_000_000, `"512MiB"` -> 536_870_912. Raises UsageError for anything else, zero included."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmg]i?b)?", text.strip().lower())
+    found = float(match[1]) * _BYTES[match[2] or ""] if match else 0.0
+    if not 1 <= found < math.inf:
+        raise UsageError(f"{flag} {text!r} is no size; write a number and a unit, such as 2GB or 512MiB")
+    return round(found)
+
+
+def parse_price_per_h(text: str) -> float:
+    """`"1.20/h"` -> 1.2. Raises UsageError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(?:/\s*h)?", text.strip())
+    found = float(match[1]) if match else 0.0
+    if not 0 < found < math.inf:
+        raise UsageError(f"--price {text!r} is no price; write what a machine costs an hour, such as 1.20/h")
+    return found
+
+
+def is_model_file(what: str, store: Path) -> bool:
+    """Whether `what` is a file or folder to make variants of, and no name of the store.
+
+    Raises UsageError for what looks like a path and is none.
+    """
+    path = Path(what)
+    if (store / what.partition("@")[0]).is_dir() and path.parent == Path():
+        return False
+    if path.exists():
+        return True
+    if "/" in what or path.suffix in (".pt", ".pth", ".onnx", ".h5", ".keras", ".safetensors", ".pkl", ".joblib"):
+        raise UsageError(f"{what}: there is no such file; check the path, or give the name of a model in the store")
+    return False
+
+
+def _goal(wanted: Wanted) -> "Goal":
+    if wanted.maximize and wanted.minimize:
+        raise UsageError(
+            f"--maximize {wanted.maximize} and --minimize {wanted.minimize} are two goals; give one, the other "
+            "is then what it is"
+        )
+    goal: Goal = wanted.maximize or wanted.minimize or ("latency" if wanted.rps is not None else "throughput")
+    if goal in ("throughput", "goodput") and wanted.rps is not None:
+        raise UsageError(
+            f"--maximize {goal} looks for the rate itself; leave --rps out, or say what is best at that rate: "
+            "--minimize latency, cost or energy"
+        )
+    if goal in ("latency", "energy") and wanted.rps is None:
+        raise UsageError(f"--minimize {goal} needs a load to measure it at; give it with --rps")
+    return goal

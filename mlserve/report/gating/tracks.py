@@ -1,0 +1,256 @@
+"""Of each limit, the evidence that a number of pairs of runs, or all of the runs, hold of it. Pure."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from mlserve.model.artifact import Accuracy
+from mlserve.report.gating.estimate import CERTAIN, Estimate, Spread, of_pairs, of_two_sides, plus
+from mlserve.report.gating.evidence import Evidence, Pair, Refused, Shares, place_of
+from mlserve.report.gating.figures import RunFigure, figure_of
+from mlserve.report.gating.limits import ERROR_RATE, FIXED, Limit
+from mlserve.report.measurement import Recorded
+from mlserve.runs.percentiles import too_few
+from mlserve.runs.run import ServedModel
+from mlserve.stats import Floats, minimum_samples, share_difference
+
+__all__ = ["ErrorTrack", "FixedTrack", "RatioTrack", "Track", "track_of_pairs", "track_of_sides"]
+
+_RESAMPLES = 2000
+_Z95 = 1.959963984540054
+# What is an error, so that less of it is better and no figure of it is a floor.
+_ERRORS = ("mae",)
+
+
+class Track(Protocol):
+    """The evidence on one limit, as it grew."""
+
+    @property
+    def limit(self) -> Limit:
+        """What it is evidence of."""
+
+    def at(self, pairs: int) -> Evidence | Refused:
+        """What the first `pairs` pairs say."""
+
+    def figures(self, pairs: int) -> tuple[float | None, float | None]:
+        """Baseline and candidate over the first `pairs` pairs; None where there is none."""
+
+
+class RatioTrack(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures above zero, one a run. `before` is empty for a limit of the candidate alone.
+
+    `between` is what gates, or sessions, of the same server differ by although their runs agree; `one_pair` what single
+    pairs of the same server differ by, where that is known from elsewhere.
+    """
+
+    limit: Limit
+    before: tuple[RunFigure, ...]
+    after: tuple[RunFigure, ...]
+    answers: tuple[tuple[int, int], ...] = ()
+    in_pairs: bool = True
+    between: Spread = CERTAIN
+    one_pair: Spread | None = None
+
+    def at(self, pairs: int) -> Evidence | Refused:
+        before, after = self._until(pairs)
+        refused = next((one.refused for one in (*before, *after) if one.refused), "")
+        if refused:
+            return Refused(refused)
+        few = self._too_few(pairs)
+        if few:
+            return few
+        found = self._estimate(before, after)
+        if found is None:
+            return Refused("one run says nothing of how much runs differ", 4.0 / max(1, len(after)))
+        return msgspec.structs.replace(found, lasting=self.between)
+
+    def figures(self, pairs: int) -> tuple[float | None, float | None]:
+        before, after = self._until(pairs)
+        return _typical(before), _typical(after)
+
+    def _until(self, pairs: int) -> tuple[tuple[RunFigure, ...], tuple[RunFigure, ...]]:
+        return (self.before[:pairs], self.after[:pairs]) if self.in_pairs else (self.before, self.after)
+
+    def _too_few(self, pairs: int) -> Refused | None:
+        if self.limit.q is None or not self.answers:
+            return None
+        counts = self.answers[:pairs] if self.in_pairs else self.answers
+        sides = {"baseline": sum(one for one, _ in counts), "candidate": sum(other for _, other in counts)}
+        for side, answered in list(sides.items())[int(self.limit.absolute) :]:
+            refused = too_few(self.limit.metric, self.limit.q, answered)
+            if refused:
+                enough = minimum_samples(self.limit.q) / answered if answered else None
+                return Refused(f"{side}: {refused}", enough)
+        return None
+
+    def _estimate(self, before: Sequence[RunFigure], after: Sequence[RunFigure]) -> Estimate | None:
+        places_after, noise_after = self._places(after)
+        if self.limit.absolute:
+            return of_pairs(places_after, noise_after)
+        places_before, noise_before = self._places(before)
+        if not self.in_pairs:
+            noise = math.hypot(_noise_of_mean(noise_before), _noise_of_mean(noise_after))
+            found = of_two_sides(places_before, places_after, noise)
+            if found is None and self.between.variance:  # the runs alone show nothing of it, but it is known
+                return Estimate(float(places_after.mean() - places_before.mean()), CERTAIN, noise)
+            return found
+        places, noises = places_after - places_before, np.hypot(noise_before, noise_after)
+        if len(places) == 1 and self.one_pair is not None:
+            return Estimate(float(places[0]), self.one_pair, float(noises[0]))
+        return of_pairs(places, noises)
+
+    def _places(self, figures: Sequence[RunFigure]) -> tuple[Floats, Floats]:
+        places = np.array([place_of(self.limit, one.value) for one in figures], np.float64)
+        return places, np.array([one.noise for one in figures], np.float64)
+
+
+class ErrorTrack(msgspec.Struct, frozen=True):
+    """Requests that failed, over all runs; INVALID ones too, for that a request was not answered is seen whatever the
+    clocks are worth.
+    """
+
+    limit: Limit
+    before: tuple[Recorded, ...]
+    after: tuple[Recorded, ...]
+
+    def at(self, pairs: int) -> Evidence | Refused:
+        before = None if self.limit.absolute else [one.failure_blocks for one in self.before[:pairs]]
+        gap = share_difference(before, [one.failure_blocks for one in self.after[:pairs]], resamples=_RESAMPLES)
+        return Refused("no request was due") if math.isnan(gap.found) else Shares(gap)
+
+    def figures(self, pairs: int) -> tuple[float | None, float | None]:
+        return _share(self.before[:pairs]), _share(self.after[:pairs])
+
+
+class FixedTrack(msgspec.Struct, frozen=True):
+    """What belongs to the models: no run says more of it."""
+
+    limit: Limit
+    found: Estimate | Refused
+    before: float | None
+    after: float | None
+
+    def at(self, pairs: int) -> Evidence | Refused:
+        return self.found
+
+    def figures(self, pairs: int) -> tuple[float | None, float | None]:
+        return self.before, self.after
+
+
+def track_of_pairs(
+    limit: Limit, pairs: Sequence[Pair], *, between: Spread = CERTAIN, one_pair: Spread | None = None
+) -> Track:
+    """The evidence of runs taken in turn."""
+    before, after = tuple(pair.baseline for pair in pairs), tuple(pair.candidate for pair in pairs)
+    if limit.metric == ERROR_RATE:
+        return ErrorTrack(limit, before, after)
+    if limit.metric in FIXED:
+        return _fixed(limit, before[0].run.model, after[0].run.model)
+    rates = [pair.max_rates or (None, None) for pair in pairs]
+    return RatioTrack(
+        limit=limit,
+        before=_figures(limit, before, [rate for rate, _ in rates]),
+        after=tuple(figure_of(limit, one, rate) for one, (_, rate) in zip(after, rates, strict=True)),
+        answers=tuple((_answers(pair.baseline), _answers(pair.candidate)) for pair in pairs),
+        between=between,
+        one_pair=one_pair,
+    )
+
+
+def track_of_sides(
+    limit: Limit, before: Sequence[Recorded], after: Sequence[Recorded], between: Spread = CERTAIN
+) -> Track:
+    """The evidence of runs that were not taken in turn, or of which one side has more."""
+    if limit.metric == ERROR_RATE:
+        return ErrorTrack(limit, tuple(before), tuple(after))
+    if limit.metric in FIXED:
+        return _fixed(limit, before[0].run.model, after[0].run.model)
+    return RatioTrack(
+        limit=limit,
+        before=_figures(limit, before, [None] * len(before)),
+        after=tuple(figure_of(limit, one) for one in after),
+        answers=((sum(map(_answers, before)), sum(map(_answers, after))),),
+        in_pairs=False,
+        between=between,
+    )
+
+
+def _figures(limit: Limit, runs: Sequence[Recorded], rates: Sequence[float | None]) -> tuple[RunFigure, ...]:
+    if limit.absolute:
+        return ()
+    return tuple(figure_of(limit, one, rate) for one, rate in zip(runs, rates, strict=True))
+
+
+def _fixed(limit: Limit, before: ServedModel, after: ServedModel) -> FixedTrack:
+    if limit.metric == "size":
+        return _size(limit, before.size_bytes, after.size_bytes)
+    values = [model.accuracy.value if model.accuracy else None for model in (before, after)]
+    return FixedTrack(limit, _accuracy_kept(limit, after) if limit.absolute else _accuracy_lost(before, after), *values)
+
+
+def _size(limit: Limit, before: int | None, after: int | None) -> FixedTrack:
+    found: Estimate | Refused = Refused("the size of the model is known only for a version of a store")
+    if after and limit.absolute:
+        found = Estimate(place_of(limit, after), CERTAIN)
+    elif after and before:
+        found = Estimate(place_of(limit, after / before), CERTAIN)
+    return FixedTrack(limit, found, before, after)
+
+
+def _accuracy_kept(limit: Limit, after: ServedModel) -> Estimate | Refused:
+    if after.accuracy is None:
+        return Refused("the candidate has no measured accuracy; measure it with mlserve optimize --data")
+    if after.accuracy.metric in _ERRORS:
+        return Refused(f"{after.accuracy.metric} is an error, of which less is better; limit its growth: accuracy=1%")
+    spread = _loss_spread(after.accuracy)
+    return spread if isinstance(spread, Refused) else Estimate(place_of(limit, after.accuracy.value), spread)
+
+
+def _accuracy_lost(before: ServedModel, after: ServedModel) -> Estimate | Refused:
+    """What the candidate lost more than the baseline of what both were held against. The rows are the same on both
+    sides, so what is said of the difference is on the careful side.
+    """
+    if after.sha256 and after.sha256 == before.sha256:
+        return Estimate(0.0, CERTAIN)
+    lost = after.accuracy
+    if lost is None:
+        return Refused("the candidate has no measured accuracy; measure it with mlserve optimize --data")
+    spread = _loss_spread(lost)
+    if isinstance(spread, Refused):
+        return spread
+    if before.variant == lost.reference:
+        return Estimate(lost.loss, spread)
+    base = before.accuracy
+    if base is None or (base.metric, base.data, base.reference) != (lost.metric, lost.data, lost.reference):
+        return Refused("the accuracies of both were not measured alike: metric, data and reference must agree")
+    other = _loss_spread(base)
+    return other if isinstance(other, Refused) else Estimate(lost.loss - base.loss, plus(spread, other))
+
+
+def _loss_spread(accuracy: Accuracy) -> Spread | Refused:
+    if accuracy.loss_low is None or accuracy.loss_high is None:
+        return Refused("an accuracy has no interval; measure it again with mlserve optimize --data")
+    return Spread(((accuracy.loss_high - accuracy.loss_low) / (2 * _Z95)) ** 2, math.inf)
+
+
+def _typical(figures: Sequence[RunFigure]) -> float | None:
+    """The geometric mean over the runs, so that the ratio of two is the ratio that is judged."""
+    if not figures or any(one.refused for one in figures):
+        return None
+    return math.exp(sum(math.log(one.value) for one in figures) / len(figures))
+
+
+def _noise_of_mean(noise: Floats) -> float:
+    return math.sqrt(float((noise**2).sum())) / max(1, len(noise))
+
+
+def _share(runs: Sequence[Recorded]) -> float | None:
+    due = sum(len(one.samples) for one in runs)
+    return sum(int((~one.samples.ok).sum()) for one in runs) / due if due else None
+
+
+def _answers(recorded: Recorded) -> int:
+    return int(recorded.samples.ok.sum())

@@ -1,0 +1,325 @@
+"""What all charts share: their form, their colours, their scales. Colours are CSS variables, so that light, dark and
+paper are the page's matter; `templates/report.css` defines each, for light first.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import altair as alt
+import msgspec
+
+from mlserve.report.report import Report, Result
+from mlserve.report.slo import Slo
+from mlserve.units import format_duration
+
+__all__ = [
+    "FAINT",
+    "MOST_BESIDE",
+    "SOFT",
+    "Chart",
+    "ChartGroup",
+    "Key",
+    "LatencyAxis",
+    "Layer",
+    "Panel",
+    "axes",
+    "colour",
+    "finish",
+    "hints",
+    "limit_line",
+    "lines",
+    "panels",
+    "percentiles_said",
+    "rounded",
+    "series_colour",
+    "variant_colours",
+]
+
+FAINT = 0.35
+SOFT = "var(--soft)"
+MOST_BESIDE = 6  # charts of a kind, beyond which a page shows them one at a time
+_COLOURS = 8
+_HEIGHT = 240
+_GRID = "var(--grid)"
+# Beyond this ratio of the slowest to the fastest, a scale from zero would show nothing but the slowest.
+_MOST_LINEAR = 50
+# A limit farther above all latencies than this is told in words: a line there would flatten what was measured.
+_MOST_HEADROOM = 4
+# Without a key a wheel scrolls the page, as everywhere else.
+_WHEEL = "wheel![event.ctrlKey || event.metaKey || event.shiftKey]"
+
+
+class Key(msgspec.Struct, frozen=True):
+    """One colour and what it stands for."""
+
+    name: str
+    colour: str
+
+
+class Chart(msgspec.Struct, frozen=True):
+    """One drawing: where it stands (`element`), what is above it, what it says to who cannot see it, its colours.
+
+    `spec` is Vega-Lite with its data inlined, "container" for its width, and `var(--name)` for its colours: to draw it
+    outside the page, replace both.
+    """
+
+    element: str
+    title: str
+    description: str
+    spec: dict[str, Any]
+    legend: tuple[Key, ...] = ()
+
+
+class ChartGroup(msgspec.Struct, frozen=True):
+    """Drawings of one kind, one a panel, on the same scale."""
+
+    title: str
+    note: str
+    charts: tuple[Chart, ...]
+
+
+class Panel(msgspec.Struct, frozen=True):
+    """What one drawing shows: up to eight results of one load, each in the colour of its variant."""
+
+    title: str
+    results: tuple[Result, ...]
+    colours: dict[str, str]
+
+    @property
+    def legend(self) -> tuple[Key, ...]:
+        """Its variants and their colours."""
+        return tuple(Key(variant, colour) for variant, colour in self.colours.items())
+
+
+def series_colour(number: int) -> str:
+    """The CSS colour of the series with this number."""
+    return f"var(--series-{number % _COLOURS + 1})"
+
+
+def variant_colours(report: Report) -> dict[str, str]:
+    """The colour of each variant; beyond eight they come again."""
+    variants = dict.fromkeys(result.variant for result in report.results)
+    return {variant: series_colour(number) for number, variant in enumerate(variants)}
+
+
+def panels(report: Report) -> list[Panel]:
+    """A panel a load; several where more than eight variants were measured under it, the recommended one in each."""
+    by_load: dict[str, list[Result]] = {}
+    for result in report.results:
+        by_load.setdefault(result.load, []).append(result)
+    shared = variant_colours(report)
+    if len(shared) <= _COLOURS:
+        return [
+            Panel(load, tuple(results), {variant: shared[variant] for variant in _variants(results)})
+            for load, results in by_load.items()
+        ]
+    return [panel for load, results in by_load.items() for panel in _pages(load, results)]
+
+
+def _pages(load: str, results: Sequence[Result]) -> list[Panel]:
+    """Fastest first, so that the first page is the one to read."""
+    picked = [one for one in results if one.recommended]
+    others = sorted((one for one in results if not one.recommended), key=_slowness)
+    room = _COLOURS - len(picked)
+    pages = [others[start : start + room] for start in range(0, len(others), room)] or [[]]
+    panels_: list[Panel] = []
+    for number, page in enumerate(pages):
+        shown = (*picked, *page)
+        title = load if len(pages) == 1 else f"{load}: {number * room + 1} to {number * room + len(page)} by p99"
+        colours = {variant: series_colour(place) for place, variant in enumerate(_variants(shown))}
+        panels_.append(Panel(title, shown, colours))
+    return panels_
+
+
+def _variants(results: Iterable[Result]) -> list[str]:
+    return list(dict.fromkeys(one.variant for one in results))
+
+
+def _slowness(result: Result) -> float:
+    latency_s = result.summary.percentile("p99").latency_s
+    return math.inf if latency_s is None else latency_s
+
+
+def axes(panels_: Sequence[Panel], read: Callable[[Result], Iterable[float | None]], slo: Slo | None) -> list[Any]:
+    """An axis a panel that holds what `read` finds in its results: the same for all while they are read side by side,
+    each its own where there are too many for that.
+    """
+    found = [[latency_s for one in panel.results for latency_s in read(one)] for panel in panels_]
+    if len(panels_) <= MOST_BESIDE:
+        return [LatencyAxis.holding((latency_s for every in found for latency_s in every), slo)] * len(panels_)
+    return [LatencyAxis.holding(every, slo) for every in found]
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A drawing without its data, and the rows it draws: Altair copies and checks whatever it is given, many times."""
+
+    drawing: Any
+    rows: list[dict[str, Any]]
+
+
+class LatencyAxis(msgspec.Struct, frozen=True):
+    """One scale for all charts of a group: from zero, or logarithmic where the slowest would flatten all else.
+
+    `limit` is where an objective's line goes, None without one, or where it is far above everything.
+    """
+
+    unit: str
+    factor: float
+    least: float
+    most: float
+    limit: float | None = None
+
+    @classmethod
+    def holding(cls, latencies_s: Iterable[float | None], slo: Slo | None = None) -> "LatencyAxis":
+        """A scale that holds every one of `latencies_s`, and the limit of `slo`."""
+        values = [latency_s for latency_s in latencies_s if latency_s is not None and latency_s > 0] or [1e-3]
+        limit_s = slo.limit_s if slo and slo.limit_s <= _MOST_HEADROOM * max(values) else None
+        values += [limit_s] if limit_s else []
+        unit, factor = next(
+            ((unit, factor) for unit, factor in (("us", 1e6), ("ms", 1e3)) if max(values) * factor < 1000), ("s", 1.0)
+        )
+        return cls(unit, factor, min(values) * factor, max(values) * factor, limit_s * factor if limit_s else None)
+
+    def roomier(self) -> "LatencyAxis":
+        """The same with room for a word beside the slowest."""
+        return msgspec.structs.replace(self, most=self.most * 1.18)
+
+    @property
+    def title(self) -> str:
+        """`latency (ms)`."""
+        return f"latency ({self.unit})"
+
+    def value(self, latency_s: float | None) -> float | None:
+        """`latency_s` on this scale."""
+        return None if latency_s is None else rounded(latency_s * self.factor)
+
+    @property
+    def _logarithmic(self) -> bool:
+        return self.most > _MOST_LINEAR * self.least
+
+    @property
+    def scale(self) -> Any:
+        """The scale itself."""
+        if self._logarithmic:
+            return alt.Scale(type="log", domain=[rounded(self.least / 1.15), rounded(self.most * 1.15)], nice=False)
+        return alt.Scale(domain=[0, rounded(self.most)], nice=True)
+
+    def encoding(self, field: str, channel: type[Any] = alt.Y, title: str = "") -> Any:
+        """The channel that shows `field`."""
+        # Logarithmic scales draw a line for each digit unless told which.
+        decades = [10.0**n for n in range(math.floor(math.log10(self.least)), math.ceil(math.log10(self.most)) + 1)]
+        axis = alt.Axis(values=decades, format="~g") if self._logarithmic else alt.Axis(tickCount=5)
+        return channel(f"{field}:Q", title=title or self.title, scale=self.scale, axis=axis)
+
+    def tooltip(self, field: str = "latency", title: str = "") -> Any:
+        """`field` in a tooltip."""
+        return alt.Tooltip(field=field, type="quantitative", format=".3~r", title=title or self.title)
+
+
+def rounded(value: float) -> float:
+    """Four digits: finer than a screen, and a tenth of the page."""
+    return float(f"{value:.4g}")
+
+
+def _colour_scale(colours: dict[str, str]) -> Any:
+    """Each variant in its colour."""
+    return alt.Scale(domain=list(colours), range=list(colours.values()))
+
+
+def colour(colours: dict[str, str], channel: type[Any] = alt.Color) -> Any:
+    """The channel that gives each variant its colour. The page has the key, so the drawing has none."""
+    return channel("variant:N", scale=_colour_scale(colours), legend=None)
+
+
+def lines(panel: Panel, tooltip: Sequence[Any]) -> Any:
+    """One line a variant, in its colour; INVALID results are faint. Unseen points carry the tooltips."""
+    return (
+        alt.Chart()
+        .mark_line(strokeWidth=2, strokeJoin="round", clip=True, point=alt.OverlayMarkDef(opacity=0, size=90))
+        .encode(
+            color=colour(panel.colours),
+            strokeOpacity=alt.StrokeOpacity("opacity:Q", scale=None),
+            tooltip=hints(tooltip),
+        )
+    )
+
+
+def hints(tooltip: Sequence[Any]) -> list[Any]:
+    """The fields of a tooltip; texts are shorthands. Altair takes a hundred times as long over one given as a text."""
+    return [alt.Tooltip(one) if isinstance(one, str) else one for one in tooltip]
+
+
+def limit_line(axis: LatencyAxis, slo: Slo | None, *, upright: str = "") -> list[Layer]:
+    """The line of the objective and its name, none where there is no room for it; across the x axis of the title
+    `upright`, where that is given.
+    """
+    if slo is None or axis.limit is None:
+        return []
+    limit = rounded(axis.limit)
+    words = f"SLO: {slo.name} within {format_duration(slo.limit_s)}"
+    rows = [{"limit": limit, "slo": words}]
+    place = {"x": axis.encoding("limit", alt.X, upright)} if upright else {"y": axis.encoding("limit")}
+    rule = alt.Chart().mark_rule(color="var(--bad)", strokeDash=[6, 4], strokeWidth=1.5, clip=True)
+    text = alt.Chart().mark_text(color="var(--bad)", fontSize=11, clip=True, **_beside(upright=bool(upright)))
+    there = {"y": alt.value(4)} if upright else {"x": alt.value(6)}
+    return [
+        Layer(rule.encode(**place, tooltip=alt.Tooltip(field="slo", type="nominal", title=" ")), rows),
+        Layer(text.encode(**place, **there, text=alt.Text("slo:N")), rows),
+    ]
+
+
+def _beside(*, upright: bool) -> dict[str, Any]:
+    if upright:
+        return {"align": "right", "baseline": "top", "dx": -5}
+    return {"align": "left", "baseline": "bottom", "dy": -4}
+
+
+def percentiles_said(results: Sequence[Result]) -> str:
+    """What the curves say, for who cannot see them."""
+    return " ".join(
+        f"{one.variant}: "
+        + ", ".join(
+            f"{p.name} {format_duration(p.latency_s)}" for p in one.summary.percentiles if p.latency_s is not None
+        )
+        + "."
+        for one in results
+    )
+
+
+def finish(
+    element: str,
+    title: str,
+    description: str,
+    layers: Sequence[Layer],
+    *,
+    legend: tuple[Key, ...] = (),
+    zoom: Sequence[str] = ("x", "y"),
+    height: int = _HEIGHT,
+) -> Chart:
+    """The chart of `layers`, lowest first; the last one is what zooming and panning holds on to."""
+    names = {
+        identity: f"rows-{number}" for number, identity in enumerate(dict.fromkeys(id(one.rows) for one in layers))
+    }
+    for layer in layers:
+        layer.drawing.data = alt.NamedData(name=names[id(layer.rows)])
+    *below, held = [layer.drawing for layer in layers]
+    if zoom:
+        held = held.add_params(alt.selection_interval(name="zoom", bind="scales", encodings=list(zoom), zoom=_WHEEL))
+    drawing = alt.layer(*below, held) if below else held
+    axis = {
+        "labelColor": SOFT,
+        "titleColor": SOFT,
+        "gridColor": _GRID,
+        "domainColor": _GRID,
+        "tickColor": _GRID,
+        "titleFontWeight": "normal",
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "labelFlush": True,
+        "labelLimit": 220,
+    }
+    config = {"background": "transparent", "font": "system-ui, sans-serif", "axis": axis, "view": {"stroke": None}}
+    drawing = drawing.properties(width="container", height=height, description=description).configure(**config)
+    datasets = {names[id(layer.rows)]: layer.rows for layer in layers}
+    return Chart(element, title, description, drawing.to_dict(validate=False) | {"datasets": datasets}, legend)

@@ -1,0 +1,175 @@
+"""What saved runs, or a production.toml, say of the load that one replica bears."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from mlserve.errors import RunFileError, UsageError
+from mlserve.report.capacity import Bears, Seen, bears
+from mlserve.report.conditions import Conditions, conditions_of
+from mlserve.report.measurement import Recorded, read_runs
+from mlserve.report.names import identity_of
+from mlserve.runs.naming import PRODUCTION_FILE, named_runs
+from mlserve.runs.production import Evidence, Expected, Production, is_production, read_production
+from mlserve.tuning.evidence import Objective, conclude, parse_slo, weigh
+from mlserve.tuning.find_max import blame_of, settled_requests
+
+__all__ = ["Replica", "replicas_of"]
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to serve a model that was measured. `what` is the model and how it was asked, `how` its server and its
+    machine; `rows` are those of a request, on average. `bears` is None where not one rate is proven, and `lacking`
+    then says why. `runs` are those that it rests on.
+    """
+
+    what: str
+    how: str
+    rows: float
+    bears: Bears | None
+    lacking: str = ""
+    caveats: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+
+
+def replicas_of(path: Path, objective: Objective) -> tuple[Replica, ...]:
+    """Everything that `path` holds evidence of (see `named_runs`), in the order in which it was measured first.
+
+    A production.toml whose runs are gone is taken at its word. Raises RunFileError and UsageError where there is
+    nothing to go by.
+    """
+    production = _production(path)
+    try:
+        directories = named_runs(path)
+    except RunFileError:
+        if production is None or production.expected is None or production.evidence is None:
+            raise
+        return (_promised(production, production.expected, production.evidence, objective),)
+    families: dict[tuple[str, Conditions], list[Recorded]] = {}
+    for recorded in read_runs(directories):
+        if _is_steady(recorded):
+            alike = msgspec.structs.replace(conditions_of(recorded.run), rate_per_s=0.0, payload="")
+            families.setdefault((identity_of(recorded.run).full, alike), []).append(recorded)
+    if not families:
+        raise UsageError(
+            f"{path} holds no open-loop run at a steady rate, and no other shows what a replica bears; make some with: "
+            "mlserve bench NAME --find-max --slo p99=50ms"
+        )
+    return tuple(_measured(name, conditions, runs, objective) for (name, conditions), runs in families.items())
+
+
+def _production(path: Path) -> Production | None:
+    file = path / PRODUCTION_FILE if path.is_dir() else path
+    return read_production(file) if is_production(file) and file.is_file() else None
+
+
+def _is_steady(recorded: Recorded) -> bool:
+    plan, conditions = recorded.run.plan, conditions_of(recorded.run)
+    return not plan.closed and not conditions.shape and len(recorded.samples) > 0
+
+
+def _measured(name: str, conditions: Conditions, runs: Sequence[Recorded], objective: Objective) -> Replica:
+    seen = [found for recorded in runs if (found := _seen(recorded, objective)) is not None]
+    borne = bears(seen)
+    plan = runs[0].run.plan
+    rows = sum(size.rows * size.share for size in plan.row_mix) if plan.row_mix else float(plan.batch_rows)
+    over = conditions.load.removeprefix("0 requests/s ")
+    return Replica(
+        what=f"{name} {over}",
+        how=_how(conditions),
+        rows=rows,
+        bears=borne,
+        lacking="" if borne else _lacking(runs, seen, objective),
+        caveats=tuple(_caveats(conditions)),
+        runs=tuple(str(recorded.directory) for recorded in runs),
+    )
+
+
+def _seen(recorded: Recorded, objective: Objective) -> Seen | None:
+    """What a run says; None for one that is no evidence. An INVALID run can show a miss, where neither generator nor
+    machine is to blame: a server that is asked too much makes its runs INVALID. It never shows that a rate is met.
+    """
+    run, samples = recorded.run, recorded.samples
+    verdict = conclude(weigh(settled_requests(samples, samples.scheduled_s), objective), objective)
+    if blame_of(run) or (verdict.met and not run.certificate.valid):
+        return None
+    energy_j, duration_s = run.resources.energy_j, run.window.duration_s
+    return Seen(
+        rate_per_s=run.plan.rate_per_s,
+        met=verdict.met,
+        sure=verdict.sure,
+        power_w=energy_j / duration_s if energy_j else None,
+    )
+
+
+def _lacking(runs: Sequence[Recorded], seen: Sequence[Seen], objective: Objective) -> str:
+    if not seen:
+        return f"none of its {len(runs)} runs can be believed: their certificates are INVALID"
+    slowest = min(one.rate_per_s for one in seen)
+    if not any(one.met for one in seen if one.rate_per_s == slowest):
+        return f"not even {slowest:g}/s keeps {objective.words}"
+    return (
+        f"its runs at {slowest:g}/s and above are too short to prove that {objective.words} holds; measure for longer "
+        "(--duration)"
+    )
+
+
+def _caveats(conditions: Conditions) -> Iterator[str]:
+    if conditions.arrivals == "constant":
+        yield "requests arrived evenly spaced, which is easier to bear than what independent users send"
+    if conditions.server_cores is not None and conditions.server_cores < conditions.cores:
+        held = _counted(conditions.server_cores, "core")
+        yield f"a replica has {held}, as the one that was measured: the price is of a machine of that size"
+
+
+def _how(conditions: Conditions) -> str:
+    """`1 worker, 2 threads, batches of 32 rows, cpu, 1 core; AMD EPYC, 2 cores`."""
+    machine = ", ".join([conditions.cpu, _counted(conditions.cores, "core"), *conditions.gpus])
+    if conditions.workers is None or conditions.threads is None:
+        return f"a server that ran already; {machine}"
+    words = [
+        _counted(conditions.workers, "worker"),
+        _counted(conditions.threads, "thread"),
+        f"batches of {conditions.max_batch_rows}",
+        *([f"delay {conditions.max_delay_ms:g} ms"] if conditions.max_delay_ms else []),
+        *(word for word in (conditions.engine, conditions.compute_type, conditions.device) if word),
+        *([f"held to {_counted(conditions.server_cores, 'core')}"] if conditions.server_cores else []),
+    ]
+    return f"{', '.join(words)}; {machine}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _promised(production: Production, expected: Expected, evidence: Evidence, objective: Objective) -> Replica:
+    """What a production.toml says by itself: its p99 at its rate, and the highest rate for its own objective."""
+    found = None
+    lacking = "its figures rest on INVALID runs"
+    if evidence.valid:
+        found = bears(list(_told(expected, objective)))
+        lacking = f"it says nothing of {objective.words}, only of its p99 and of {expected.slo or 'no objective'}"
+    serve = production.serve
+    return Replica(
+        what=f"{', '.join(serve.models)} of {expected.batch_rows} rows over {expected.protocol}",
+        how=f"{_counted(serve.workers, 'worker')}, {serve.device}; {evidence.cpu}, {_counted(evidence.cores, 'core')}",
+        rows=float(expected.batch_rows),
+        bears=found,
+        lacking="" if found else lacking,
+        caveats=("its runs are not here, so that the figures of the file stand for them",),
+    )
+
+
+def _told(expected: Expected, objective: Objective) -> Iterator[Seen]:
+    limit_ms = 1000 * objective.limit_s
+    if objective.percentile == 0.99:
+        sure = expected.p99_high_ms is not None and expected.p99_high_ms <= limit_ms
+        yield Seen(rate_per_s=expected.rate_per_s, met=expected.p99_ms <= limit_ms, sure=sure)
+    if expected.max_rate_per_s is not None and expected.slo and _same(expected.slo, objective):
+        yield Seen(rate_per_s=expected.max_rate_per_s, met=True, sure=False)
+
+
+def _same(slo: str, objective: Objective) -> bool:
+    own = parse_slo(slo)
+    return (own.percentile, own.limit_s) == (objective.percentile, objective.limit_s)

@@ -1,0 +1,75 @@
+"""The search itself, without a server: trial after trial until enough is known or the budget is spent. Pure but for
+what makes the runs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from mlserve.tuning.choosing.at_rate import next_at_rate
+from mlserve.tuning.choosing.attempt import Attempt, Trial
+from mlserve.tuning.choosing.climb import next_climb
+from mlserve.tuning.choosing.contest import Contest
+from mlserve.tuning.choosing.standing import Settled
+
+__all__ = ["Pace", "choose", "next_trial"]
+
+# Stops a search that would go on for ever, whatever it was asked.
+_MOST_ATTEMPTS = 500
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How long runs are, and how long all of them may take together (seconds). `overhead_s` is what a run takes beside
+    its load until some have shown it: starting the server, the generators, and calibrating.
+    """
+
+    budget_s: float
+    short_s: float = 4.0
+    long_s: float = 20.0
+    warm_up_s: float = 1.0
+    overhead_s: float = 8.0
+
+    def duration_s(self, trial: Trial, least_requests: int) -> float:
+        """How long to measure; a little longer than planned where the rate is so low that too few would be seen."""
+        planned_s = self.short_s if trial.fidelity == "short" else self.long_s
+        return max(planned_s, min(1.1 * least_requests / trial.rate_per_s, 2 * planned_s))
+
+    def run_s(self, duration_s: float, attempts: Sequence[Attempt]) -> float:
+        """What a run of `duration_s` takes with everything, as those so far tell."""
+        found = [one.seconds for one in attempts if one.trial.fidelity == "short" and not one.failure]
+        usual_s = max(0.0, sum(found) / len(found) - self.short_s - self.warm_up_s) if found else self.overhead_s
+        return self.warm_up_s + duration_s + usual_s
+
+    def affords(self, trial: Trial, attempts: Sequence[Attempt]) -> bool:
+        """Whether `trial` leaves time to confirm the best. One run is always made, and so is what confirms."""
+        if not attempts or trial.fidelity == "confirm":
+            return True
+        spent_s = sum(one.seconds for one in attempts)
+        planned_s = self.short_s if trial.fidelity == "short" else self.long_s
+        needed_s = self.run_s(planned_s, attempts) + self.run_s(self.long_s, attempts)
+        return spent_s + needed_s <= self.budget_s
+
+
+def choose(
+    contest: Contest, pace: Pace, attempt: Callable[[Trial, int], Attempt]
+) -> Iterator[tuple[list[Attempt], Settled | None]]:
+    """Makes one run after the other by `attempt` (a trial and its number, from 0), and yields all so far after each;
+    at last with what they come to.
+    """
+    attempts: list[Attempt] = []
+    while True:
+        found = next_trial(contest, pace, attempts)
+        if isinstance(found, Settled):
+            yield attempts, found
+            return
+        attempts.append(attempt(found, len(attempts)))
+        yield attempts, None
+
+
+def next_trial(contest: Contest, pace: Pace, attempts: Sequence[Attempt]) -> Trial | Settled:
+    """The run to make after `attempts`, or what they come to."""
+    step = next_climb if contest.seeks_rate else next_at_rate
+    found = step(contest, attempts, hurry=False)
+    if isinstance(found, Trial) and (not pace.affords(found, attempts) or len(attempts) >= _MOST_ATTEMPTS):
+        return step(contest, attempts, hurry=True)
+    return found

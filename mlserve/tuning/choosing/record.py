@@ -1,0 +1,127 @@
+"""`tune.json`: what a search knows so far. Written anew after each run, so that a search can go on where it stopped."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from mlserve.errors import UsageError
+from mlserve.runs.load import Plan, Protocol
+from mlserve.tuning.choosing.aim import Aim
+from mlserve.tuning.choosing.attempt import Attempt
+from mlserve.tuning.choosing.standing import Settled
+from mlserve.tuning.choosing.verdict import Verdict
+from mlserve.tuning.prediction.prediction import Prediction
+from mlserve.tuning.setting import Setting
+
+__all__ = ["SEARCH_FILE", "TUNE_FILE", "Foretold", "Record", "Search", "as_written", "read_record", "write_record"]
+
+SEARCH_FILE, TUNE_FILE = "search.json", "tune.json"
+
+# 1: first format
+FORMAT_VERSION = 1
+
+
+class Search(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for, as `search.json` keeps it: a search in the same folder goes on only if it asks for the same.
+
+    `models` are the versions that may be served; `plan` says what requests hold, in which order, and the first seed.
+    """
+
+    format_version: int = FORMAT_VERSION
+    models: tuple[str, ...]
+    protocols: tuple[Protocol, ...]
+    aim: Aim
+    plan: Plan
+    short_s: float
+    long_s: float
+
+
+class Foretold(msgspec.Struct, frozen=True, kw_only=True):
+    """A prediction as JSON has it: what is without end is null."""
+
+    setting: Setting
+    rate_per_s: float
+    p50_s: float | None
+    p99_s: float | None
+    objective_s: float | None
+    mean_batch_rows: float
+    utilization: float
+    max_rate_per_s: float
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file. A setting's number is its place in `predictions`; `left_out` says of each version, or engine,
+    that no setting has why; `settled` and `verdict` are None until the search is over.
+    """
+
+    format_version: int = FORMAT_VERSION
+    mlserve: str
+    cores: int
+    budget_s: float
+    predictions: tuple[Foretold, ...]
+    left_out: dict[str, str] = {}
+    attempts: tuple[Attempt, ...] = ()
+    settled: Settled | None = None
+    verdict: Verdict | None = None
+
+    def predicted(self) -> tuple[Prediction, ...]:
+        """What was foretold."""
+        return tuple(_prediction(one) for one in self.predictions)
+
+
+def as_written(predictions: Sequence[Prediction]) -> tuple[Foretold, ...]:
+    """`predictions` as the file has them."""
+    return tuple(
+        Foretold(
+            setting=one.setting,
+            rate_per_s=one.rate_per_s,
+            p50_s=_finite(one.p50_s),
+            p99_s=_finite(one.p99_s),
+            objective_s=_finite(one.objective_s),
+            mean_batch_rows=one.mean_batch_rows,
+            utilization=one.utilization,
+            max_rate_per_s=one.max_rate_per_s,
+        )
+        for one in predictions
+    )
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Writes `tune.json` by rename."""
+    partial = directory / f"{TUNE_FILE}.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    partial.rename(directory / TUNE_FILE)
+
+
+def read_record(directory: Path) -> Record | None:
+    """What `tune.json` in `directory` says; None where there is none. Raises UsageError for one that is damaged."""
+    path = directory / TUNE_FILE
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path} is damaged: {error}; remove it, or choose another folder for --out") from error
+
+
+def _prediction(one: Foretold) -> Prediction:
+    return Prediction(
+        setting=one.setting,
+        rate_per_s=one.rate_per_s,
+        p50_s=_or_endless(one.p50_s),
+        p99_s=_or_endless(one.p99_s),
+        objective_s=_or_endless(one.objective_s),
+        mean_batch_rows=one.mean_batch_rows,
+        utilization=one.utilization,
+        max_rate_per_s=one.max_rate_per_s,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _or_endless(value: float | None) -> float:
+    return math.inf if value is None else value

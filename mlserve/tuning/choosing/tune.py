@@ -1,0 +1,261 @@
+"""The search on real servers, in a folder that keeps every run and goes on where it stopped."""
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+import msgspec
+
+from mlserve import __version__
+from mlserve.bench.course import Decide
+from mlserve.bench.generator.job import Stop
+from mlserve.bench.progress import Progress
+from mlserve.errors import MlserveError, UsageError
+from mlserve.report.measurement import Recorded
+from mlserve.runs.load import Plan
+from mlserve.runs.samples import Samples
+from mlserve.stats import minimum_samples
+from mlserve.tuning.campaign import is_finished, make_room, open_campaign
+from mlserve.tuning.choosing.attempt import Attempt, Trial, failed_attempt, judge_attempt
+from mlserve.tuning.choosing.choose import Pace, next_trial
+from mlserve.tuning.choosing.contest import Contest, label_of
+from mlserve.tuning.choosing.foretelling import OpensPredictor, foretell
+from mlserve.tuning.choosing.record import SEARCH_FILE, Record, Search, as_written, read_record, write_record
+from mlserve.tuning.choosing.space import Space
+from mlserve.tuning.choosing.verdict import Verdict, best_so_far, conclude_search
+from mlserve.tuning.find_max import Judge
+from mlserve.tuning.measuring import Measure, measure_run, read_recorded
+from mlserve.tuning.opening import Contender, Opens, SubjectOf
+from mlserve.tuning.setting import Setting
+
+if TYPE_CHECKING:
+    from mlserve.tuning.choosing.standing import Settled
+
+__all__ = ["Tuning", "Watcher"]
+
+_FAILURE_FILE = "failure.json"
+# Far from those of the runs that chose, so that what confirms them has arrivals of its own.
+_CONFIRMING_SEEDS = 10_000
+
+
+class Watcher(Protocol):
+    """Told of everything as it comes. `spent_s` is how much of the budget is gone."""
+
+    def begins(self, trial: Trial, label: str, spent_s: float) -> None: ...
+
+    def moves(self, progress: Progress) -> None: ...
+
+    def ends(self, attempt: Attempt, label: str, best: str) -> None: ...
+
+
+class Tuning:
+    """A search under way in `directory`. `run` ends it; cut short, what it has by then is a verdict all the same.
+
+    Raises UsageError where the folder holds another search, or none that can be read.
+    """
+
+    def __init__(
+        self, search: Search, pace: Pace, directory: Path, opens: Opens, measure: Measure = measure_run
+    ) -> None:
+        self.attempts: list[Attempt] = []
+        self.left_out: dict[str, str] = {}
+        self.settled: Settled | None = None
+        self._search, self._pace, self._directory = search, pace, directory
+        self._opens, self._measure = opens, measure
+        open_campaign(directory, SEARCH_FILE, search)
+        self._before = read_record(directory)
+        self._contest: Contest | None = None
+
+    @property
+    def contest(self) -> Contest:
+        """What is searched, once it is foretold."""
+        assert self._contest is not None
+        return self._contest
+
+    @property
+    def spent_s(self) -> float:
+        """How much of the budget is gone."""
+        return sum(one.seconds for one in self.attempts)
+
+    def foretell(self, space: Space, opens: OpensPredictor, cores: int, on_step: Callable[[str], None]) -> None:
+        """Has every setting foretold, or takes what was foretold before: then nothing is measured for it again."""
+        aim, before = self._search.aim, self._before
+        if before is not None and before.predictions and before.cores == cores:
+            predictions, failed = before.predicted(), before.left_out
+        else:
+            predictions, failed = foretell(space, aim, opens, on_step)
+        self._contest = Contest(predictions=predictions, aim=aim, cores=cores)
+        self.left_out = {**space.left_out, **failed}
+        if before is None:
+            self._write(None)
+
+    def run(self, watcher: Watcher) -> Verdict:
+        """Makes the runs that are not there yet, until enough is known or the budget is spent."""
+        with _Servers(self._opens) as servers:
+            while isinstance(found := next_trial(self.contest, self._pace, self.attempts), Trial):
+                self._make(found, servers, watcher)
+        self.settled = found
+        verdict = self.verdict()
+        self._write(verdict)
+        return verdict
+
+    def make(self, trial: Trial, watcher: Watcher) -> Attempt:
+        """One run that nobody's search asked for."""
+        with _Servers(self._opens) as servers:
+            return self._make(trial, servers, watcher)
+
+    def verdict(self) -> Verdict:
+        """What is known by now."""
+        return conclude_search(self.contest, self.attempts, self.settled, self.read)
+
+    def keep(self) -> Verdict:
+        """The verdict of a search that was cut short, written as that of one that ended is."""
+        verdict = self.verdict()
+        self._write(verdict)
+        return verdict
+
+    def read(self, folder: str) -> Recorded:
+        """The run in a folder of this search."""
+        return read_recorded(self._directory / folder)
+
+    def runs(self) -> list[Recorded]:
+        """Every run there is."""
+        return [self.read(one.folder) for one in self.attempts if not one.failure]
+
+    def _make(self, trial: Trial, servers: "_Servers", watcher: Watcher) -> Attempt:
+        attempt = self._attempt(trial, servers, watcher)
+        self.attempts.append(attempt)
+        if len(self.attempts) > len(self._before.attempts if self._before else ()):
+            self._write(None)
+        watcher.ends(attempt, self._label(trial.number), self._best())
+        return attempt
+
+    def _attempt(self, trial: Trial, servers: "_Servers", watcher: Watcher) -> Attempt:
+        """The run of `trial`: read where it is there already, else made."""
+        number = len(self.attempts)
+        name = _folder(number, trial, self.contest.settings[trial.number])
+        folder = self._directory / name
+        failure = folder / _FAILURE_FILE
+        if is_finished(folder):
+            return judge_attempt(trial, self.read(name), self._search.aim, self._seconds_before(name))
+        if failure.is_file():
+            reason = str(msgspec.json.decode(failure.read_bytes())["reason"])
+            return failed_attempt(trial, name, reason, self._seconds_before(name))
+        began_s = time.monotonic()
+        watcher.begins(trial, self._label(trial.number), self.spent_s)
+        setting, plan = self.contest.settings[trial.number], self._plan(trial, number)
+        make_room(folder)
+        try:
+            subject_of = servers.open(setting)
+            self._measure(subject_of, plan, folder, name, watcher.moves, self._decide(trial, plan))
+        except UsageError:
+            raise  # every run would say so
+        except MlserveError as error:
+            servers.close()
+            failure.write_bytes(msgspec.json.encode({"reason": str(error)}) + b"\n")
+            return failed_attempt(trial, name, str(error), time.monotonic() - began_s)
+        return judge_attempt(trial, self.read(name), self._search.aim, time.monotonic() - began_s)
+
+    def _plan(self, trial: Trial, number: int) -> Plan:
+        objective = self._search.aim.objective
+        confirms = trial.fidelity == "confirm"
+        return msgspec.structs.replace(
+            self._search.plan,
+            rate_per_s=trial.rate_per_s,
+            duration_s=self._pace.duration_s(trial, minimum_samples(objective.percentile)),
+            warm_up_s=self._pace.warm_up_s,
+            protocol=self.contest.settings[trial.number].protocol,
+            seed=self._search.plan.seed + 1 + number + (_CONFIRMING_SEEDS if confirms else 0),
+            percentile=objective.percentile,
+            max_errors=max(objective.max_errors, 1e-6),
+            find_warm_up=False,
+            precision=0.0,
+            max_duration_s=0.0,
+        )
+
+    def _decide(self, trial: Trial, plan: Plan) -> Decide | None:
+        """Short runs end as soon as they prove what they are to show: at a given rate, only that they miss it."""
+        if trial.fidelity != "short":
+            return None
+        judge = Judge(self._search.aim.objective, plan)
+        return judge if self.contest.seeks_rate else _OnlyMissed(judge)
+
+    def _seconds_before(self, name: str) -> float:
+        """What a run took that was made earlier; where nobody wrote that down, what such a run usually takes."""
+        known = {one.folder: one.seconds for one in self._before.attempts} if self._before else {}
+        folder_s = self._pace.warm_up_s + self._pace.short_s + self._pace.overhead_s
+        return known.get(name, folder_s)
+
+    def _label(self, number: int) -> str:
+        return label_of(self.contest.settings[number], self.contest.settings)
+
+    def _best(self) -> str:
+        """The best so far in a few words, "" for none."""
+        best = best_so_far(self.contest, self.attempts)
+        return "" if best is None else self._label(best)
+
+    def _write(self, verdict: Verdict | None) -> None:
+        record = Record(
+            mlserve=__version__,
+            cores=self.contest.cores,
+            budget_s=self._pace.budget_s,
+            predictions=as_written(self.contest.predictions),
+            left_out=self.left_out,
+            attempts=tuple(self.attempts),
+            settled=self.settled,
+            verdict=verdict,
+        )
+        write_record(self._directory, record)
+
+
+class _Servers:
+    """One server at a time: the last that was asked for goes on until another is."""
+
+    def __init__(self, opens: Opens) -> None:
+        self._opens, self._stack = opens, ExitStack()
+        self._key: object = None
+        self._subject_of: SubjectOf | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self, setting: Setting) -> SubjectOf:
+        key = (setting.model, setting.options)
+        if key != self._key or self._subject_of is None:
+            self.close()
+            contender = Contender(setting.model, setting.model)
+            self._subject_of = self._stack.enter_context(self._opens(contender, setting.options))
+            self._key = key
+        return self._subject_of
+
+    def close(self) -> None:
+        self._subject_of, self._key = None, None
+        self._stack.close()
+
+
+class _OnlyMissed:
+    """Ends a run that surely misses the objective; one that meets it goes on, for its latency is wanted."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def __call__(self, samples: Samples, elapsed_s: float) -> Stop | None:
+        if self._judge.verdict is not None and self._judge.verdict.met:
+            return None
+        stop = self._judge(samples, elapsed_s)
+        return None if self._judge.verdict is None or self._judge.verdict.met else stop
+
+
+def _folder(number: int, trial: Trial, setting: Setting) -> str:
+    """`007-short-int8-grpc-2x1-32-0ms-800rps`."""
+    options = setting.options
+    words = [setting.variant, options.engine, "" if options.device == "cpu" else options.device, setting.protocol]
+    words += [f"{options.workers}x{options.threads}", str(options.max_batch_rows), f"{options.max_delay_ms:g}ms"]
+    told = "-".join(word for word in words if word)
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{number + 1:03}-{trial.fidelity}-{told}-{trial.rate_per_s:g}rps")

@@ -1,0 +1,257 @@
+"""What a search found, and how sure that is. Pure functions of its attempts and of the runs they left."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from mlserve.report.measurement import Recorded
+from mlserve.stats import Floats, quantile_of, ratio_interval
+from mlserve.tuning.choosing.at_rate import believed_latency, believed_loss, met_settings
+from mlserve.tuning.choosing.attempt import Attempt
+from mlserve.tuning.choosing.belief import Belief
+from mlserve.tuning.choosing.climb import believed_rate, brackets_of
+from mlserve.tuning.choosing.contest import Contest, label_of
+from mlserve.tuning.choosing.standing import Settled
+from mlserve.tuning.choosing.words import missed_words, needed_words, unmeasured_words
+from mlserve.units import format_rate
+
+__all__ = ["State", "Tried", "Verdict", "best_so_far", "chance_of_flip", "conclude_search", "importance"]
+
+State = Literal["picked", "met", "missed", "failed"]
+
+_RESAMPLES = 1000
+_NEAR = 0.2
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting that was measured. `value` is what is to be high or low (see `Verdict.figure`), with an interval where
+    there is one: None where the objective was not met. `predicted_s` and `measured_s` are the objective's percentile at
+    the aim's rate, or rates (a second) where the rate is sought.
+    """
+
+    number: int
+    label: str
+    state: State
+    why: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    predicted: float | None = None
+    measured: float | None = None
+    runs: int = 0
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The pick, None where nothing met the objective; then `nearest` says what came next to it, and `needed` what would
+    help. `figure` names what `value`s are: requests/s, good answers/s, seconds, price of 1,000 requests, joules.
+
+    `flip` is the probability that the runner-up is better after all, by what was measured; None where there is none, or
+    nothing tells. `importance` is the share of the variance over all settings that each knob explains by itself.
+    `near` of `compared` predictions were within 20% of what was measured.
+    """
+
+    pick: Tried | None
+    confirmed: bool
+    valid: bool
+    rate_per_s: float
+    figure: str
+    why: str
+    runner_up: Tried | None = None
+    flip: float | None = None
+    tried: tuple[Tried, ...] = ()
+    untried: dict[str, str] = {}
+    importance: dict[str, float] = {}
+    near: int = 0
+    compared: int = 0
+    nearest: str = ""
+    needed: str = ""
+
+
+def conclude_search(
+    contest: Contest, attempts: Sequence[Attempt], settled: Settled | None, read: Callable[[str], Recorded]
+) -> Verdict:
+    """What `attempts` come to; `settled` is None where the search was cut short. `read` gives the run of a folder."""
+    belief = believed_rate(contest, attempts) if contest.seeks_rate else believed_latency(contest, attempts)
+    pick = settled.number if settled is not None else best_so_far(contest, attempts)
+    tried = [_tried(contest, attempts, number, pick) for number in dict.fromkeys(one.number for one in attempts)]
+    order = sorted(tried, key=lambda one: _place(contest, one))
+    chosen = next((one for one in order if one.number == pick), None)
+    runner_up = next((one for one in order if one.state == "met"), None)
+    pairs = [(one.predicted, one.measured) for one in tried if one.predicted and one.measured]
+    confirmed = settled is not None and settled.confirmed
+    last = _last(attempts, pick)
+    return Verdict(
+        pick=chosen,
+        confirmed=confirmed,
+        valid=confirmed and last is not None and last.valid,
+        rate_per_s=last.rate_per_s if last else 0.0,
+        figure=_figure(contest),
+        why=settled.why if settled else "it was stopped before the best was confirmed",
+        runner_up=runner_up,
+        flip=chance_of_flip(contest, attempts, chosen.number, runner_up.number, read) if chosen and runner_up else None,
+        tried=tuple(order),
+        untried=unmeasured_words(contest, attempts, belief),
+        importance=importance(contest.knobs(), belief),
+        near=sum(abs(found / said - 1) <= _NEAR for said, found in pairs),
+        compared=len(pairs),
+        nearest="" if chosen else missed_words(contest, attempts),
+        needed="" if chosen else needed_words(contest, attempts),
+    )
+
+
+def importance(knobs: Mapping[str, Sequence[str]], belief: Belief) -> dict[str, float]:
+    """The share of the variance over all settings that each knob explains by itself, the greatest first: the variance
+    of its values' means over the whole (first-order effects: Sobol 1993). What knobs do together is in none of them.
+    """
+    whole = float(belief.mean.var())
+    found = {}
+    for name, column in knobs.items():
+        values = np.array(column)
+        means: Floats = np.zeros(len(values))
+        for value in set(column):
+            means[values == value] = belief.mean[values == value].mean()
+        found[name] = float(means.var()) / whole if whole else 0.0
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def chance_of_flip(
+    contest: Contest, attempts: Sequence[Attempt], pick: int, other: int, read: Callable[[str], Recorded]
+) -> float | None:
+    """How likely `other` is better than `pick`, from what was measured.
+
+    Where latency is the goal, by the block bootstrap over their runs; the pick's are only those that confirmed it, if
+    any, for the others were looked at to choose it. Else by what is believed of both.
+    """
+    if contest.seeks_rate:
+        belief, sign = believed_rate(contest, attempts), -1.0
+        offset = contest.handicap()
+    else:
+        if contest.aim.goal == "latency":
+            return _bootstrapped(contest, attempts, pick, other, read)
+        if contest.aim.goal == "cost":  # it is known, not measured
+            return None
+        belief, sign, offset = believed_loss(contest, attempts), 1.0, np.zeros(len(contest.predictions))
+    ahead = sign * float((belief.mean - offset)[other] - (belief.mean - offset)[pick])
+    unsure = math.hypot(belief.spread[pick], belief.spread[other])
+    return 0.5 * math.erfc(ahead / unsure / math.sqrt(2))
+
+
+def _bootstrapped(
+    contest: Contest, attempts: Sequence[Attempt], pick: int, other: int, read: Callable[[str], Recorded]
+) -> float | None:
+    """The share of re-drawn ratios other/pick below 1: where the interval's lower end is 1, its tail is that share."""
+    ours = [one for one in attempts if one.number == pick and not one.failure]
+    ours = [one for one in ours if one.trial.fidelity == "confirm"] or ours
+    theirs = [one for one in attempts if one.number == other and not one.failure]
+    sides = [[read(one.folder).latency_blocks for one in side] for side in (ours, theirs)]
+    if any(sum(map(len, side)) < 2 for side in sides):
+        return None
+    low, high = 0.0, 1.0
+    while high - low > 0.01:
+        tail = (low + high) / 2
+        statistic = quantile_of(contest.aim.objective.percentile)
+        ends = ratio_interval(sides[0], sides[1], statistic, confidence=abs(1 - 2 * tail), resamples=_RESAMPLES)
+        end = ends[0] if tail <= 0.5 else ends[1]
+        low, high = (tail, high) if end < 1 else (low, tail)
+    return (low + high) / 2
+
+
+def best_so_far(contest: Contest, attempts: Sequence[Attempt]) -> int | None:
+    """The setting that leads, confirmed or not; None where nothing met the objective yet."""
+    if contest.seeks_rate:
+        handicap = contest.handicap()
+        passed = {number: one.passed_per_s for number, one in brackets_of(attempts).items() if one.passed_per_s}
+        return max(passed, key=lambda number: math.log(passed[number]) - float(handicap[number]), default=None)
+    loss = believed_loss(contest, attempts)
+    return min(met_settings(attempts), key=lambda number: float(loss.mean[number]), default=None)
+
+
+def _last(attempts: Sequence[Attempt], number: int | None) -> Attempt | None:
+    """The run that the figures of a setting are taken from: the last that confirmed it, else the last it met."""
+    mine = [one for one in attempts if one.number == number and one.met]
+    return next((one for one in reversed(mine) if one.trial.fidelity == "confirm"), mine[-1] if mine else None)
+
+
+def _tried(contest: Contest, attempts: Sequence[Attempt], number: int, pick: int | None) -> Tried:
+    mine = [one for one in attempts if one.number == number]
+    label = label_of(contest.settings[number], contest.settings)
+    last = _last(attempts, number)
+    ran = [one for one in mine if not one.failure]
+    prediction = contest.predictions[number]
+    if not ran:
+        return Tried(number=number, label=label, state="failed", why=mine[-1].failure)
+    if contest.seeks_rate:
+        bracket = brackets_of(mine).get(number)
+        whole = bracket is not None and bracket.passed_per_s and bracket.failed_per_s < math.inf
+        measured = math.sqrt(bracket.passed_per_s * bracket.failed_per_s) if bracket and whole else None
+        predicted: float | None = prediction.max_rate_per_s
+    else:
+        measured = next((one.percentile_s for one in reversed(ran) if one.percentile_s), None)
+        predicted = prediction.objective_s if math.isfinite(prediction.objective_s) else None
+    met = last is not None and (contest.seeks_rate or number in met_settings(attempts))
+    value = _value(contest, number, last, mine) if last and met else (None, None, None)
+    why = "" if number == pick else _why(contest, mine[-1], met=met)
+    return Tried(
+        number=number,
+        label=label,
+        state="picked" if number == pick else "met" if met else "missed",
+        why=why,
+        value=value[0],
+        low=value[1],
+        high=value[2],
+        predicted=predicted,
+        measured=measured,
+        runs=len(ran),
+    )
+
+
+def _value(
+    contest: Contest, number: int, last: Attempt, mine: Sequence[Attempt]
+) -> tuple[float | None, float | None, float | None]:
+    """What counts of it, and its interval."""
+    match contest.aim.goal:
+        case "latency":
+            return last.percentile_s, last.low_s, last.high_s
+        case "energy":
+            return last.joules_a_request, None, None
+        case "cost" if not contest.seeks_rate:
+            return contest.cost_at(number, last.rate_per_s), None, None
+    bracket = brackets_of(mine)[number]
+    passed, failed = bracket.passed_per_s, bracket.failed_per_s
+    if contest.aim.goal == "cost" and passed:
+        low = contest.cost_at(number, failed) if failed < math.inf else None
+        return contest.cost_at(number, passed), low, contest.cost_at(number, passed)
+    if contest.aim.goal == "goodput":
+        return last.good_per_s, None, None
+    return passed or last.rate_per_s, passed or None, failed if failed < math.inf else None
+
+
+def _why(contest: Contest, last: Attempt, *, met: bool) -> str:
+    if last.failure:
+        return last.failure
+    if last.blame:
+        return f"the generator could not offer {format_rate(last.rate_per_s)} ({last.blame})"
+    if last.met or (met and not contest.seeks_rate):
+        return "met the objective; another is better"
+    return missed_words(contest, [last], with_label=False)
+
+
+def _place(contest: Contest, one: Tried) -> tuple[int, float]:
+    """The pick first, then those that met the objective, the best first."""
+    if one.value is None:
+        return ({"picked": 0, "met": 1, "missed": 2, "failed": 3}[one.state], one.measured or math.inf)
+    highest = contest.aim.goal in ("throughput", "goodput")
+    return (0 if one.state == "picked" else 1, -one.value if highest else one.value)
+
+
+def _figure(contest: Contest) -> str:
+    return {
+        "throughput": "requests/s",
+        "goodput": "good answers/s",
+        "latency": contest.aim.objective.name,
+        "cost": "price of 1,000",
+        "energy": "J a request",
+    }[contest.aim.goal]

@@ -1,0 +1,70 @@
+"""The highest rate of each side that meets an objective, sought once in every pair."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import msgspec
+
+from mlserve.bench.progress import Progress
+from mlserve.runs.load import Plan
+from mlserve.tuning.evidence import Objective
+from mlserve.tuning.find_max import Quest, StepRun, find_max
+from mlserve.tuning.gating.side import Side
+from mlserve.tuning.measuring import Measure, OnProgress
+from mlserve.tuning.opening import SubjectOf
+from mlserve.tuning.serving import ServerOptions
+
+__all__ = ["RateSearch"]
+
+
+class RateSearch(msgspec.Struct, frozen=True, kw_only=True):
+    """`asked` opens a side by its name for as long as its search lasts; what is measured goes into folders of
+    `directory`.
+    """
+
+    sides: Mapping[str, Side]
+    plan: Plan
+    objective: Objective
+    resolution: float
+    directory: Path
+    asked: Callable[[str], AbstractContextManager[SubjectOf]]
+    on_progress: OnProgress
+    measure: Measure
+
+    def highest(self, name: str, folder: str, number: int) -> float:
+        """The highest rate of the side called `name` (requests/s), 0.0 where none met the objective. `number` is that
+        of the pair: each search has arrivals of its own.
+        """
+        side = self.sides[name]
+        quest = Quest(
+            contender=side.contender,
+            plan=msgspec.structs.replace(self.plan, seed=self.plan.seed + number),
+            options=side.options or ServerOptions(),
+            objective=self.objective,
+            resolution=self.resolution,
+            start_per_s=self.plan.rate_per_s,
+            curve=False,
+        )
+        found = find_max(
+            quest,
+            self.directory / f"{folder}-max",
+            lambda _contender, _options: self.asked(name),
+            _Listener(self.on_progress),
+            self.measure,
+        )
+        return found.passed_per_s
+
+
+class _Listener:
+    """Hears of a search what a gate tells of it: that something is going on."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+
+    def begins(self, purpose: str, plan: Plan) -> None: ...
+
+    def moves(self, progress: Progress) -> None:
+        self._on_progress(progress)
+
+    def ends(self, step: StepRun) -> None: ...

@@ -1,0 +1,187 @@
+"""What was measured of a machine for predictions: how long runs take, and what a protocol costs. Kept as JSON."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from mlserve.errors import UsageError
+from mlserve.runs.machine import Machine
+
+__all__ = [
+    "LEVELS",
+    "EngineKey",
+    "EngineTimes",
+    "PathTimes",
+    "Phase",
+    "RowTimes",
+    "ServiceTimes",
+    "levels_of",
+    "read_times",
+    "write_times",
+]
+
+# 1: first format
+FORMAT_VERSION = 1
+
+LEVELS = 200
+"""Of a distribution, so many quantiles are kept: those at (i + 0.5) / 200."""
+
+
+# More shows in a percentile.
+_MOST_WAITED = 0.05
+
+
+class EngineKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs were timed of: a version (`name@version`, or a file) by its files' digest, how it was opened, and the
+    digest of the requests that rows were taken from.
+    """
+
+    model: str
+    sha256: str
+    engine: str
+    compute_type: str
+    device: str
+    threads: int
+    cores: int
+    requests: str
+
+
+class RowTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a run of `rows` rows of the kind `kind` takes, as quantiles (seconds): right after another run, and
+    after a pause.
+    """
+
+    kind: int
+    rows: int
+    busy_s: tuple[float, ...]
+    rested_s: tuple[float, ...]
+
+
+class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """`kinds[body]` is the kind of each request's rows: rows of one kind can share a run, unless not `together`.
+
+    `waited` is the share of the time in which its threads waited for a core that others had.
+    """
+
+    key: EngineKey
+    together: bool
+    kinds: tuple[int, ...]
+    times: tuple[RowTimes, ...]
+    waited: float = 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work made them longer than they are."""
+        return self.waited > _MOST_WAITED
+
+    @property
+    def most_rows(self) -> int:
+        """The largest run that was timed."""
+        return max(each.rows for each in self.times)
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests at one pace to a server whose model does nothing. `outside_s` are quantiles of latency without the run.
+
+    `cpu_s` is the processor time that the server used for a request beside the run, `turns` the share of requests
+    that began a run: 1 where none shared one.
+    """
+
+    gap_s: float
+    cpu_s: float
+    turns: float
+    outside_s: tuple[float, ...]
+
+
+class PathTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """One protocol, with requests like those of `interface`, where runs are on the event loop (`inline`) or not.
+
+    `rested` requests came one by one, `busy` ones soon after one another, and `full` ones kept the server's core busy.
+    """
+
+    protocol: str
+    interface: str
+    inline: bool
+    rested: Phase
+    busy: Phase
+    full: Phase
+
+
+class ServiceTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """All that was measured on `machine`."""
+
+    format_version: int = FORMAT_VERSION
+    machine: Machine
+    engines: tuple[EngineTimes, ...] = ()
+    paths: tuple[PathTimes, ...] = ()
+
+    def engine(self, key: EngineKey, rows: int) -> EngineTimes | None:
+        """The times of `key` for runs of up to `rows` rows, if they were measured."""
+        return next((each for each in self.engines if each.key == key and _covers(each, rows)), None)
+
+    @property
+    def disturbed(self) -> tuple[EngineTimes, ...]:
+        """Those that were measured while other work ran."""
+        return tuple(each for each in self.engines if each.disturbed)
+
+    def path(self, protocol: str, interface: str, *, inline: bool) -> PathTimes | None:
+        """The times of a protocol, if they were measured."""
+        return next((each for each in self.paths if _is_path(each, protocol, interface, inline=inline)), None)
+
+    def with_engine(self, times: EngineTimes) -> "ServiceTimes":
+        """With `times`, in place of those of the same key."""
+        others = tuple(each for each in self.engines if each.key != times.key)
+        return msgspec.structs.replace(self, engines=(*others, times))
+
+    def with_path(self, times: PathTimes) -> "ServiceTimes":
+        """With `times`, in place of those of the same protocol and interface."""
+        others = (each for each in self.paths if not _is_path(each, times.protocol, times.interface, times.inline))
+        return msgspec.structs.replace(self, paths=(*others, times))
+
+
+def levels_of(values: npt.NDArray[np.float64] | Sequence[float]) -> tuple[float, ...]:
+    """The quantiles [LEVELS] of `values`, which are some."""
+    at = (np.arange(LEVELS) + 0.5) / LEVELS
+    return tuple(np.round(np.quantile(np.asarray(values, np.float64), at), 9).tolist())
+
+
+def read_times(path: Path, machine: Machine) -> ServiceTimes:
+    """What `path` holds of `machine`; nothing where it is not there, or of another machine or other software.
+
+    Raises UsageError for a file that is something else.
+    """
+    if not path.is_file():
+        return ServiceTimes(machine=machine)
+    try:
+        held = msgspec.json.decode(path.read_bytes(), type=ServiceTimes)
+    except (msgspec.DecodeError, OSError) as error:
+        raise UsageError(f"{path} holds no measured times: {error}; delete it, and they are measured again") from error
+    same = held.format_version == FORMAT_VERSION and _essence(held.machine) == _essence(machine)
+    return held if same else ServiceTimes(machine=machine)
+
+
+def write_times(path: Path, times: ServiceTimes) -> None:
+    """Writes `path` by rename. Raises UsageError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(msgspec.json.encode(times) + b"\n")
+        partial.rename(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; choose another folder") from error
+
+
+def _covers(times: EngineTimes, rows: int) -> bool:
+    return not times.together or times.most_rows >= rows
+
+
+def _is_path(each: PathTimes, protocol: str, interface: str, inline: bool) -> bool:  # noqa: FBT001  # one of its keys
+    return (each.protocol, each.interface, each.inline) == (protocol, interface, inline)
+
+
+def _essence(machine: Machine) -> tuple[object, ...]:
+    """What a time depends on."""
+    return machine.cpu, machine.cpu_flags, machine.cores, machine.gpus, machine.packages

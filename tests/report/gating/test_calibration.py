@@ -1,0 +1,100 @@
+"""Gates of a server against itself: what they say of a machine, and that it is heeded."""
+
+import msgspec
+import pytest
+
+from mlserve.errors import UsageError
+from mlserve.report.gating.absolute import decide_against
+from mlserve.report.gating.calibration import calibrate, read_calibration, write_calibration
+from mlserve.report.gating.decision import decide_pairs
+from mlserve.report.gating.limits import parse_gate_limits
+from mlserve.report.gating.result import Finding, GateResult, MetricVerdict
+
+P50 = parse_gate_limits(["p50=5%"])
+
+
+def gate(change, *, spread=0.01, verdict="pass", suspected=False):
+    """The result of a gate of a server against itself."""
+    found = Finding(baseline=1.0, candidate=change, change=change, low=change - 0.03, high=change + 0.03, spread=spread)
+    metric = MetricVerdict(
+        metric="p50", difference=found, limit=1.05, verdict=verdict, pairs=8, was_suspected=suspected
+    )
+    return GateResult(verdict=verdict, reasons=(), metrics=(metric,), notes=(), baseline_runs=(), candidate_runs=())
+
+
+AGREEING = [gate(change) for change in (1.0, 1.01, 0.99, 1.005, 0.995, 1.012, 0.99, 1.0)]
+APART = [gate(change) for change in (1.1, 0.9, 1.12, 0.95, 1.08, 0.91, 1.0, 1.05)]
+
+
+def test_the_false_alarm_rate_has_an_interval_and_is_told_in_words(made_runs):
+    alarms = calibrate(
+        [*AGREEING, gate(1.2, verdict="fail", suspected=True), gate(1.0, suspected=True)], made_runs.MACHINE
+    ).false_alarms
+    assert (alarms.gates, alarms.failed, alarms.suspected) == (10, 1, 2)
+    assert (alarms.low, alarms.high) == pytest.approx((0.0025, 0.4450), abs=1e-4)  # Clopper and Pearson's 1 of 10
+    assert (
+        alarms.words
+        == "1 of 10 gates of a server against itself failed (95% interval 0.3% to 44.5%), 2 raised a suspicion"
+    )
+
+
+def test_gates_that_agree_as_their_runs_do_add_no_doubt_and_gates_that_do_not_add_theirs(made_runs):
+    assert calibrate(AGREEING, made_runs.MACHINE).between("p50").variance == 0
+    lasting = calibrate(APART, made_runs.MACHINE).between("p50")
+    assert lasting.variance**0.5 == pytest.approx(0.08, rel=0.25)
+    assert lasting.df == 8
+    assert calibrate(APART, made_runs.MACHINE).one_pair("p50").variance == pytest.approx(8 * 0.01**2)
+    assert calibrate(APART, made_runs.MACHINE).one_pair("p99") is None
+
+
+def test_a_calibration_is_read_as_it_was_written(tmp_path, made_runs):
+    path = tmp_path / "gate" / "calibration.json"
+    calibration = calibrate(APART, made_runs.MACHINE)
+    write_calibration(path, calibration)
+    assert read_calibration(path) == calibration
+    for text, message in (
+        (b"{", "is damaged"),
+        (path.read_bytes().replace(b'"format_version": 1', b'"format_version": 9'), "has format 9"),
+    ):
+        path.write_bytes(text)
+        with pytest.raises(UsageError, match=message):
+            read_calibration(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_calibration(tmp_path / "none.json")
+
+
+def test_one_gate_calibrates_nothing(made_runs):
+    with pytest.raises(UsageError, match=r"1 gates .* calibrate nothing"):
+        calibrate(AGREEING[:1], made_runs.MACHINE)
+
+
+def test_what_gates_differ_by_on_this_machine_is_no_regression(side, made_runs, pairs_of):
+    pairs = pairs_of(side(runs=8), side(made_runs.Load(4.4), runs=8, seed=60))
+    assert decide_pairs(pairs, P50).suspected == ("p50",)
+    result = decide_pairs(pairs, P50, calibration=calibrate(APART, made_runs.MACHINE))
+    assert (result.verdict, result.suspected) == ("inconclusive", ())
+    assert result.false_alarms.gates == 8
+    assert decide_pairs(pairs, P50, calibration=calibrate(AGREEING, made_runs.MACHINE)).suspected == ("p50",)
+
+
+def test_a_calibration_of_another_machine_is_not_used_and_that_is_said(side, made_runs, pairs_of):
+    elsewhere = msgspec.structs.replace(made_runs.MACHINE, cores=64)
+    pairs = pairs_of(side(runs=8), side(made_runs.Load(4.4), runs=8, seed=60))
+    result = decide_pairs(pairs, P50, calibration=calibrate(APART, elsewhere))
+    assert result.suspected == ("p50",)
+    assert result.false_alarms is None
+    assert any("cores 64 against 2" in note for note in result.notes)
+
+
+def test_a_session_differs_from_another_by_at_least_what_pairs_of_runs_do(side, made_runs):
+    calibration = calibrate(AGREEING, made_runs.MACHINE)
+    before = side(runs=1)
+    verdicts = {
+        median: decide_against(
+            before, side(made_runs.Load(median), runs=1, minute=90, seed=5), P50, calibration=calibration
+        )
+        for median in (4.0, 8.0)
+    }
+    assert verdicts[8.0].verdict == "fail"
+    assert verdicts[4.0].verdict != "fail"
+    assert any("they may differ by more" in note for note in verdicts[8.0].notes)

@@ -1,0 +1,95 @@
+"""A gate that goes on: it looks now and then, and believes a suspicion only when fresh runs show it too."""
+
+import pytest
+
+from mlserve.report.gating.decision import decide_pairs
+from mlserve.report.gating.limits import parse_gate_limits
+from mlserve.report.gating.looks import LOOKS
+
+P90 = parse_gate_limits(["p90=10%"])
+
+
+@pytest.fixture(scope="module")
+def base(side):
+    return side(runs=8)
+
+
+@pytest.fixture(scope="module")
+def slow(side, made_runs):
+    return side(made_runs.Load(6.0), runs=8, seed=50)
+
+
+@pytest.fixture(scope="module")
+def same(side):
+    return side(runs=8, seed=90)
+
+
+def test_nothing_is_decided_before_the_first_look_and_no_suspicion_is_a_failure(base, slow, pairs_of):
+    pairs = pairs_of(base, slow)
+    early = decide_pairs(pairs[: LOOKS[0] - 1], P90)
+    assert (early.verdict, early.suspected, early.settled) == ("inconclusive", (), False)
+    assert early.metrics[-1].difference.low > 1.1  # clear as it is
+    suspicion = decide_pairs(pairs[: LOOKS[0]], P90)
+    assert (suspicion.verdict, suspicion.suspected, suspicion.settled) == ("inconclusive", ("p90",), False)
+    assert suspicion.reasons == ("p90 looks worse than the limit; 4 fresh runs on each side must confirm it",)
+    assert suspicion.metrics[-1].was_suspected
+
+
+def test_fresh_runs_confirm_a_suspicion_or_clear_it(base, slow, same, pairs_of):
+    first, again, clean = pairs_of(base, slow)[:4], pairs_of(base, slow)[4:], pairs_of(base, same)
+    assert not decide_pairs(first, P90, fresh=again[:2]).settled
+    confirmed = decide_pairs(first, P90, fresh=again)
+    assert (confirmed.verdict, confirmed.suspected, confirmed.settled) == ("fail", (), True)
+    assert confirmed.metrics[-1].confirmed
+    assert "4 fresh runs of each side confirm it" in confirmed.reasons[0]
+    cleared = decide_pairs(first, P90, fresh=clean)
+    assert (cleared.verdict, cleared.suspected, cleared.settled) == ("pass", (), True)
+    assert any("p90 looked worse than the limit" in note and "clear it" in note for note in cleared.notes)
+
+
+def test_the_same_server_passes_without_any_suspicion(base, same, pairs_of):
+    result = decide_pairs(pairs_of(base, same), P90)
+    assert (result.verdict, result.suspected, result.settled) == ("pass", (), True)
+    assert not any(metric.was_suspected for metric in result.metrics)
+
+
+def test_a_verdict_stands_between_looks_and_more_pairs_do_not_take_it_back(base, same, pairs_of):
+    pairs = pairs_of(base, same)
+    at_look, between = decide_pairs(pairs[:6], P90), decide_pairs(pairs[:7], P90)
+    assert at_look.metrics == between.metrics
+
+
+def test_the_highest_rate_is_gated_downward(base, same, pairs_of):
+    def judged(before, after):
+        pairs = pairs_of(base, same)
+        rated = [
+            type(pair)(pair.baseline, pair.candidate, (before + n % 2, after - n % 3)) for n, pair in enumerate(pairs)
+        ]
+        return decide_pairs(rated, parse_gate_limits(["max_rate=5%"]))
+
+    assert judged(800.0, 700.0).suspected == ("max_rate",)
+    kept = judged(800.0, 820.0)
+    assert kept.verdict == "pass"
+    metric = kept.metrics[-1]
+    assert (metric.sense, metric.limit) == ("at least", 0.95)
+    assert 1.0 < metric.difference.low < metric.difference.change < metric.difference.high < 1.1
+    unknown = decide_pairs(pairs_of(base, same), parse_gate_limits(["max_rate=5%"]))
+    assert "only a live gate seeks it" in unknown.reasons[0]
+
+
+def test_what_belongs_to_the_model_needs_no_fresh_runs(base, same, pairs_of):
+    result = decide_pairs(pairs_of(base, same)[:4], parse_gate_limits(["size<=1MB"]))
+    assert (result.verdict, result.suspected) == ("fail", ())
+
+
+def test_failing_requests_are_suspected_and_confirmed_like_the_rest(side, made_runs, base, pairs_of):
+    failing = pairs_of(base, side(made_runs.Load(1.0, failed=0.1), runs=8, seed=7))
+    assert decide_pairs(failing[:4], P90).suspected == ("error_rate",)
+    assert decide_pairs(failing[:4], P90, fresh=failing[4:]).verdict == "fail"
+
+
+def test_an_invalid_pair_is_refused(side, made_runs, base, pairs_of):
+    pairs = pairs_of(base, side(made_runs.Load(6.0), runs=8, checks=(made_runs.LATE,)))
+    result = decide_pairs(pairs, P90)
+    assert result.verdict == "inconclusive"
+    assert "is INVALID" in result.reasons[0]

@@ -1,0 +1,190 @@
+"""A search in a folder: every run kept, gone on with where it stopped, and its verdict."""
+
+import msgspec
+import pytest
+
+from mlserve.errors import EngineError, UsageError
+from mlserve.report.measurement import read_runs
+from mlserve.runs.load import Plan
+from mlserve.runs.production import read_production, write_production
+from mlserve.tuning.choosing.aim import Aim
+from mlserve.tuning.choosing.choose import Pace
+from mlserve.tuning.choosing.chosen import evidence_of, production_of
+from mlserve.tuning.choosing.record import Search, read_record
+from mlserve.tuning.choosing.space import Space
+from mlserve.tuning.choosing.tune import Tuning
+from mlserve.tuning.prediction.prediction import Prediction
+from mlserve.tuning.serving import ServerOptions
+from mlserve.tuning.setting import Setting
+
+# What a request takes at each version's server, and what was foretold of its p99.
+SERVICE_S = {"slow@1": 0.004, "quick@1": 0.001, "other@1": 0.002}
+FORETOLD_S = {"slow@1": 0.010, "quick@1": 0.002, "other@1": 0.0022}
+PACE = Pace(budget_s=1e6, short_s=4.0, long_s=8.0, overhead_s=1.0)
+SPACE = Space(
+    settings=tuple(
+        Setting(model=model, variant=model[:-2], options=ServerOptions(threads=1)) for model in sorted(SERVICE_S)
+    )
+)
+
+
+def foretells(settings, objective, rate_per_s):
+    return [
+        Prediction(
+            setting=one,
+            rate_per_s=rate_per_s or 100.0,
+            p50_s=FORETOLD_S[one.model] / 3,
+            p99_s=FORETOLD_S[one.model],
+            objective_s=FORETOLD_S[one.model],
+            mean_batch_rows=1.0,
+            utilization=0.3,
+            max_rate_per_s=0.9 / SERVICE_S[one.model],
+        )
+        for one in settings
+    ]
+
+
+class Servers:
+    """Each version's own formula server. What was run is in `runs`; `stop_at` raises at that run."""
+
+    def __init__(self, make, stop_at=None, broken=()):
+        self._server, self._stop_at, self._broken = make(), stop_at, broken
+        self.runs, self.foretold = [], 0
+
+    def opens(self, contender, options):
+        if contender.name in self._broken:
+            raise EngineError(f"{contender.name} does not load")
+        return self._server.opens(contender, options)
+
+    def measure(self, subject_of, plan, folder, label, on_progress, decide):
+        if len(self.runs) == self._stop_at:
+            (folder / "samples.arrow").write_bytes(b"")
+            raise KeyboardInterrupt
+        self.runs.append(label)
+        self._server.service_s = SERVICE_S[subject_of(plan.protocol).name]
+        return self._server.measure(subject_of, plan, folder, label, on_progress, decide)
+
+    def predictor(self, settings):
+        self.foretold += 1
+        return foretells
+
+    def tuning(self, folder, aim, pace=PACE):
+        search = Search(
+            models=tuple(sorted(SERVICE_S)),
+            protocols=("rest",),
+            aim=aim,
+            plan=Plan(rate_per_s=1.0, duration_s=1.0, warm_up_s=1.0),
+            short_s=pace.short_s,
+            long_s=pace.long_s,
+        )
+        tuning = Tuning(search, pace, folder, self.opens, self.measure)
+        tuning.foretell(SPACE, self.predictor, 2, lambda _: None)
+        return tuning
+
+
+@pytest.fixture
+def servers(formula_server):
+    return lambda **settings: Servers(formula_server, **settings)
+
+
+@pytest.fixture
+def at_100(objective):
+    return Aim(objective=objective, goal="latency", rate_per_s=100.0)
+
+
+def test_the_best_is_confirmed_by_arrivals_of_its_own_and_becomes_a_file_and_a_report(
+    tmp_path, servers, quiet, at_100, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    mine = servers()
+    tuning = mine.tuning(tmp_path / "out", at_100)
+    verdict = tuning.run(quiet)
+    assert (verdict.pick.label, verdict.confirmed, verdict.valid) == ("quick rest 1x1 batch 32", True, True)
+    assert verdict.runner_up.label.startswith("other")
+    assert verdict.flip < 0.05
+    assert verdict.pick.low <= verdict.pick.value <= verdict.pick.high
+    assert 0 < verdict.near <= verdict.compared
+    assert list(verdict.importance) == ["variant"]
+    last = tuning.read(tuning.attempts[-1].folder).run.plan
+    assert last.seed not in {tuning.read(one.folder).run.plan.seed for one in tuning.attempts[:-1]}
+    assert last.duration_s == PACE.long_s
+    assert len(read_runs([tmp_path / "out"])) == len(tuning.attempts) == len(mine.runs)
+    proof = [tuning.read(one.folder) for one in evidence_of(tuning.attempts, verdict.pick.number)]
+    made = production_of(tuning.contest, verdict, proof, tmp_path / "store")
+    write_production(tmp_path / "production.toml", made)
+    assert read_production(tmp_path / "production.toml") == made
+    assert made.serve.models == ("quick@1",)
+    assert made.expected.rate_per_s == 100.0
+    assert made.expected.p99_low_ms <= made.expected.p99_ms <= made.expected.p99_high_ms
+    assert made.evidence.valid
+
+
+def test_a_search_that_was_cut_short_goes_on_where_it_stopped(tmp_path, servers, quiet, objective):
+    aim = Aim(objective=objective)
+    whole = servers()
+    there = whole.tuning(tmp_path / "whole", aim).run(quiet)
+    assert there.pick.label.startswith("quick")
+    # Behind such a queue, p99 is 20 ms at a load of about 0.89: see test_search.
+    assert there.rate_per_s == pytest.approx(890, rel=0.08)
+    first = servers(stop_at=3)
+    cut = first.tuning(tmp_path / "cut", aim)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(quiet)
+    so_far = cut.keep()
+    assert not so_far.confirmed
+    assert so_far.why == "it was stopped before the best was confirmed"
+    assert (so_far.pick is None) == (not any(one.met for one in cut.attempts))
+    second = servers()
+    verdict = second.tuning(tmp_path / "cut", aim).run(quiet)
+    assert first.runs + second.runs == whole.runs
+    assert (verdict.pick, verdict.rate_per_s) == (there.pick, there.rate_per_s)
+    assert second.foretold == 0
+    assert list((tmp_path / "cut").glob("*.interrupted-1"))
+    third = servers()
+    assert third.tuning(tmp_path / "cut", aim).run(quiet).pick == there.pick
+    assert third.runs == []
+    with pytest.raises(UsageError, match=r"holds another search: aim\.goal"):
+        third.tuning(tmp_path / "cut", msgspec.structs.replace(aim, goal="cost"))
+
+
+def test_what_cannot_be_served_is_left_behind_with_the_servers_own_words(tmp_path, servers, quiet, at_100):
+    mine = servers(broken=["quick@1"])
+    verdict = mine.tuning(tmp_path / "out", at_100).run(quiet)
+    assert verdict.pick.label.startswith("other")
+    failed = next(one for one in verdict.tried if one.state == "failed")
+    assert (failed.label[:5], failed.why) == ("quick", "quick@1 does not load")
+    again = servers(broken=["quick@1"])
+    assert again.tuning(tmp_path / "out", at_100).run(quiet) == verdict
+
+
+def test_what_cannot_be_timed_is_left_out(tmp_path, servers, at_100):
+    mine = servers()
+    usual = mine.predictor
+
+    def predictor(settings):
+        if settings[0].model == "quick@1":
+            raise EngineError("no such engine here")
+        return usual(settings)
+
+    mine.predictor = predictor
+    tuning = mine.tuning(tmp_path / "out", at_100)
+    assert tuning.left_out == {"quick@1 cpu": "no such engine here"}
+    assert {one.model for one in tuning.contest.settings} == {"slow@1", "other@1"}
+
+
+def test_where_nothing_meets_the_objective_the_nearest_is_told_and_what_would_help(tmp_path, servers, quiet, objective):
+    impossible = Aim(objective=msgspec.structs.replace(objective, limit_s=0.0015), goal="latency", rate_per_s=400.0)
+    verdict = servers().tuning(tmp_path / "out", impossible).run(quiet)
+    assert verdict.pick is None
+    assert verdict.nearest.startswith("quick rest 1x1 batch 32: p99 ")
+    assert "times the limit" in verdict.nearest
+    assert verdict.needed.startswith("--slo p99=")
+    assert all(one.why for one in verdict.tried)
+    assert read_record(tmp_path / "out").verdict == verdict
+
+
+def test_the_file_of_a_search_that_is_damaged_is_refused(tmp_path, servers, quiet, at_100):
+    servers().tuning(tmp_path / "out", at_100).run(quiet)
+    (tmp_path / "out" / "tune.json").write_text("{")
+    with pytest.raises(UsageError, match=r"tune\.json is damaged"):
+        servers().tuning(tmp_path / "out", at_100)

@@ -1,0 +1,184 @@
+"""The live gate: in which order it measures, when it ends, what it keeps, and what it does not believe at once."""
+
+import msgspec
+import pytest
+
+from mlserve.errors import BenchError, EngineError, UsageError
+from mlserve.report.measurement import read_runs
+from mlserve.runs.run import Check
+from mlserve.tuning.evidence import parse_slo
+from mlserve.tuning.gating.calibrating import gate_against_itself
+from mlserve.tuning.gating.live import run_gate
+
+NOBODY_ELSE = Check(name="other work", ok=False, found="1.2 cores", limit="0.1 cores", advice="Stop it.")
+A_DAY_S = 86_400.0
+
+
+def run(asked, folder, servers, told, budget_s=A_DAY_S, **said):
+    return run_gate(asked, folder, servers.opens, told, budget_s, measure=servers.measure, **said)
+
+
+def test_a_server_against_itself_passes_and_is_measured_a_b_b_a(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.004, noise=0.001)
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert (result.verdict, result.settled) == ("pass", True)
+    names = [name for name, _ in servers.runs]
+    assert names[:8] == [
+        "01-base", "01-candidate", "02-candidate", "02-base",
+        "03-base", "03-candidate", "04-candidate", "04-base",
+    ]  # fmt: skip
+    assert len(read_runs([tmp_path / "out"])) == len(names)
+    assert servers.opened == [name.replace("candidate", "branch").replace("base", "main")[3:] + "@1" for name in names]
+    assert servers.most_open == 1
+
+
+def test_both_runs_of_a_pair_have_one_schedule_and_no_two_pairs_share_one(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.005, noise=0.001)
+    run(live_gate(), tmp_path / "out", servers, told)
+    seeds = {}
+    for name, seed in servers.runs:
+        seeds.setdefault(seed, []).append(name.rpartition("-")[0])
+    assert all(len(pair) == 2 and len(set(pair)) == 1 for pair in seeds.values())
+
+
+def test_a_slower_candidate_fails_only_when_fresh_runs_have_confirmed_it(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.006, noise=0.001)
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert (result.verdict, result.settled) == ("fail", True)
+    p50 = next(one for one in result.metrics if one.metric == "p50")
+    assert p50.confirmed
+    assert p50.difference.change == pytest.approx(1.5, rel=0.1)
+    suspicion = next(number for number, one in enumerate(told.results) if one.suspected)
+    assert told.results[suspicion].verdict != "fail"
+    fresh = [name for name, _ in servers.runs if name.startswith("fresh-")]
+    assert len(fresh) >= 4
+    assert [name for name, _ in servers.runs][-len(fresh) :] == fresh
+
+
+def test_a_suspicion_that_fresh_runs_do_not_bear_out_is_no_failure(tmp_path, two_servers, live_gate, told):
+    """The candidate is slow until somebody looks twice."""
+    first, second = two_servers(0.004, 0.006, noise=0.001), two_servers(0.004, 0.004, noise=0.001)
+    folder, asked = tmp_path / "out", live_gate()
+    measured = []
+
+    def measure(subject_of, plan, where, *rest):
+        measured.append(where.name)
+        return (second if where.name.startswith("fresh-") else first).measure(subject_of, plan, where, *rest)
+
+    result = run_gate(asked, folder, first.opens, told, A_DAY_S, measure=measure)
+    assert any(one.suspected for one in told.results)
+    assert any(name.startswith("fresh-") for name in measured)
+    assert result.verdict != "fail"
+
+
+def test_it_ends_when_another_block_would_not_fit_into_the_budget(tmp_path, two_servers, live_gate, told, clock):
+    servers = two_servers(0.004, 0.0041, noise=0.1)
+    result = run(live_gate("p50=1%"), tmp_path / "out", servers, told, budget_s=18.0, now_s=clock)
+    assert (result.verdict, result.settled) == ("inconclusive", False)
+    assert told.courses[-1].spent_s <= 18.0
+    assert 1 < len(told.results) < 8
+    longer = two_servers(0.004, 0.0041, noise=0.1)
+    run(live_gate("p50=1%"), tmp_path / "longer", longer, told, budget_s=36.0, now_s=clock)
+    assert len(longer.runs) > len(servers.runs)
+
+
+def test_a_gate_that_was_cut_short_goes_on_where_it_stopped(tmp_path, two_servers, live_gate, told):
+    folder, asked = tmp_path / "out", live_gate()
+    first = two_servers(0.004, 0.004, noise=0.001, broken={"02-base": KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        run(asked, folder, first, told)
+    assert [name for name, _ in first.runs] == ["01-base", "01-candidate", "02-candidate"]
+    second = two_servers(0.004, 0.004, noise=0.001)
+    result = run(asked, folder, second, told)
+    assert result.verdict == "pass"
+    assert second.runs[0][0] == "02-base"
+    third = two_servers(0.004, 0.004)
+    again = run(asked, folder, third, told)
+    assert msgspec.json.encode(again) == msgspec.json.encode(result)
+    assert (third.runs, third.opened) == ([], [])
+
+
+def test_another_gate_in_the_same_folder_is_refused_by_what_differs(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.004, noise=0.001)
+    run(live_gate(), tmp_path / "out", servers, told)
+    with pytest.raises(UsageError, match=r"holds another gate: limits .* there, .* now"):
+        run(live_gate("p99=5%"), tmp_path / "out", servers, told)
+
+
+def test_a_pair_that_somebody_disturbed_is_taken_again_and_does_not_count(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(
+        0.004, 0.004, noise=0.001, faults=lambda name: [NOBODY_ELSE] if name == "02-candidate" else []
+    )
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert result.verdict == "pass"
+    names = [name for name, _ in servers.runs]
+    assert names[2:5] == ["02-candidate", "02-candidate-again2", "02-base-again2"]
+    assert not any("02-candidate" in run and "again" not in run for run in result.candidate_runs)
+    assert len({seed for _, seed in servers.runs[2:5]}) == 2
+
+
+def test_a_machine_that_is_always_disturbed_decides_nothing_and_does_not_go_on(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.006, faults=lambda _: [NOBODY_ELSE])
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert result.verdict == "inconclusive"
+    assert any("other work" in reason for reason in result.reasons)
+    assert len(servers.runs) == 4
+    assert len(told.results) == 1
+
+
+def test_servers_stay_up_where_that_is_wanted_and_are_started_again_to_confirm(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.006, noise=0.001)
+    result = run(live_gate(keep_servers=True), tmp_path / "out", servers, told)
+    assert result.verdict == "fail"
+    assert servers.most_open == 2
+    assert servers.opened == ["main@1", "branch@1"] * 2
+
+
+def test_a_server_that_does_not_start_is_named(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.004, broken={"branch@1": EngineError("there is no CUDA device")})
+    with pytest.raises(BenchError, match=r"^candidate \(branch@1\): there is no CUDA device"):
+        run(live_gate(), tmp_path / "out", servers, told)
+    assert [name for name, _ in servers.runs] == ["01-base"]
+
+
+def test_the_highest_rate_is_sought_in_every_pair_where_it_is_limited(tmp_path, two_servers, live_gate, told):
+    plan = live_gate().plan
+    asked = live_gate(
+        "max_rate=10%",
+        plan=msgspec.structs.replace(plan, duration_s=2.0, rate_per_s=100.0),
+        objective=parse_slo("p90=20ms"),
+        resolution=0.2,
+    )
+    servers = two_servers(0.004, 0.008, noise=0.0)
+    result = run(asked, tmp_path / "out", servers, told)
+    rate = next(one for one in result.metrics if one.metric == "max_rate")
+    assert rate.difference.change == pytest.approx(0.5, rel=0.4)
+    assert result.verdict == "fail"
+    assert (tmp_path / "out" / "01-base-max" / "max.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("limits", "said", "message"),
+    [
+        (["max_rate=10%"], {}, "give it with --slo p99=50ms"),
+        (["start_up=10%"], {"keep_servers": True}, "leave out --keep-servers"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_measured(
+    tmp_path, two_servers, live_gate, told, limits, said, message
+):
+    servers = two_servers(0.004, 0.004)
+    with pytest.raises(UsageError, match=message):
+        run(live_gate(*limits, **said), tmp_path / "out", servers, told)
+    assert servers.runs == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_gates_of_a_server_against_itself_have_each_schedules_of_their_own(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.004, noise=0.001)
+    results = gate_against_itself(
+        live_gate(), 3, tmp_path / "out", lambda gate, folder: run(gate, folder, servers, told)
+    )
+    assert [result.verdict for result in results] == ["pass"] * 3
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gate-01", "gate-02", "gate-03"]
+    assert len({seed for _, seed in servers.runs}) == len(servers.runs) / 2

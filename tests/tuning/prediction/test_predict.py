@@ -1,0 +1,268 @@
+import json
+import math
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mlserve.cli.what_if import what_if
+from mlserve.engines.opening import open_onnx_file
+from mlserve.errors import EngineError, UsageError
+from mlserve.model.synthesis import synthesize
+from mlserve.model.tensors import TensorSpec
+from mlserve.runs.load import Plan, Spikes
+from mlserve.runs.machine import read_machine
+from mlserve.tuning.evidence import parse_slo
+from mlserve.tuning.opening import Source
+from mlserve.tuning.prediction.hollow import write_hollow
+from mlserve.tuning.prediction.predict import Budget, Predictor, open_predictor
+from mlserve.tuning.prediction.service_times import engine_key, measure_engine
+from mlserve.tuning.prediction.times import (
+    LEVELS,
+    EngineTimes,
+    PathTimes,
+    Phase,
+    RowTimes,
+    ServiceTimes,
+    read_times,
+    write_times,
+)
+from mlserve.tuning.prediction.transport import way_of
+from mlserve.tuning.prediction.version import open_version
+from mlserve.tuning.serving import ServerOptions
+from mlserve.tuning.setting import Setting
+
+PLAN = Plan(rate_per_s=100.0, duration_s=10.0, warm_up_s=0.0)
+# So lax that what else runs on the machine does not decide.
+SLO = parse_slo("p50=2s")
+QUICK = Budget(engine_s=0.3, protocol_s=1.2)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return Source(store=tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_onnx):
+    return Setting(model=str(tiny_onnx), variant="tiny", options=ServerOptions(threads=1, max_batch_rows=8))
+
+
+@pytest.fixture(scope="module")
+def measured(setting, source, tmp_path_factory):
+    """What was measured of the tiny model and REST: (file, what was told, predictor)."""
+    file, told = tmp_path_factory.mktemp("times") / "times.json", []
+    predictor = open_predictor([setting], source, PLAN, file, told.append, QUICK)
+    calm(file, waited=0.0)
+    return file, told, predictor
+
+
+def calm(file, waited):
+    """As if the machine had been quiet, or not, while runs were timed: these tests run beside others."""
+    times = read_times(file, read_machine())
+    engines = tuple(msgspec.structs.replace(each, waited=waited) for each in times.engines)
+    write_times(file, msgspec.structs.replace(times, engines=engines))
+
+
+def with_options(setting, **options):
+    return msgspec.structs.replace(setting, options=msgspec.structs.replace(setting.options, **options))
+
+
+def test_a_real_model_and_a_real_server_are_measured_and_kept(measured, setting):
+    file, told, _ = measured
+    assert len(told) == 2
+    times = read_times(file, read_machine())
+    (engine,) = times.engines
+    assert engine.together
+    assert [each.rows for each in engine.times] == [1, 2, 4, 8]
+    assert all(0 < each.busy_s[0] <= each.busy_s[-1] and len(each.busy_s) == LEVELS for each in engine.times)
+    assert {(path.protocol, path.inline) for path in times.paths} == {("rest", True), ("rest", False)}
+    for path in times.paths:
+        assert path.full.turns < path.busy.turns <= 1
+        assert 0 < way_of(path).request_s < 0.1
+
+
+def test_what_was_measured_is_not_measured_again(measured, setting, source):
+    told = []
+    open_predictor([setting, with_options(setting, max_batch_rows=2)], source, PLAN, measured[0], told.append, QUICK)
+    assert told == []
+    with pytest.raises(UsageError, match="device"):  # the negative control: another device is another measurement
+        open_predictor([with_options(setting, device="abacus")], source, PLAN, measured[0], raising, QUICK)
+
+
+def test_what_was_timed_beside_other_work_is_timed_again(measured, setting, source, tmp_path):
+    file = tmp_path / "times.json"
+    shutil.copyfile(measured[0], file)
+    calm(file, waited=0.3)
+    told = []
+    open_predictor([setting], source, PLAN, file, told.append, QUICK)
+    assert len(told) == 1
+    assert told[0].startswith("timing runs")
+    version = open_version(setting.model, source, PLAN)
+    assert Predictor(read_times(measured[0], read_machine()), [version], PLAN).disturbed == 0
+    calm(file, waited=0.3)
+    assert Predictor(read_times(file, read_machine()), [version], PLAN).disturbed == 0.3
+
+
+def raising(step):
+    raise UsageError(f"would measure a device: {step}")
+
+
+def test_times_of_another_machine_are_left_out(measured):
+    machine = read_machine()
+    assert read_times(measured[0], msgspec.structs.replace(machine, cores=machine.cores + 1)).engines == ()
+    assert read_times(measured[0].with_name("missing.json"), machine).engines == ()
+    damaged = measured[0].with_name("damaged.json")
+    damaged.write_text('{"engines": 7')
+    with pytest.raises(UsageError, match=r"holds no measured times.*delete it"):
+        read_times(damaged, machine)
+
+
+def test_a_rate_is_foretold_and_one_beyond_the_highest_grows(measured, setting):
+    predicts = measured[2]
+    (found,) = predicts([setting], SLO, None)
+    assert found.rate_per_s == found.max_rate_per_s > 100
+    assert found.objective_s <= SLO.limit_s < math.inf
+    (rare,), (flood,) = predicts([setting], SLO, 20.0), predicts([setting], SLO, 20 * found.max_rate_per_s)
+    assert 0 < rare.p50_s <= rare.p99_s < math.inf
+    assert rare.max_rate_per_s == found.max_rate_per_s
+    assert rare.utilization < found.utilization
+    assert flood.objective_s > SLO.limit_s
+
+
+def test_what_was_not_measured_is_refused(measured, setting):
+    predicts = measured[2]
+    for unknown, message in (
+        (msgspec.structs.replace(setting, model="other@3"), "'other@3' was not measured.*measured: .*tiny.onnx"),
+        (msgspec.structs.replace(setting, protocol="grpc"), "grpc was not measured"),
+        (with_options(setting, threads=7), "was not measured as"),
+        (with_options(setting, max_batch_rows=64), "was not measured as"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            predicts([unknown], SLO, 10.0)
+
+
+def test_a_load_without_one_rate_is_refused(measured):
+    times = read_times(measured[0], read_machine())
+    for plan in (
+        msgspec.structs.replace(PLAN, arrivals="closed", users=4, rate_per_s=0.0),
+        msgspec.structs.replace(PLAN, shape=Spikes(2.0, 1.0, 5.0)),
+    ):
+        with pytest.raises(UsageError, match="a load of one rate"):
+            Predictor(times, [], plan)
+
+
+def test_a_model_that_cannot_be_opened_says_why(setting, source, tmp_path):
+    version = open_version(setting.model, source, PLAN)
+    broken = tmp_path / "tiny.onnx"
+    shutil.copyfile(setting.model, broken)
+    version.path = broken
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(EngineError, match=r"cannot be timed: .*tiny\.onnx"):
+        measure_engine(version, setting.options, 2, 0.1)
+
+
+def made_up(version, options, run_s, outside_s=0.001, cores=None):
+    """Times as they might have been measured: `run_s` of the rows, and 1 ms outside."""
+    key = engine_key(version, options)
+    rows = [RowTimes(kind=0, rows=n, busy_s=(run_s(n),), rested_s=(run_s(n),)) for n in (1, 2, 4, 8, 16, 32)]
+    engine = EngineTimes(key=key, together=True, kinds=(0,) * len(version.payload.requests), times=tuple(rows))
+    phase = Phase(gap_s=0.001, cpu_s=1e-4, turns=1.0, outside_s=(outside_s,))
+    paths = tuple(
+        PathTimes(
+            protocol="rest", interface=version.interface, inline=inline, rested=phase, busy=phase,
+            full=msgspec.structs.replace(phase, turns=0.1, cpu_s=1e-5),
+        )
+        for inline in (True, False)
+    )  # fmt: skip
+    return ServiceTimes(machine=read_machine(), engines=(engine,), paths=paths)
+
+
+def test_the_highest_rate_is_what_the_parts_bear(setting, source):
+    """10 ms a run however many rows: one at a time 100/s at most, up to eight together 800/s."""
+    version = open_version(setting.model, source, PLAN)
+    predicts = Predictor(made_up(version, setting.options, lambda _: 0.01), [version], PLAN)
+    found = predicts([with_options(setting, max_batch_rows=n) for n in (1, 8)], parse_slo("p99=80ms"), None)
+    assert 70 < found[0].max_rate_per_s < 100
+    assert 500 < found[1].max_rate_per_s < 800
+    assert predicts([setting], parse_slo("p99=5ms"), None)[0].max_rate_per_s == 0
+
+
+def test_a_rate_without_end_is_infinite_and_a_tight_limit_costs_rate(setting, source):
+    version = open_version(setting.model, source, PLAN)
+    predicts = Predictor(made_up(version, setting.options, lambda rows: 0.01 * rows), [version], PLAN)
+    (over,) = predicts([setting], SLO, 150.0)
+    assert over.p50_s == over.p99_s == over.objective_s == math.inf
+    rates = [predicts([setting], parse_slo(slo), None)[0].max_rate_per_s for slo in ("p99=30ms", "p99=60ms")]
+    assert 0 < rates[0] < rates[1] < 100
+
+
+def test_requests_of_many_lengths_are_timed_by_length(tmp_path):
+    """Rows of another length cannot share a batch, so each length is timed by itself."""
+    from mlserve.bench.payload.payload import PayloadWish
+    from mlserve.bench.payload.sizes import parse_lengths
+
+    path = tmp_path / "open.onnx"
+    spec = TensorSpec("x", "float32", ("batch", "length"))
+    write_hollow(path, [spec], [TensorSpec("y", "float32", ("batch", "length"))])
+    source = Source(store=tmp_path, wish=PayloadWish(lengths=parse_lengths("4,8")))
+    version = open_version(str(path), source, PLAN)
+    found = measure_engine(version, ServerOptions(threads=1), 2, 0.1)
+    assert set(found.kinds) == {0, 1}
+    assert sorted((each.kind, each.rows) for each in found.times) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_a_hollow_model_gives_what_the_other_gives(tmp_path):
+    inputs = [TensorSpec("ids", "int64", ("batch", "sequence")), TensorSpec("mask", "int64", ("batch", "sequence"))]
+    outputs = [
+        TensorSpec("embedding", "float32", ("batch", 384)),
+        TensorSpec("tokens", "float16", ("batch", "sequence", 3)),
+        TensorSpec("label", "int64", ("rows",)),
+        TensorSpec("text", "object", ("batch", 2)),
+    ]
+    write_hollow(tmp_path / "hollow.onnx", inputs, outputs)
+    engine = open_onnx_file(tmp_path / "hollow.onnx")
+    answer = engine.run(synthesize(inputs, 3, np.random.default_rng(0), {"sequence": 5}))
+    engine.close()
+    assert {name: array.shape for name, array in answer.items()} == {
+        "embedding": (3, 384), "tokens": (3, 5, 3), "label": (3,), "text": (3, 2),
+    }  # fmt: skip
+    assert [answer[spec.name].dtype.name for spec in outputs] == ["float32", "float16", "int64", "object"]
+
+
+def invoke(*arguments):
+    app = typer.Typer()
+    app.command()(what_if)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def test_what_if_foretells_from_what_is_kept_best_first(measured, setting, source):
+    said = ("--store", source.store, "--times", measured[0], "--slo", "p50=2s", "--duration", "2s", "--threads", "1")
+    said = (*said, "--max-batch-rows", "1,8")
+    found = invoke(setting.model, *said, "--json")
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.stdout)
+    rates = [each["max_rate_per_s"] for each in document["predictions"]]
+    assert len(rates) == 2
+    assert rates == sorted(rates, reverse=True)
+    table = invoke(setting.model, *said, "--rps", "50")
+    assert "foretold, not measured" in table.stdout
+    assert "1 worker, 1 thread, 8 rows, 0 ms" in table.stdout
+
+
+def test_what_if_says_what_it_cannot_use(measured, setting, source):
+    said = (setting.model, "--store", source.store, "--times", measured[0])
+    for flags, message in (
+        (("--workers", "0"), "--workers '0' cannot be used"),
+        (("--max-delay-ms", "-1"), "--max-delay-ms '-1' cannot be used"),
+        (("--slo", "fast"), "is no limit"),
+        (("--rps", "0"), "--rps"),
+        (("--lengths", "8..9"), "--lengths: the model leaves no length open"),
+    ):
+        found = invoke(*said, *flags)
+        assert found.exit_code == 2
+        assert message in found.output
+    assert "cannot be timed" in invoke("http://127.0.0.1:9/m", "--store", source.store).output
