@@ -419,6 +419,8 @@ def test_two_servers_are_loaded_by_the_same_schedule_in_one_table(served, other_
     assert "1/2 " in done.stderr
     runs = {read_run(path.parent).model.variant: path.parent for path in (tmp_path / "runs").glob("*/run.json")}
     assert set(runs) == {"ours", "other"}
+    faults = {check.name for path in runs.values() for check in read_run(path).certificate.faults}
+    assert "machine known" not in faults  # a name for a target is no promise of a file
     assert read_run(runs["ours"]).plan.protocol == "mlflow"
     assert read_run(runs["other"]).plan.protocol == "rest"
     due = [np.sort(read_samples(path).scheduled_s) for path in runs.values()]

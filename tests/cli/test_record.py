@@ -63,10 +63,11 @@ def test_a_trace_is_written_with_what_came_while_it_was_recorded(url, recording,
 
 def test_ctrl_c_ends_it_early_and_keeps_it(url, recording, tmp_path):
     process = recording(url, "--for", "10m", "--out", tmp_path / "trace.parquet", "--json")
-    ask_until(url, process, 2.5)
+    assert "requests" in process.stderr.readline()  # it has begun
+    assert ask_until(url, process, 0.5)
     process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=30)
-    assert process.returncode == 0, complaints
+    complaints = process.stderr.read()
+    assert process.wait(30) == 0, complaints
     assert "ended early" in complaints
     assert len(pq.read_table(tmp_path / "trace.parquet")) > 0
 

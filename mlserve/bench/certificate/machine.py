@@ -43,7 +43,7 @@ def machine_known(facts: Facts) -> Check | None:
         "memory": machine.memory_bytes,
         "system": machine.system,
         "versions": machine.packages,
-        **({"model file": facts.sha256} if facts.variant else {}),
+        **({"model file": facts.sha256} if facts.device and facts.variant else {}),
     }
     missing = [name for name, value in known.items() if not value]
     found = [machine.cpu, f"{machine.cores} cores", *(gpu.name for gpu in machine.gpus)]

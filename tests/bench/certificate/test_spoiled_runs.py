@@ -218,5 +218,6 @@ def test_a_machine_that_nobody_knows(clean):
     nameless = msgspec.structs.replace(clean.facts.machine, cpu="")
     assert clean.with_(machine=nameless).faults == ["machine known"]
     assert clean.with_(sha256="").faults == ["machine known"]
-    # a server of somebody else's names no file
+    # a server of somebody else's names no file, whatever people call it; nor does a bare file of ours
+    assert clean.with_(sha256="", device="", variant="theirs").faults == []
     assert clean.with_(sha256="", variant="").faults == []
