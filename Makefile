@@ -9,12 +9,13 @@ INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constrain
 IN_TURN := $(addprefix tests/bench/,clients foreign generator measuring/test_truth.py null_server test_driver.py test_leash.py watching) \
 	tests/tuning tests/cli/test_bench.py
 
-.PHONY: help demo test test-slow check proto clean
+.PHONY: help demo test test-slow gate check proto clean
 
 help:
-	@echo "make demo    optimize, serve, load-test and compare a real model; ends with a report"
+	@echo "make demo    optimize, serve, load-test and tune a real model; ends with a report"
 	@echo "make test    the test suite"
 	@echo "make test-slow   what takes longest: more kinds of models through every pass"
+	@echo "make gate    our server as it is here against BASE (main), on this machine"
 	@echo "make check   formatting, lint and types"
 	@echo "make proto   compile the gRPC messages again"
 	@echo "make clean   remove .venv and what the demo wrote"
@@ -29,6 +30,10 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest --slow --numprocesses 2 tests/optimize tests/cli
+
+BASE ?= main
+gate: $(VENV)/.demo-installed
+	$(BIN)/python benchmarks/own_gate.py --base $(BASE)
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -23,6 +23,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from mlserve.report.gating.limits import parse_gate_limits
+from mlserve.report.gating.result import Verdict
 from mlserve.report.gating.simulated import Rig, simulate_gate
 
 
@@ -33,7 +34,7 @@ class Case(NamedTuple):
     limits: str
     slower: float
     rig: Rig
-    verdict: str
+    verdict: Verdict
     least: float = 0.0
     most: float = 1.0
 
@@ -66,7 +67,7 @@ def main() -> int:
     return 0 if all(row["holds"] for row in rows) else 1
 
 
-def measure(case: Case, gates: int) -> dict[str, object]:
+def measure(case: Case, gates: int) -> dict[str, Any]:
     limits = parse_gate_limits([case.limits])
     ended = [simulate_gate(limits, case.slower, case.rig, seed) for seed in range(gates)]
     count = Counter(one.verdict for one in ended)
@@ -84,7 +85,7 @@ def measure(case: Case, gates: int) -> dict[str, object]:
     }
 
 
-def show(rows: list[dict[str, object]], gates: int) -> None:
+def show(rows: list[dict[str, Any]], gates: int) -> None:
     table = Table(box=SIMPLE_HEAD, title=f"{gates} simulated gates each")
     for heading in ("candidate", "limits", "wanted", "found", "suspected", "pairs (median, 95%)", ""):
         table.add_column(heading)

@@ -1,11 +1,14 @@
 """Does the gate say the truth of real servers? A server against itself, and against one that is slower by 10%.
 
-    .venv/bin/python benchmarks/gating_real.py [--gates 20] [--only same|slow] [--budget 5m] [--json FILE]
+    .venv/bin/python benchmarks/gating_real.py [--gates 20] [--only same|slow] [--budget 5m] [--out DIR] [--json FILE]
 
 Both models are chains of equal layers behind `mlserve serve`, deep enough that the model is most of the latency; the
-slow one has layers for 10% more of the fast one's latency, as a first run of both shows. A gate (p50=2%) runs until it
-is decided or out of budget. Of the gates of the model against itself none may fail; of those against the slow one all
-must. Beside the verdicts stand the pairs and the time that each took, and what a server costs that nobody asks.
+slow one has layers for 10% more of the fast one's latency, as a first run of both shows. A gate allows 5%, so that both
+truths lie five points from its limit, and runs until it is decided or out of budget. Of the gates of the model against
+itself none may fail; of those against the slow one all must. Beside the verdicts stand the pairs and the time that each
+took, and what a server costs that nobody asks.
+
+With `--out` every run is kept there, and the same command goes on where it was stopped.
 
 Exit status 1 when a verdict is wrong.
 """
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +40,21 @@ from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Plan
 from mlserve.runs.machine import read_machine
 from mlserve.runs.samples import read_samples
+from mlserve.tuning.gating.calibrated import CalibratedRuns
 from mlserve.tuning.gating.live import Course, LiveGate, run_gate
 from mlserve.tuning.gating.side import Side, side_of
 from mlserve.tuning.gating.turn import Turn
+from mlserve.tuning.measuring import Measure
 from mlserve.tuning.opening import Source
 from mlserve.tuning.serving import ServerOptions, file_subject, serving
 from mlserve.units import format_duration, parse_duration_s
 
 LAYERS, WIDTH = 60, 256
 SLOWER = 0.10
-LIMIT = "p50=2%"
-RATE_PER_S = 60.0
+LIMIT = "p50=5%"
+# Evenly spaced, and far enough apart that none waits for another: what a run shows is the model, and not a queue.
+RATE_PER_S = 200.0
+WARM_UP_S, RUN_S, PROBE_S = 0.3, 1.5, 8.0
 IDLE_S = 5.0
 _SEEDS_A_GATE = 10_000_000
 
@@ -57,6 +65,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One gate: what it said, and what it took. `change` is the ratio of p50, None where it was not known."""
 
     kind: str
+    number: int
     verdict: str
     change: float | None
     low: float | None
@@ -66,31 +75,62 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
 
 
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a first look found: how many layers are slower by SLOWER, and what a server uses that nobody asks."""
+
+    slow_layers: int
+    idle_cores: float
+
+
 def main() -> int:
     wish = _arguments()
-    with tempfile.TemporaryDirectory(prefix="gating-") as made:
-        folder = Path(made)
-        fast = write_chain(folder / "fast.onnx", LAYERS)
-        slow = write_chain(folder / "slow.onnx", _layers_slower(fast, folder))
-        idle_cores = _idle_cores(fast, folder)
-        kinds = [(kind, other) for kind, other in (("same", fast), ("slow", slow)) if wish.only in ("", kind)]
-        outcomes = []
-        for number in range(1, wish.gates + 1):
-            for kind, other in kinds:
-                outcomes.append(_gate(kind, fast, other, folder / f"{kind}-{number}", number, wish.budget_s))
-                console.print(_line(number, outcomes[-1]), highlight=False)
-    wrong = [one for one in outcomes if (one.verdict == "fail") != (one.kind == "slow")]
-    _print(outcomes, idle_cores)
+    with ExitStack() as stack:
+        folder = wish.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gating-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        machine = _machine(folder)
+        outcomes = _gates(wish, folder, write_chain(folder / "slow.onnx", machine.slow_layers))
+    _print(outcomes, machine.idle_cores)
     if wish.json:
         document: dict[str, Any] = {
             "machine": msgspec.to_builtins(read_machine()),
             "limit": LIMIT,
             "slower": SLOWER,
-            "idle_cores": idle_cores,
+            "idle_cores": machine.idle_cores,
             "gates": msgspec.to_builtins(outcomes),
         }
         wish.json.write_text(json.dumps(document, indent=2) + "\n")
-    return 1 if wrong else 0
+    return 0 if _holds(outcomes) else 1
+
+
+def _machine(folder: Path) -> Machine:
+    """What is found out once: kept in the folder, for whoever goes on."""
+    fast, kept = write_chain(folder / "fast.onnx", LAYERS), folder / "machine.json"
+    if kept.exists():
+        return msgspec.json.decode(kept.read_bytes(), type=Machine)
+    with tempfile.TemporaryDirectory(dir=folder) as probes:
+        machine = Machine(slow_layers=_layers_slower(fast, Path(probes)), idle_cores=_idle_cores(fast, Path(probes)))
+    kept.write_bytes(msgspec.json.encode(machine))
+    return machine
+
+
+def _gates(wish: argparse.Namespace, folder: Path, slow: Path) -> list[Outcome]:
+    """The gates in turn, the one kind and the other; those that ended before are read."""
+    kept = folder / "outcomes.jsonl"
+    lines = kept.read_bytes().splitlines() if kept.exists() else []
+    outcomes = [one for line in lines if (one := msgspec.json.decode(line, type=Outcome)).verdict != "inconclusive"]
+    ended = {(one.kind, one.number) for one in outcomes}
+    fast, measure = folder / "fast.onnx", CalibratedRuns()
+    for number in range(1, wish.gates + 1):
+        for kind, other in (("same", fast), ("slow", slow)):
+            if (kind, number) in ended or wish.only not in ("", kind):
+                continue  # one that was cut short or disturbed goes on in its folder
+            outcomes.append(_gate(kind, fast, other, folder / f"{kind}-{number:02}", number, wish.budget_s, measure))
+            if outcomes[-1].verdict != "inconclusive":
+                with kept.open("ab") as file:
+                    file.write(msgspec.json.encode(outcomes[-1]) + b"\n")
+            console.print(_line(outcomes[-1]), highlight=False)
+            console.print(_totals(outcomes), highlight=False, style="dim")
+    return outcomes
 
 
 def write_chain(path: Path, layers: int) -> Path:
@@ -116,6 +156,8 @@ def _layers_slower(fast: Path, folder: Path) -> int:
     double = write_chain(folder / "double.onnx", 2 * LAYERS)
     once_s, twice_s = (_p50_s(path, folder / f"probe-{path.stem}") for path in (fast, double))
     each_s = (twice_s - once_s) / LAYERS
+    if each_s <= 0:
+        sys.exit("twice as many layers were no slower: something else works on this machine; stop it and try again")
     return LAYERS + max(1, round(SLOWER * once_s / each_s))
 
 
@@ -123,7 +165,7 @@ def _p50_s(path: Path, folder: Path) -> float:
     folder.mkdir()
     with serving(str(path), folder, ServerOptions()) as served:
         subject = file_subject(served, path, "rest", PayloadWish())
-        run = run_bench(subject, _plan(0), folder, path.stem, lambda _: None)
+        run = run_bench(subject, _plan(0, PROBE_S), folder, path.stem, lambda _: None)
     return float(np.median(read_samples(folder, run.window).latency_s))
 
 
@@ -136,8 +178,8 @@ def _idle_cores(path: Path, folder: Path) -> float:
         return float(sum(sum(process.cpu_times()[:2]) for process in processes) - before_s) / IDLE_S
 
 
-def _gate(kind: str, fast: Path, other: Path, folder: Path, number: int, budget_s: float) -> Outcome:
-    base, candidate = (side_of(str(path), folder, ServerOptions()) for path in (fast, other))
+def _gate(kind: str, fast: Path, other: Path, folder: Path, number: int, budget_s: float, measure: Measure) -> Outcome:
+    base, candidate = (side_of(str(path), folder.parent, ServerOptions()) for path in (fast, other))
     asked = LiveGate(
         base=base,
         candidate=candidate,
@@ -145,10 +187,11 @@ def _gate(kind: str, fast: Path, other: Path, folder: Path, number: int, budget_
         limits=parse_gate_limits([LIMIT]),
     )
     listener, began_s = _Listener(), time.monotonic()
-    result = run_gate(asked, folder, opens_side(Source(store=folder)), listener, budget_s)
+    result = run_gate(asked, folder, opens_side(Source(store=folder.parent)), listener, budget_s, measure=measure)
     found = next((one.difference for one in result.metrics if one.metric == "p50"), None)
     return Outcome(
         kind=kind,
+        number=number,
         verdict=result.verdict,
         change=found.change if found else None,
         low=found.low if found else None,
@@ -159,8 +202,15 @@ def _gate(kind: str, fast: Path, other: Path, folder: Path, number: int, budget_
     )
 
 
-def _plan(seed: int) -> Plan:
-    return Plan(rate_per_s=RATE_PER_S, duration_s=5.0, warm_up_s=1.0, percentile=0.5, seed=seed)
+def _plan(seed: int, duration_s: float = RUN_S) -> Plan:
+    return Plan(
+        rate_per_s=RATE_PER_S,
+        arrivals="constant",
+        duration_s=duration_s,
+        warm_up_s=WARM_UP_S,
+        percentile=0.5,
+        seed=seed,
+    )
 
 
 class _Listener:
@@ -179,9 +229,31 @@ class _Listener:
         self.pairs = course.pairs + course.fresh_pairs
 
 
-def _line(number: int, one: Outcome) -> str:
+def _is_right(one: Outcome) -> bool:
+    """Whether it was decided rightly; one that is inconclusive was not decided, which is counted apart."""
+    return one.verdict == ("fail" if one.kind == "slow" else "pass")
+
+
+def _holds(outcomes: Sequence[Outcome]) -> bool:
+    """Whether no gate of a server against itself failed, and each of the slower one did."""
+    return all((one.verdict == "fail") == (one.kind == "slow") for one in outcomes)
+
+
+def _totals(outcomes: Sequence[Outcome]) -> str:
+    counts = [
+        f"{kind} {sum(_is_right(one) for one in of_kind)} of {len(of_kind)} right, "
+        f"{sum(one.verdict == 'inconclusive' for one in of_kind)} undecided"
+        for kind in ("same", "slow")
+        if (of_kind := [one for one in outcomes if one.kind == kind])
+    ]
+    return f"    {', '.join(counts)}, {format_duration(sum(one.took_s for one in outcomes))} in all"
+
+
+def _line(one: Outcome) -> str:
     change = "-" if one.change is None else f"{one.change:.3f} ({one.low:.3f} to {one.high:.3f})"
-    return f"{number:3} {one.kind}: {one.verdict}, p50 x {change}, {one.pairs} pairs in {format_duration(one.took_s)}"
+    why = f"; {one.reasons[0]}" if one.verdict == "inconclusive" and one.reasons else ""
+    took = f"{one.pairs} pairs in {format_duration(one.took_s)}"
+    return f"{one.number:3} {one.kind}: {one.verdict}, p50 x {change}, {took}{why}"
 
 
 def _print(outcomes: Sequence[Outcome], idle_cores: float) -> None:
@@ -208,6 +280,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gates", type=int, default=20, help="of each kind")
     parser.add_argument("--only", choices=("same", "slow"), default="", help="gates of one kind")
     parser.add_argument("--budget", default="5m", help="of each gate")
+    parser.add_argument(
+        "--out",
+        type=lambda text: Path(text).absolute(),
+        help="folder that keeps every run, so that this can be gone on with",
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     wish = parser.parse_args()
     wish.budget_s = parse_duration_s(wish.budget)
@@ -215,4 +292,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,18 +1,23 @@
 """Did our own server get slower? The working tree against another revision, both serving the same model, in turn.
 
-    .venv/bin/python benchmarks/own_gate.py [--base REVISION] [--model FILE.onnx] [-- FLAGS OF mlserve gate]
+    .venv/bin/python benchmarks/own_gate.py [--base REVISION] [--model FILE.onnx] [--out DIR] [--report DIR]
+                                            [-- FLAGS OF mlserve gate]
 
-The base revision is checked out into a worktree of its own; both servers run in this interpreter's environment, so that
-nothing but our own code differs. Without `--model` it is a tiny MLP, of which the server is most of the cost. What
-stands behind `--` goes to `mlserve gate`, and wins over what is chosen here. The exit status is that of the gate.
+Both servers run in this interpreter's environment, so that nothing but our own code differs. Without `--model` they
+serve a tiny MLP, of which the server is most of the cost. With `--out` the runs are kept there, and the same command
+goes on where it was stopped. `--report` writes junit.xml, summary.md and badge.svg. What stands behind `--` goes to
+`mlserve gate`, and wins over what is chosen here. The exit status is that of the gate.
 """
 
 import argparse
+import io
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from subjects import write_tiny
@@ -24,50 +29,65 @@ CHOSEN = ("--rps", "500", "--duration", "10s", "--budget", "15m")
 
 def main() -> int:
     wish = _arguments()
-    with tempfile.TemporaryDirectory(prefix="own-gate-") as made, _worktree(wish.base, Path(made)) as base:
-        folder = Path(made)
+    with ExitStack() as stack:
+        folder = wish.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="own-gate-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        base = _python(folder, *_revision(wish.base, folder))
+        candidate = _python(folder, "candidate.sh", ROOT)
         model = wish.model or write_tiny(folder / "tiny.onnx")
-        pythons = [_python(folder / name, code) for name, code in (("base", base), ("candidate", ROOT))]
-        limits = (
-            () if {"--max-regression", "--limit"} & set(wish.flags) else LIMITS
-        )  # they add up, the rest is replaced
+        # Limits add up, where any other flag that is given again is replaced.
+        limits = () if {"--max-regression", "--limit"} & set(wish.flags) else LIMITS
         command = [
             *(sys.executable, "-m", "mlserve", "gate", str(model), str(model)),
-            *("--base-python", str(pythons[0]), "--candidate-python", str(pythons[1]), *CHOSEN, *limits, *wish.flags),
+            *("--base-python", str(base), "--candidate-python", str(candidate), *CHOSEN, *limits),
+            *(("--out", str(folder / "runs")) if wish.out else ()),
+            *_report_flags(wish.report),
+            *wish.flags,
         ]
-        return subprocess.run(command, check=False, cwd=wish.cwd).returncode
+        return subprocess.run(command, check=False).returncode
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="HEAD", help="revision to compare with (HEAD: what is not committed yet)")
-    parser.add_argument("--model", type=Path, help="what both serve (a tiny MLP)")
-    parser.add_argument("--cwd", type=Path, default=Path.cwd(), help="where the runs go")
+    parser.add_argument("--model", type=_path, help="what both serve (a tiny MLP)")
+    parser.add_argument("--out", type=_path, help="folder that keeps the runs, so that this can be gone on with")
+    parser.add_argument("--report", type=_path, help="folder for junit.xml, summary.md and the badges")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="-- and flags of mlserve gate")
     wish = parser.parse_args()
     wish.flags = wish.flags[1:] if wish.flags[:1] == ["--"] else wish.flags
-    wish.model = wish.model.resolve() if wish.model else None
     return wish
 
 
-@contextmanager
-def _worktree(revision: str, folder: Path) -> Iterator[Path]:
-    """The files of `revision`, for as long as the block lasts."""
-    place = folder / "tree"
-    _git("worktree", "add", "--detach", str(place), revision)
-    try:
-        yield place
-    finally:
-        _git("worktree", "remove", "--force", str(place))
+def _path(text: str) -> Path:
+    return Path(text).absolute()
 
 
-def _git(*words: str) -> None:
-    done = subprocess.run(["git", "-C", str(ROOT), *words], check=False, capture_output=True, text=True)
+def _report_flags(folder: Path | None) -> list[str]:
+    files = {"--junit": "junit.xml", "--comment": "summary.md", "--badge": "badge.svg"} if folder else {}
+    return [word for flag, name in files.items() for word in (flag, f"{folder}/{name}")]
+
+
+def _revision(revision: str, folder: Path) -> tuple[str, Path]:
+    """A name for `revision`, which no other has, and its code."""
+    name = f"base-{_git('rev-parse', '--verify', '--short=12', f'{revision}^{{commit}}').decode().strip()}"
+    place = folder / name
+    if not place.is_dir():
+        with tempfile.TemporaryDirectory(dir=folder) as partial:
+            with tarfile.open(fileobj=io.BytesIO(_git("archive", revision, "mlserve"))) as archive:
+                archive.extractall(partial, filter="data")
+            shutil.copytree(partial, place)
+    return f"{name}.sh", place
+
+
+def _git(*words: str) -> bytes:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], check=False, capture_output=True)
     if done.returncode:
-        sys.exit(f"git {words[0]} {words[1]} failed: {done.stderr.strip()}")
+        sys.exit(f"git {' '.join(words)} failed: {done.stderr.decode().strip()}")
+    return done.stdout
 
 
-def _python(path: Path, code: Path) -> Path:
+def _python(folder: Path, name: str, code: Path) -> Path:
     """An interpreter that is ours, with the mlserve of `code`: PYTHONPATH comes before what is installed, and the safe
     path keeps out the folder that the gate is started in.
     """
@@ -76,6 +96,7 @@ def _python(path: Path, code: Path) -> Path:
         f'PYTHONSAFEPATH=1 PYTHONPATH="{code}" exec "{sys.executable}" "$@"',
         "",
     )
+    path = folder / name
     path.write_text("\n".join(words))
     path.chmod(0o755)
     return path

@@ -31,8 +31,10 @@ def parse_duration_s(text: str) -> float:
     return seconds
 
 
-def parse_fraction(text: str) -> float:
-    """`"10%"` -> 0.1, `"0.1"` -> 0.1. Raises UsageError unless the value is a number of at least zero."""
+def parse_fraction(text: str, *, most_bare: float = math.inf) -> float:
+    """`"10%"` -> 0.1, `"0.1"` -> 0.1. Raises UsageError unless the value is a number of at least zero, and for one
+    above `most_bare` without the sign: who writes 5 may well mean 5%, and would get 500%.
+    """
     stripped = text.strip()
     try:
         value = float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
@@ -40,6 +42,8 @@ def parse_fraction(text: str) -> float:
         value = math.nan
     if not 0.0 <= value < math.inf:
         raise UsageError(f"{text!r} is no ratio; write a percentage such as 10% or a fraction such as 0.1")
+    if value > most_bare and not stripped.endswith("%"):
+        raise UsageError(f"{text!r} would be {100 * value:g}%; did you mean {value:g}%? Write the % sign")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The main job, on a real model: MiniLM-L6 as fp32 and int8, asked in plain text, load-tested over REST and gRPC.
+"""The main job, on a real model: MiniLM-L6 as fp32 and int8, asked in plain text, load-tested, tuned to a p99.
 
     make demo
 
@@ -21,41 +21,52 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DEMO = Path("demo")
-STORE, RUNS, REPORT = DEMO / "store", DEMO / "runs", DEMO / "report"
+STORE, RUNS, TUNE = DEMO / "store", DEMO / "runs", DEMO / "tune"
 SENTENCES = HERE / "sentences.txt"
 
 CURL = shutil.which("curl") or "curl"
 QUESTION = "It rained the whole day."
-ROUNDS = 2
 VARIANTS = ("fp32", "int8")
-PROTOCOLS = ("rest", "grpc")
+BUDGET = "3m"
+WANTED_RPS = 2000
 FEWEST_REQUESTS = 560  # a p99 may be claimed from 459 on, and arrivals are random
 SHARE_OF_CAPACITY = 0.35
 MOST_RPS = 60
 
 
 def main() -> None:
-    """Optimize, ask, load-test every combination in turn, report."""
+    """Optimize, ask, load-test both variants, tune, plan."""
     started_s = time.monotonic()
     os.environ["HF_HUB_OFFLINE"] = "1"
     mlserve("optimize", model_folder(), "--name", "minilm", "--int8", "--data", SENTENCES, "--store", STORE)
     versions = newest_versions()
     ask_in_plain_text(f"minilm@{versions['int8']['version']}")
+    load_test(versions)
+    slo = objective(versions["fp32"])
+    print(f"\nWhich variant, over which protocol, in which batches keeps {slo} at the highest rate?")
+    shutil.rmtree(TUNE, ignore_errors=True)
+    mlserve(
+        "tune", "minilm", "--slo", slo, "--data", SENTENCES, "--budget", BUDGET, "--store", STORE, "--out", TUNE,
+        accepted=(0, 1),
+    )  # fmt: skip
+    production = TUNE / "production.toml"
+    if not production.exists():
+        sys.exit(f"nothing here keeps {slo}; see what was tried in {(TUNE / 'report' / 'report.html').resolve()}")
+    mlserve("plan", "--report", production, "--rps", WANTED_RPS, "--slo", slo, "--price", "0.10/h", accepted=(0, 1))
+    print(f"\ndone in {time.monotonic() - started_s:.0f} s; open {(TUNE / 'report' / 'report.html').resolve()}")
+    print(f"serve what was picked: {shlex.join([*command(), 'serve', '--config', str(production)])}")
+
+
+def load_test(versions: dict[str, Any]) -> None:
+    """Each variant alone, at the same rate."""
     rps = request_rate(versions["fp32"])
     duration_s = max(10, -(-FEWEST_REQUESTS // rps))
     shutil.rmtree(RUNS, ignore_errors=True)
-    total = ROUNDS * len(VARIANTS) * len(PROTOCOLS)
-    print(f"\n{total} load tests of {duration_s} s, taking turns so that a slow moment of this machine hits all alike")
-    for repeat in range(1, ROUNDS + 1):
-        for protocol in PROTOCOLS:
-            for variant in VARIANTS:
-                mlserve(
-                    "bench", f"minilm@{versions[variant]['version']}", "--protocol", protocol, "--rps", rps,
-                    "--duration", f"{duration_s}s", "--warm-up", "2s", "--seed", repeat, "--data", SENTENCES,
-                    "--store", STORE, "--out", RUNS / f"{variant}-{protocol}-{repeat}",
-                )  # fmt: skip
-    mlserve("report", RUNS, "--out", REPORT)
-    print(f"\ndone in {time.monotonic() - started_s:.0f} s; open {(REPORT / 'report.html').resolve()}")
+    for variant in VARIANTS:
+        mlserve(
+            "bench", f"minilm@{versions[variant]['version']}", "--rps", rps, "--duration", f"{duration_s}s",
+            "--warm-up", "2s", "--data", SENTENCES, "--store", STORE, "--out", RUNS / variant,
+        )  # fmt: skip
 
 
 def ask_in_plain_text(ref: str) -> None:
@@ -130,12 +141,18 @@ def request_rate(manifest: dict[str, Any]) -> int:
     return max(5, min(MOST_RPS, int(SHARE_OF_CAPACITY * capacity)))
 
 
-def mlserve(*arguments: object) -> None:
-    """Shows a command and runs it; a failure ends the demo with its status."""
+def objective(manifest: dict[str, Any]) -> str:
+    """What users may be promised of this machine: a p99 of twelve times what fp32 takes in process."""
+    one_row = next(latency for latency in manifest["metrics"]["latency"] if latency["batch_rows"] == 1)
+    return f"p99={10 * max(2, math.ceil(12 * 100 * one_row['p50_s']))}ms"
+
+
+def mlserve(*arguments: object, accepted: tuple[int, ...] = (0,)) -> None:
+    """Shows a command and runs it; a status that is not accepted ends the demo with it."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ mlserve {shlex.join(words)}", flush=True)
     status = subprocess.run([*command(), *words], check=False).returncode
-    if status:
+    if status not in accepted:
         sys.exit(status)
 
 

@@ -69,6 +69,13 @@ def test_what_is_no_fraction_is_refused_with_an_example(text):
         parse_fraction(text)
 
 
+def test_a_bare_number_that_may_have_been_meant_as_a_percentage_is_asked_about():
+    assert parse_fraction("5") == 5.0
+    assert parse_fraction("500%", most_bare=1.0) == 5.0
+    with pytest.raises(UsageError, match=r"'5' would be 500%; did you mean 5%\?"):
+        parse_fraction("5", most_bare=1.0)
+
+
 @given(st.text(max_size=12))
 def test_any_text_is_a_fraction_of_at_least_zero_or_a_usage_error(text):
     value, message = _tried(parse_fraction, text)

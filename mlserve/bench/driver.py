@@ -31,7 +31,7 @@ from mlserve.errors import BenchError
 from mlserve.runs.load import Plan
 from mlserve.runs.machine import Machine, read_machine
 from mlserve.runs.resources import Resources
-from mlserve.runs.run import Counts, Run, write_run
+from mlserve.runs.run import Calibration, Counts, Run, write_run
 from mlserve.runs.samples import DROPPED, Samples, read_samples
 from mlserve.runs.window import Window
 
@@ -44,10 +44,13 @@ _COUNTED_AFTER_S = 0.1
 
 
 class Crew(msgspec.Struct, frozen=True, kw_only=True):
-    """Where generators come from beside this machine, and the page that shows them; None for neither."""
+    """Where generators come from beside this machine, the page that shows them, and what they cost by themselves where
+    a run like this one has shown it, so that they are not calibrated again; None for none of it.
+    """
 
     leader: Leader | None = None
     page: Page | None = None
+    calibration: Calibration | None = None
 
 
 def run_bench(
@@ -79,6 +82,7 @@ def run_bench(
     ):
         by_plan = ByPlan(plan)
         course = Course(directory, watch, on_progress, decide or (by_plan if plan.open_ended else None))
+        course.calibration = crew.calibration
         counted_before = _count(subject)
         job = _job(subject, plan, asked, directory, null_server)
         finished = drive(job, subject.cpus, course.heed, crew.leader, crew.page)
@@ -135,10 +139,11 @@ def _ask_first(subject: Subject, plan: Plan) -> _Asked:
 
 @contextmanager
 def _null_server(subject: Subject, asked: _Asked, crew: Crew) -> Iterator[Address | None]:
-    """What to calibrate against, on the server's cores, which are idle meanwhile; None where generators join from other
-    machines, which could not reach it.
+    """What to calibrate against, on the server's cores, which are idle meanwhile; None where that was done, and where
+    generators join from other machines, which could not reach it.
     """
-    if not asked.payload.requests or (crew.leader is not None and crew.leader.members):
+    joining = crew.leader is not None and crew.leader.members
+    if not asked.payload.requests or joining or crew.calibration is not None:
         yield None
         return
     cpus = subject.server.cpus if subject.server else ()

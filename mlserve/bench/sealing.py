@@ -38,7 +38,8 @@ def sealed(lock: Lock | None, plan: Plan, payload: Payload, wish: PayloadWish) -
         if held and held != now:
             raise BenchError(
                 f"{what} are not those of the run that is made again (SHA-256 {now[:12]}, there {held[:12]}): "
-                "another version of mlserve or of numpy makes other ones; make a new run without --like"
+                "the server takes other inputs, or another version of mlserve or of numpy makes other ones; make a new "
+                "run without --like"
             )
     return found
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from mlserve.cli import bench_flags as flag
-from mlserve.cli.bench_kinds import check_flags, check_many, given_flags, is_said
+from mlserve.cli.bench_kinds import check_flags, check_many, given_flags
 from mlserve.cli.bench_source import PayloadFlags, make_contenders, make_moved, make_source, protocol_of, with_trace
 from mlserve.cli.bench_wishes import Asked, make_plan, parse_address, server_options, with_cores
-from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, print_json
+from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, is_said, print_json
 from mlserve.errors import UsageError
 from mlserve.units import parse_fraction
 

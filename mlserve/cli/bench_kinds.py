@@ -6,7 +6,7 @@ import typer
 
 from mlserve.errors import UsageError
 
-__all__ = ["check_flags", "check_many", "given_flags", "is_said"]
+__all__ = ["check_flags", "check_many", "given_flags"]
 
 _LIKE = frozenset(
     (
@@ -61,12 +61,6 @@ def given_flags(context: typer.Context) -> frozenset[str]:
     """The parameters of the command that its line says, by their names in Python."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
-
-
-def is_said(context: typer.Context, name: str) -> bool:
-    """Whether a parameter has its value from the command line or the environment, and not by default."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
 def check_flags(given: Collection[str]) -> None:

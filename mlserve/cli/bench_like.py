@@ -13,6 +13,7 @@ import typer
 from mlserve.cli.bench_one import document, keeping_rows, print_run, watching
 from mlserve.cli.bench_sweep import Line, many_runs, run_text
 from mlserve.cli.terminal import err, out, print_json
+from mlserve.units import format_duration
 
 if TYPE_CHECKING:
     from mlserve.bench.driver import Decide
@@ -46,6 +47,9 @@ def bench_like(named: Path, moved: "Moved", directory: Path | None, label: str, 
     if len(runs) == 1:
         answered = _one(runs[0], directory, label, notes, json=json)
     else:
+        load_s = sum(again.run.window.end_s for again in runs)
+        said = f"{len(runs)} runs are made again, {format_duration(load_s)} of load in all"
+        err.print(said, highlight=False, soft_wrap=True)
         answered = _many(runs, directory, notes, json=json)
     if not answered:
         raise typer.Exit(1)
@@ -83,7 +87,8 @@ def _many(runs: "Sequence[Again]", directory: Path | None, notes: list[str], *, 
     directory = directory or Path("runs") / f"like-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     folders = [f"{number:02}-{again.directory.name}" for number, again in enumerate(runs, 1)]
     asked = _Asked(
-        runs=tuple(str(again.directory) for again in runs), where=tuple(again.contender.where for again in runs)
+        runs=tuple(str(again.directory.resolve()) for again in runs),
+        where=tuple(again.contender.where for again in runs),
     )
     made: list[Recorded] = []
     with many_runs(directory) as line:
@@ -147,8 +152,8 @@ def _notes(runs: "Sequence[Run]") -> list[str]:
 
 
 def _other_note(again: "Again") -> str:
-    was = again.run.model.name
-    return f"{again.contender.where} is asked instead of {was}: the instants are the same, the model is not"
+    was = again.run.lock.where if again.run.lock else again.run.model.name
+    return f"{again.contender.where} is asked instead of {was}: the instants are the same, the requests need not be"
 
 
 def _document(runs: "Sequence[Again]", made: "Sequence[Recorded]", directory: Path, notes: list[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`mlserve bench --sweep`: what is seen while a sweep goes on, and its table."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,12 +53,18 @@ def many_runs(directory: Path) -> Iterator["Line"]:
             yield Line(bar)
         except KeyboardInterrupt:
             bar.stop()
-            err.print(
-                f"the finished runs are kept in {directory}; the same command goes on with them",
-                highlight=False,
-                soft_wrap=True,
-            )
+            err.print(_kept_words(directory), highlight=False, markup=False, soft_wrap=True)
             raise
+
+
+def _kept_words(directory: Path) -> str:
+    """What an interrupted command left, and how to go on with it."""
+    from mlserve.runs.run import RUN_FILE
+
+    place = shlex.quote(str(directory))
+    if not any(directory.glob(f"*/{RUN_FILE}")):
+        return f"no run was finished; the same command with --out {place} begins where it stopped"
+    return f"the finished runs are kept in {directory}; the same command goes on with them, with --out {place}"
 
 
 class Line:

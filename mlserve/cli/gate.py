@@ -12,9 +12,17 @@ from mlserve.cli import gate_flags as flag
 from mlserve.cli.bench_kinds import given_flags
 from mlserve.cli.bench_source import PayloadFlags, make_source, protocol_of, with_trace
 from mlserve.cli.bench_wishes import Asked, make_plan, server_options, with_cores
-from mlserve.cli.gate_output import Outputs, check_outputs
-from mlserve.cli.gate_saved import Record, append_runs, gate_against, gate_saved, holds_runs
-from mlserve.cli.gate_wishes import Wanted, check_given, limits_of, with_file
+from mlserve.cli.gate_output import Outputs, check_outputs, telling_of_errors
+from mlserve.cli.gate_saved import OtherDay, Record, append_runs, gate_against, gate_saved, holds_runs
+from mlserve.cli.gate_wishes import (
+    Wanted,
+    calibration_of,
+    check_live,
+    check_saved,
+    highest_percentile,
+    limits_of,
+    with_file,
+)
 from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well
 from mlserve.errors import UsageError
 from mlserve.units import parse_duration_s, parse_fraction
@@ -62,7 +70,7 @@ def gate(
     expected: load.Expected = None,
     duration: load.Duration = "10s",
     warm_up: load.WarmUp = "auto",
-    percentile: load.Percentile = "p99",
+    percentile: flag.Percentile = "",
     errors: load.Errors = None,
     server_timing: load.ServerTiming = "sampled",
     workers: load.Workers = 1,
@@ -82,6 +90,8 @@ def gate(
     engine: load.Engine = None,
     compute_type: load.ComputeType = None,
     against: flag.Against = None,
+    may_differ: flag.MayDiffer = None,
+    history: flag.History = None,
     append: flag.Append = None,
     commit: flag.Commit = "",
     junit: flag.Junit = None,
@@ -114,93 +124,99 @@ def gate(
     given = given_flags(context)
     outputs = Outputs(json=json, junit=junit, badge=badge, comment=comment)
     check_outputs(outputs)
-    wanted = with_file(
-        Wanted(
-            base=base or "",
-            candidate=candidate or "",
-            limits=tuple(max_regression or ()),
-            slo=slo,
-            rps=rps,
-            users=users,
-            batch=batch,
-            protocol=protocol,
-            duration=duration,
-            warm_up=warm_up,
-            seed=seed,
-            budget_s=parse_duration_s(budget),
-            store=store,
-            against=against,
-            calibration=calibration,
-        ),
-        config,
-        given,
-    )
-    if wanted.against is not None or append is not None or _are_saved(wanted):
-        check_given(given, wanted)
-        _gate_runs(wanted, outputs, Record(folder=append, commit=commit), ignore_differences=ignore_differences)
-        return
-    source = make_source(
-        wanted.store,
-        PayloadFlags(
-            data=data,
-            lengths=lengths,
-            image_sizes=image_sizes,
-            expected=expected,
-            server_timing=server_timing,
-            model=model,
-            inputs=inputs,
-            template=template,
-            answer=answer,
-            headers=tuple(headers or ()),
-            metrics=metrics,
-        ),
-    )
-    options = server_options(
-        {
-            "workers": server_workers,
-            "threads": threads,
-            "max_batch_rows": max_batch_rows,
-            "max_delay_ms": max_delay_ms,
-            "device": device,
-            "engine": engine,
-            "compute_type": compute_type,
-        }
-    )
-    sides = _sides(wanted, source, options, (base_python, candidate_python), calibrate=calibrate)
-    plan, trace = make_plan(
-        Asked(
-            rps=wanted.rps,
-            users=wanted.users,
-            arrivals=arrivals,
-            shape=shape,
-            scenario="",
-            replay=replay,
-            replay_speed=replay_speed,
-            model=model,
-            protocol=protocol_of(tuple(side.contender for side in sides), wanted.protocol),
-            batch=wanted.batch,
-            duration=wanted.duration,
-            warm_up=wanted.warm_up,
-            precision="",
-            max_duration=None,
-            percentile=percentile,
-            errors=errors,
-            seed=wanted.seed,
-            max_in_flight=max_in_flight,
-            timeout=timeout,
-            workers=workers,
-            check=check or expected is not None,
-            locustfile=None,
+    with telling_of_errors(outputs, base or "", candidate or ""):
+        wanted = with_file(
+            Wanted(
+                base=base or "",
+                candidate=candidate or "",
+                limits=tuple(max_regression or ()),
+                slo=slo,
+                rps=rps,
+                users=users,
+                batch=batch,
+                protocol=protocol,
+                duration=duration,
+                warm_up=warm_up,
+                seed=seed,
+                budget_s=parse_duration_s(budget),
+                store=store,
+                against=against,
+                calibration=calibration,
+                may_differ=tuple(name for names in may_differ or () for name in names.split(",")),
+                history=history,
+            ),
+            config,
+            given,
         )
-    )
-    asked = _live_gate(wanted, sides, plan, resolution, errors, keep_servers=keep_servers)
-    _measure(asked, with_trace(source, trace), wanted, directory, times if calibrate else 0, outputs)
+        if wanted.against is not None or append is not None or _are_saved(wanted):
+            check_saved(given, wanted)
+            _gate_runs(wanted, outputs, Record(folder=append, commit=commit), ignore_differences=ignore_differences)
+            return
+        check_live(given)
+        source = make_source(
+            wanted.store,
+            PayloadFlags(
+                data=data,
+                lengths=lengths,
+                image_sizes=image_sizes,
+                expected=expected,
+                server_timing=server_timing,
+                model=model,
+                inputs=inputs,
+                template=template,
+                answer=answer,
+                headers=tuple(headers or ()),
+                metrics=metrics,
+            ),
+        )
+        options = server_options(
+            {
+                "workers": server_workers,
+                "threads": threads,
+                "max_batch_rows": max_batch_rows,
+                "max_delay_ms": max_delay_ms,
+                "device": device,
+                "engine": engine,
+                "compute_type": compute_type,
+            }
+        )
+        sides = _sides(wanted, source, options, (base_python, candidate_python), calibrate=calibrate)
+        plan, trace = make_plan(
+            Asked(
+                rps=wanted.rps,
+                users=wanted.users,
+                arrivals=arrivals,
+                shape=shape,
+                scenario="",
+                replay=replay,
+                replay_speed=replay_speed,
+                model=model,
+                protocol=protocol_of(tuple(side.contender for side in sides), wanted.protocol),
+                batch=wanted.batch,
+                duration=wanted.duration,
+                warm_up=wanted.warm_up,
+                precision="",
+                max_duration=None,
+                percentile=percentile or highest_percentile(limits_of(wanted)),
+                errors=errors,
+                seed=wanted.seed,
+                max_in_flight=max_in_flight,
+                timeout=timeout,
+                workers=workers,
+                check=check or expected is not None,
+                locustfile=None,
+            )
+        )
+        asked = _live_gate(wanted, sides, plan, resolution, errors, keep_servers=keep_servers)
+        _measure(asked, with_trace(source, trace), wanted, directory, times if calibrate else 0, outputs)
 
 
 def _are_saved(wanted: Wanted) -> bool:
     """Whether both sides are folders of runs. Raises UsageError where one is, and the other would be measured now."""
     if not wanted.candidate:
         return False
+    for where in (wanted.base, wanted.candidate):
+        _check_there(where)
     saved = [where for where in (wanted.base, wanted.candidate) if holds_runs(where)]
     if len(saved) == 1:
         other = wanted.candidate if saved[0] == wanted.base else wanted.base
@@ -211,26 +227,43 @@ def _are_saved(wanted: Wanted) -> bool:
     return len(saved) == 2
 
 
+def _check_there(where: str) -> None:
+    """Raises UsageError for a path that nothing is at: it is no model's name either."""
+    if "/" in where and "://" not in where and not Path(where).exists():
+        raise UsageError(
+            f"there is no {where}; give a model's name, FILE.onnx, a production.toml, a URL, or a folder of runs that "
+            "mlserve bench --out made"
+        )
+
+
 def _gate_runs(wanted: Wanted, outputs: Outputs, record: Record, *, ignore_differences: bool) -> None:
-    file = wanted.calibration_file
     if wanted.candidate and (wanted.against is not None or record.folder is not None):
         flag = f"--against {wanted.against}" if wanted.against is not None else f"--append {record.folder}"
         raise UsageError(f"{flag} is about one folder of runs, and two are given; leave {wanted.candidate} out")
     if not wanted.base:
         raise UsageError("nothing was named to compare; give a folder of runs")
+    if wanted.candidate and Path(wanted.base).resolve() == Path(wanted.candidate).resolve():
+        raise UsageError(f"{wanted.base} is given twice, and no run differs from itself; give the runs of two servers")
     if wanted.against is not None:
-        gate_against(wanted.base, wanted.against, limits_of(wanted), outputs, file, record)
+        other = OtherDay(where=wanted.against, history=wanted.history, may_differ=wanted.may_differ)
+        gate_against(wanted.base, other, limits_of(wanted), outputs, calibration_of(wanted), record)
     elif record.folder is not None:
         append_runs(wanted.base, record)
     else:
         gate_saved(
-            wanted.base, wanted.candidate, limits_of(wanted), outputs, file, ignore_differences=ignore_differences
+            wanted.base,
+            wanted.candidate,
+            limits_of(wanted),
+            outputs,
+            calibration_of(wanted),
+            ignore_differences=ignore_differences,
         )
 
 
 def _sides(
     wanted: Wanted, source: "Source", options: "ServerOptions | None", pythons: tuple[str, str], *, calibrate: bool
 ) -> "tuple[Side, Side]":
+    from mlserve.runs.production import is_production
     from mlserve.tuning.serving import ServerOptions
 
     if not wanted.base:
@@ -245,11 +278,10 @@ def _sides(
         _side(text, source.store, msgspec.structs.replace(told, python=_python(python)))
         for text, python in zip(texts, pythons, strict=True)
     )
-    running = [side.name for side in (one, other) if side.options is None]
-    if running and options is not None:
-        raise UsageError(
-            f"{running[0]} runs already, and is not set by us; leave out --server-workers to --compute-type"
-        )
+    running = [f"{side.name} runs already, and is not set by us" for side in (one, other) if side.options is None]
+    written = [f"{text} says itself how it is served" for text in texts if is_production(Path(text))]
+    if options is not None and (running or written):
+        raise UsageError(f"{(running + written)[0]}; leave out --server-workers to --compute-type")
     return one, other
 
 
@@ -304,4 +336,4 @@ def _measure(
     if times:
         calibrate_gate(asked, source, place, wanted.budget_s, times, wanted.calibration_file, json=outputs.json)
     else:
-        gate_live(asked, source, place, wanted.budget_s, outputs, wanted.calibration_file)
+        gate_live(asked, source, place, wanted.budget_s, outputs, calibration_of(wanted))

@@ -7,8 +7,8 @@ import typer
 
 __all__ = [
     "Against", "Append", "Badge", "Base", "BasePython", "Budget", "Calibrate", "Calibration", "Candidate",
-    "CandidatePython", "Comment", "Commit", "Config", "IgnoreDifferences", "Junit", "KeepServers", "Limits", "Out",
-    "Resolution", "Slo", "Times",
+    "CandidatePython", "Comment", "Commit", "Config", "History", "IgnoreDifferences", "Junit", "KeepServers", "Limits",
+    "MayDiffer", "Out", "Percentile", "Resolution", "Slo", "Times",
 ]  # fmt: skip
 
 
@@ -60,6 +60,14 @@ IgnoreDifferences = Annotated[
     bool, _option(_DECIDED, "--ignore-differences", help="Compare runs of unlike loads or machines all the same.")
 ]
 
+Percentile = Annotated[
+    str,
+    _option(
+        _MEASURED,
+        help="What each run must hold requests enough for: p50 to p99.9.",
+        show_default="the highest that is limited",
+    ),
+]
 Budget = Annotated[str, _option(_MEASURED, help="The most time that measuring may take.")]
 KeepServers = Annotated[
     bool,
@@ -101,6 +109,25 @@ Against = Annotated[
         _SAVED,
         help="Hold the runs BASE against this: a history (reports/history), or a run or report of another day.",
         show_default=False,
+    ),
+]
+MayDiffer = Annotated[
+    list[str] | None,
+    _option(
+        _SAVED,
+        "--may-differ",
+        metavar="NAME",
+        help="With --against: what may differ between the machines, such as onnxruntime or cpu_flags. Repeatable, or "
+        "with commas.",
+        show_default=False,
+    ),
+]
+History = Annotated[
+    Path | None,
+    _option(
+        _SAVED,
+        help="With --against a run or report: the history that shows how much sessions differ.",
+        show_default="reports/history",
     ),
 ]
 Append = Annotated[

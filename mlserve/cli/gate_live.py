@@ -1,6 +1,7 @@
 """`mlserve gate` of two servers: what is seen while they are measured in turn."""
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from mlserve.units import format_duration
 
 if TYPE_CHECKING:
     from mlserve.bench.progress import Progress as Moment
-    from mlserve.report.gating.calibration import GateCalibration
+    from mlserve.report.gating.calibration import Calibrated, GateCalibration
     from mlserve.report.gating.result import GateResult
     from mlserve.report.measurement import Recorded
     from mlserve.tuning.gating.live import Course, LiveGate
@@ -26,15 +27,35 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate_gate", "gate_live", "opens_side"]
 
+# A gate looks for the first time after so many pairs.
+_FEWEST_RUNS = 4
 
-def gate_live(asked: "LiveGate", source: "Source", directory: Path, budget_s: float, told: Outputs, file: Path) -> None:
-    """Measures into `directory`, tells of it, and exits as the verdict says. `file` is the machine's calibration."""
+
+def gate_live(
+    asked: "LiveGate",
+    source: "Source",
+    directory: Path,
+    budget_s: float,
+    told: Outputs,
+    calibration: "GateCalibration | None",
+) -> None:
+    """Measures into `directory`, tells of it, and exits as the verdict says. `calibration` is the machine's."""
     from mlserve.tuning.gating.live import run_gate
 
-    calibration, began_s = _read_calibration(file), time.monotonic()
+    began_s = time.monotonic()
     with many_runs(directory) as line:
         result = run_gate(asked, directory, opens_side(source), _Watching(line), budget_s, calibration=calibration)
-    tell(result, asked.base.name, asked.candidate.name, told, took_s=time.monotonic() - began_s)
+    took_s = time.monotonic() - began_s
+    tell(result, asked.base.name, asked.candidate.name, told, took_s=took_s)
+    if took_s > budget_s and not result.settled and len(result.candidate_runs) < _FEWEST_RUNS:
+        err.print(
+            f"--budget {format_duration(budget_s)} is too short: a verdict takes {_FEWEST_RUNS} pairs of runs at the "
+            f"least, and {len(result.candidate_runs)} took {format_duration(took_s)}; the same command with "
+            f"--out {directory} and a longer --budget goes on",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     err.print(f"runs  {directory}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(EXIT_CODES[result.verdict])
 
@@ -67,13 +88,35 @@ def calibrate_gate(
             highlight=False,
             soft_wrap=True,
         )
-    calibration = calibrate(decided, read_machine())
+    calibration = calibrate(decided, read_machine(), _calibrated(asked, decided))
     write_calibration(file, calibration)
     if json:
         print_json(calibration)
     else:
         out.print(calibration.false_alarms.words, highlight=False, markup=False, soft_wrap=True)
         out.print(f"kept in {file}; every gate on this machine tells it", highlight=False, markup=False, soft_wrap=True)
+
+
+def _calibrated(asked: "LiveGate", gates: "Sequence[GateResult]") -> "Calibrated | None":
+    """What the gates were of, by their runs."""
+    from mlserve.report.gating.calibration import Calibrated
+    from mlserve.report.measurement import group, read_runs
+
+    runs = [Path(run) for gate in gates[:1] for run in gate.candidate_runs[:1]]
+    return next(
+        (
+            Calibrated(
+                model=one.model.name,
+                conditions=one.conditions,
+                duration_s=asked.plan.duration_s,
+                limits=asked.limits,
+                # A server that runs already was held against itself, one process, which shows nothing of others.
+                kept=asked.keep_servers and asked.base.options is not None,
+            )
+            for one in group(read_runs(runs))
+        ),
+        None,
+    )
 
 
 def opens_side(source: "Source") -> "OpensSide":
@@ -119,7 +162,9 @@ class _Watching:
         from mlserve.report.render.gate_figures import gate_figures
 
         figures = gate_figures(result, "base", "candidate")
-        pairs = f"{course.pairs} pairs" + (f" and {course.fresh_pairs} fresh ones" if course.fresh_pairs else "")
+        pairs = f"{course.pairs} pair{'' if course.pairs == 1 else 's'}" + (
+            f" and {course.fresh_pairs} fresh ones" if course.fresh_pairs else ""
+        )
         said = "; ".join(
             f"{row.metric} {row.change} ({row.interval}) of {row.limit}: {row.verdict}" for row in figures.rows
         )
@@ -128,9 +173,3 @@ class _Watching:
         self._told = said
         if result.suspected and not course.fresh_pairs:
             self._line.say(f"{', '.join(result.suspected)}: worse, it seems; fresh runs are to confirm it", "yellow")
-
-
-def _read_calibration(file: Path) -> "GateCalibration | None":
-    from mlserve.report.gating.calibration import read_calibration
-
-    return read_calibration(file) if file.is_file() else None

@@ -2,6 +2,9 @@
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mlserve.cli.terminal import err, out, print_json
-from mlserve.errors import UsageError
+from mlserve.errors import MlserveError, UsageError
 
 if TYPE_CHECKING:
     from mlserve.report.gating.result import GateResult
     from mlserve.report.render.gate_figures import GateFigures
 
-__all__ = ["EXIT_CODES", "Outputs", "check_outputs", "check_writable", "tell"]
+__all__ = ["EXIT_CODES", "Outputs", "check_outputs", "check_writable", "tell", "telling_of_errors"]
 
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -53,6 +56,24 @@ def check_writable(flag: str, path: Path) -> None:
         raise UsageError(f"{flag} {path} cannot be written: no permission for its folder; choose another file")
 
 
+@contextmanager
+def telling_of_errors(outputs: Outputs, base: str, candidate: str) -> Iterator[None]:
+    """Whatever ends the gate before it has a verdict is told in the files and to GitHub too, so that none of them is
+    missing, or of an earlier gate.
+    """
+    from mlserve.report.render.gate_figures import gate_error
+
+    began_s = time.monotonic()
+    try:
+        yield
+    except (MlserveError, KeyboardInterrupt) as error:
+        message = str(error) or "stopped before it was decided"
+        figures = gate_error(message, base, candidate, took_s=time.monotonic() - began_s)
+        _write_files(figures, outputs)
+        _tell_github(figures)
+        raise
+
+
 def tell(result: "GateResult", base: str, candidate: str, outputs: Outputs, *, took_s: float = 0.0) -> None:
     """Tells `result` everywhere it was asked for, the terminal first."""
     from mlserve.report.render.gate_figures import gate_figures
@@ -76,7 +97,8 @@ def _print(figures: "GateFigures") -> None:
     for row in figures.rows:
         texts = (row.metric, row.base, row.candidate, row.change, row.interval, row.limit)
         table.add_row(*map(Text, texts), Text(row.verdict, _COLOURS[row.verdict]))
-    out.print(table)
+    if figures.rows:
+        out.print(table)
     for fact in figures.facts:
         out.print(Text(fact), style="dim", soft_wrap=True)
     out.print()

@@ -1,6 +1,6 @@
 """What a gate was asked for, by flags and by gate.toml; flags win."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +9,20 @@ import msgspec
 from mlserve.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlserve.report.gating.calibration import GateCalibration
     from mlserve.report.gating.limits import Limit
 
-__all__ = ["Wanted", "check_given", "limits_of", "with_file"]
+__all__ = ["Wanted", "calibration_of", "check_live", "check_saved", "highest_percentile", "limits_of", "with_file"]
 
 _CALIBRATION = Path("reports/gate/calibration.json")
 # What says something of runs that were made before, too.
 _HEEDED_BY_SAVED = frozenset(
     (
         *("against", "append", "badge", "base", "calibration", "candidate", "comment", "commit", "config"),
-        *("ignore_differences", "json", "junit", "max_regression", "slo", "store"),
+        *("history", "ignore_differences", "json", "junit", "max_regression", "may_differ", "slo", "store"),
     )
 )
+_OF_ANOTHER_DAY = ("may_differ", "history")
 _FLAG_OF = {"directory": "--out", "headers": "--header"}
 
 
@@ -44,6 +46,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     store: Path
     against: Path | None
     calibration: Path | None
+    may_differ: tuple[str, ...]
+    history: Path | None
     file_limits: "tuple[Limit, ...]" = ()
 
     @property
@@ -76,6 +80,8 @@ def with_file(wanted: Wanted, file: Path | None, given: Collection[str]) -> Want
         "budget_s": read.budget_s,
         "store": Path(read.store) if read.store else None,
         "calibration": Path(read.calibration) if read.calibration else None,
+        "may_differ": read.may_differ or None,
+        "history": Path(read.history) if read.history and read.mode == "absolute" else None,
     }
     flag_of = {"budget_s": "budget"}
     found = {
@@ -109,9 +115,42 @@ def limits_of(wanted: Wanted) -> "tuple[Limit, ...]":
     return parse_gate_limits(texts + objective)
 
 
-def check_given(given: Collection[str], wanted: Wanted) -> None:
-    """Raises UsageError for a flag of `given` that says how to measure, where what is compared was saved."""
+def highest_percentile(limits: Sequence["Limit"]) -> str:
+    """The one that takes the most requests to be known, which every run must hold; p50 at least."""
+    return max([(0.5, "p50"), *((limit.q, limit.metric) for limit in limits if limit.q is not None)])[1]
+
+
+def calibration_of(wanted: Wanted) -> "GateCalibration | None":
+    """What is known of this machine's false alarms; None where nobody has calibrated it.
+
+    Raises UsageError for a file that cannot be read, and for one that was named and is not there.
+    """
+    from mlserve.report.gating.calibration import read_calibration
+
+    file = wanted.calibration_file
+    return read_calibration(file) if wanted.calibration is not None or file.is_file() else None
+
+
+def check_saved(given: Collection[str], wanted: Wanted) -> None:
+    """Raises UsageError for a flag of `given` that is not heeded where what is compared was measured before."""
     unheeded = sorted(set(given) - _HEEDED_BY_SAVED)
     if unheeded:
-        name = _FLAG_OF.get(unheeded[0], f"--{unheeded[0].replace('_', '-')}")
-        raise UsageError(f"{name} says how to measure, and {wanted.base} was measured already; leave it out")
+        raise UsageError(
+            f"{_flag(unheeded[0])} says how to measure, and {wanted.base} was measured already; leave it out"
+        )
+    of_another_day = [name for name in _OF_ANOTHER_DAY if name in given]
+    if of_another_day and wanted.against is None:
+        raise UsageError(f"{_flag(of_another_day[0])} is about runs of another day; name them with --against")
+    if "ignore_differences" in given and wanted.against is not None:
+        raise UsageError("--ignore-differences is about two folders of runs; with --against, name what --may-differ")
+
+
+def check_live(given: Collection[str]) -> None:
+    """Raises UsageError for a flag of `given` that is not heeded where both are measured now."""
+    unheeded = [name for name in ("commit", *_OF_ANOTHER_DAY, "ignore_differences") if name in given]
+    if unheeded:
+        raise UsageError(f"{_flag(unheeded[0])} is about runs that were made before, and these are not; leave it out")
+
+
+def _flag(name: str) -> str:
+    return _FLAG_OF.get(name, f"--{name.replace('_', '-')}")

@@ -1,7 +1,5 @@
 """`mlserve plan`: how many replicas a load takes, and what they cost, by what was measured of one."""
 
-import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +7,7 @@ import msgspec
 import typer
 from rich.table import Table
 
+from mlserve.cli.price import Price, parse_price
 from mlserve.cli.terminal import JsonFlag, ending_well, out, print_json
 from mlserve.errors import UsageError
 from mlserve.units import format_rate
@@ -20,21 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-# What is before or behind the number is the currency.
-_PRICE = re.compile(r"([^\d\s./]*)\s*(\d+(?:\.\d+)?)\s*([^\d\s./]*)/h")
-
-
-class _Price(msgspec.Struct, frozen=True):
-    """What a replica costs an hour, and the words around it."""
-
-    per_h: float
-    before: str = ""
-    behind: str = ""
-
-    def shown(self, amount: float) -> str:
-        """`$15.60`, `15.60 EUR`; small amounts with three digits."""
-        digits = f"{amount:,.2f}" if amount >= 1 else f"{amount:.3g}"
-        return f"{self.before}{digits}{f' {self.behind}' if self.behind else ''}"
+_MOST_PER_S = 1e9
 
 
 class _Plan(msgspec.Struct, frozen=True):
@@ -59,7 +44,13 @@ def plan(
     mean_rps: Annotated[
         float | None, typer.Option(help="On average, for cost and energy.", show_default="the peak, all the time")
     ] = None,
-    price: Annotated[str, typer.Option(help="Of one replica's machine: 1.20/h, $1.20/h, 1.20EUR/h.")] = "",
+    price: Annotated[
+        str,
+        typer.Option(
+            help="Of one whole machine like the one that was measured, on which one replica runs: 1.20/h, $1.20/h, "
+            "1.20EUR/h."
+        ),
+    ] = "",
     spare: Annotated[
         int | None,
         typer.Option(min=0, max=1000, help="Replicas that may be lost at the peak.", show_default="1; 0 with --zones"),
@@ -72,7 +63,8 @@ def plan(
 ) -> None:
     """Say how many replicas bear a load within an objective, what they cost, and how sure that is.
 
-    A replica is a server like the one that was measured, on a machine like that one. Fewest replicas come first.
+    A replica is a server like the one that was measured, alone on a whole machine like that one, which is what is paid
+    for. Fewest replicas come first.
 
     [bold]Examples[/]
 
@@ -85,11 +77,13 @@ def plan(
 
     objective = parse_slo(slo, errors)
     asked = _demand(rps, mean_rps, zones, spare)
-    cost = _parse_price(price) if price else None
+    cost = parse_price(price) if price else None
     found = replicas_of(report, objective)
     plans = _plans(found, msgspec.structs.replace(asked, price_per_h=cost.per_h if cost else None))
     if not plans:
-        raise UsageError(f"{report} does not say how many replicas keep {objective.words}. {_reasons(found)}")
+        raise UsageError(
+            f"{report} does not say how many replicas keep {objective.words}. {_reasons(found, objective)}"
+        )
     if json:
         print_json(_document(plans, found, objective))
     else:
@@ -101,21 +95,14 @@ def _demand(rps: float, mean_rps: float | None, zones: int, spare: int | None) -
 
     mean_per_s = rps if mean_rps is None else mean_rps
     for flag, rate in (("--rps", rps), ("--mean-rps", mean_per_s)):
-        if not (rate > 0 and math.isfinite(rate)):
-            raise UsageError(f"{flag} {rate:g} is no load; give a number above 0")
+        if not 0 < rate <= _MOST_PER_S:  # not NaN either
+            raise UsageError(f"{flag} {rate:g} is no load; give a number above 0, and at most {_MOST_PER_S:g}")
     if mean_per_s > rps:
         raise UsageError(f"--mean-rps {mean_per_s:g} is above --rps {rps:g}, which is the peak; give at most that")
     if zones == 1:
         raise UsageError("--zones 1 cannot lose one and go on; give 2 or more, or leave it out")
     lost = spare if spare is not None else 0 if zones else 1
     return Demand(peak_per_s=rps, mean_per_s=mean_per_s, spare=lost, zones=zones)
-
-
-def _parse_price(text: str) -> _Price:
-    match = _PRICE.fullmatch(text.strip())
-    if match is None or (match[1] and match[3]):
-        raise UsageError(f"--price {text!r} cannot be read; write what one machine costs an hour, such as 1.20/h")
-    return _Price(float(match[2]), match[1], match[3])
 
 
 def _plans(found: "tuple[Replica, ...]", demand: "Demand") -> list[_Plan]:
@@ -130,13 +117,20 @@ def _plans(found: "tuple[Replica, ...]", demand: "Demand") -> list[_Plan]:
     return sorted(plans, key=lambda one: (one.capacity.safe.replicas, one.capacity.likely.replicas))
 
 
-def _reasons(found: "tuple[Replica, ...]") -> str:
-    shown = [f"{replica.what}: {replica.lacking}" for replica in found[:3]]
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"{'; '.join(shown)}{more}. Find what one replica bears with: mlserve bench NAME --find-max --slo p99=50ms"
+def _reasons(found: "tuple[Replica, ...]", objective: "Objective") -> str:
+    """Each reason once, with what it holds for."""
+    names: dict[str, list[str]] = {}
+    for replica in found:
+        names.setdefault(replica.lacking, []).append(replica.what)
+    reasons = [f"{' and '.join(whats)}: {lacking}" for lacking, whats in names.items()]
+    more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
+    return (
+        f"{'; '.join(reasons[:3])}{more}. Find what one replica bears with: mlserve bench NAME --find-max "
+        f"--slo {objective.text}"
+    )
 
 
-def _print(plans: list[_Plan], found: "tuple[Replica, ...]", objective: "Objective", cost: _Price | None) -> None:
+def _print(plans: list[_Plan], found: "tuple[Replica, ...]", objective: "Objective", cost: Price | None) -> None:
     best = plans[0]
     total, borne, safe = best.capacity, best.capacity.bears, best.capacity.safe
     out.print(
@@ -150,9 +144,15 @@ def _print(plans: list[_Plan], found: "tuple[Replica, ...]", objective: "Objecti
     _say("replicas", f"{safe.bearing:,} bear the peak, {_spared(best.demand)}; {_range(total)}")
     _say("load", f"{format_rate(safe.share_per_s)} each at the peak, {safe.share_per_s / borne.proven_per_s:.0%} of it")
     if cost is not None and safe.cost_per_h is not None:
-        _say("cost", f"{cost.shown(safe.cost_per_h)} an hour; {_cost_of_1000(total, cost)} for 1,000 inferences")
-    if total.joules_per_1000 is not None:
-        joules = total.joules_per_1000
+        machines = f"{safe.replicas:,} whole machine{'' if safe.replicas == 1 else 's'} at {cost.shown(cost.per_h)}"
+        _say(
+            "cost",
+            f"{cost.shown(safe.cost_per_h)} an hour, {machines}; {_cost_of_1000(total, cost)} for 1,000 inferences",
+        )
+    joules = total.joules_per_1000
+    if joules is None:
+        _say("energy", "not known: the runs have no power, for which a machine needs RAPL or NVML")
+    else:
         _say("energy", f"{joules.mean:,.3g} J for 1,000 inferences ({joules.low:,.3g} to {joules.high:,.3g})")
     for assumption in (*best.replica.caveats, *_assumptions(best)):
         _say("assumed", assumption)
@@ -184,7 +184,7 @@ def _range(total: "Capacity") -> str:
     return f"{total.likely.replicas:,} likely do, fewer than {total.least.replicas:,} cannot"
 
 
-def _cost_of_1000(total: "Capacity", cost: _Price) -> str:
+def _cost_of_1000(total: "Capacity", cost: Price) -> str:
     safe = total.safe.cost_per_1000 or 0.0
     low = (total.least or total.likely).cost_per_1000 or 0.0
     return cost.shown(safe) if low == safe else f"{cost.shown(safe)} ({cost.shown(low)} to {cost.shown(safe)})"
@@ -201,14 +201,14 @@ def _assumptions(best: _Plan) -> list[str]:
     words = [
         f"the peak, {format_rate(demand.peak_per_s)}, is the highest rate of any second, evenly shared among replicas",
         mean,
-        "each replica has a machine of its own like the one that was measured, and requests like those that were sent",
+        "each replica has a whole machine of its own, and requests like those that were sent",
     ]
     if best.capacity.joules_per_1000 is not None:
         words.append("energy is that of the whole machine, the load generator on it included")
     return words
 
 
-def _table(plans: list[_Plan], cost: _Price | None) -> Table:
+def _table(plans: list[_Plan], cost: Price | None) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("replicas", "likely", "bears", "missed", *(["1,000 cost"] if cost else []), "of"):
         table.add_column(heading, justify="left" if heading == "of" else "right")

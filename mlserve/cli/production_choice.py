@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 
-from mlserve.cli.bench_kinds import is_said
-from mlserve.cli.terminal import err
-from mlserve.errors import UsageError
+from mlserve.cli.terminal import err, is_said
+from mlserve.errors import MlserveError, UsageError
 from mlserve.runs.production import Production, ServeChoice, read_production
 from mlserve.units import format_duration, format_rate
 
@@ -56,10 +55,14 @@ def configured(said: ServeChoice, context: typer.Context, path: Path | None, *, 
     production = read_production(path)
     given = [name for name in ServeChoice.__struct_fields__ if is_said(context, _PARAMETER.get(name, name))]
     changes = {name: getattr(said, name) for name in given if getattr(said, name) != getattr(production.serve, name)}
+    held_keys = msgspec.toml.decode(path.read_bytes())["serve"]
     for name, value in changes.items():
-        flag = "what is named on the command line" if name == "models" else f"--{name.replace('_', '-')}"
+        if name not in held_keys:  # the file says nothing that could be overruled
+            continue
+        flag = "naming" if name == "models" else f"--{name.replace('_', '-')}"
         held = _shown(getattr(production.serve, name))
-        err.print(f"{flag} {_shown(value)} wins over {name} = {held} of {path}", highlight=False, markup=False)
+        note = f"{flag} {_shown(value)} wins over {name} = {held} of {path}"
+        err.print(note, highlight=False, markup=False, soft_wrap=True)
     choice = msgspec.structs.replace(production.serve, **changes)
     if choice.keys and not Path(choice.keys).is_file():
         raise UsageError(f"{path}: serve.keys: there is no file {choice.keys}; mend it, or say it with --keys")
@@ -74,7 +77,7 @@ def expectation(asked: Configured) -> list[str]:
     if asked.production is None or asked.production.expected is None:
         return []
     if asked.unlike:
-        return [f"expected  unknown: {', '.join(asked.unlike)} differ from what {asked.path} was measured with"]
+        return [f"expected  unknown: {asked.path} was measured with other {', '.join(asked.unlike)}"]
     expected, evidence = asked.production.expected, asked.production.evidence
     p99 = format_duration(expected.p99_ms / 1000)
     if expected.p99_low_ms is not None and expected.p99_high_ms is not None:
@@ -97,7 +100,12 @@ def _changed_model(choice: ServeChoice, production: Production, path: Path, *, a
         return []
     from mlserve.cli.served_models import choose_models
 
-    found = {ref: _sha256(choose_models([ref], Path(choice.store))[0]) for ref in choice.models}
+    try:
+        found = {ref: _sha256(choose_models([ref], Path(choice.store))[0]) for ref in choice.models}
+    except MlserveError as error:
+        raise UsageError(
+            f"{path}: serve.models: {error}; mend the file, or say with --store where its models lie"
+        ) from error
     if evidence.model_sha256 in found.values():
         return []
     if not allowed:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.padding import Padding
@@ -16,19 +16,17 @@ from mlserve.cli.report_live import open_page, watch
 from mlserve.cli.report_verb import OF_RUNS, ReportVerb
 from mlserve.cli.terminal import JsonFlag, ending_well, err, out, print_json
 from mlserve.errors import UsageError
+from mlserve.report.render.formats import FORMATS, USUAL_FORMATS, parse_formats
 from mlserve.units import parse_fraction
 
 if TYPE_CHECKING:
     from mlserve.report.measurement import Recorded
-    from mlserve.report.recommendation import Recommendation
     from mlserve.report.report import Report
     from mlserve.report.slo import Slo
 
 __all__ = ["app", "report"]
 
 app = typer.Typer(cls=ReportVerb, help="Saved runs to a page that says which variant to serve, and why.")
-
-_FORMATS = "html,md,json"
 
 
 @app.command(OF_RUNS)
@@ -42,8 +40,8 @@ def report(
         "report"
     ),
     formats: Annotated[
-        str, typer.Option(help="What is written: html, md, json, csv, parquet, png, with commas between them.")
-    ] = _FORMATS,
+        str, typer.Option(help=f"What is written: {', '.join(FORMATS)}, with commas between them.")
+    ] = ",".join(USUAL_FORMATS),
     slo: Annotated[
         str, typer.Option(metavar="P=TIME", help="What was promised, such as p99=50ms.", show_default=False)
     ] = "",
@@ -52,7 +50,11 @@ def report(
     ] = "1%",
     opening: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
     watching: Annotated[
-        bool, typer.Option("--watch", help="Go on: show every run that comes, until Ctrl-C. RUN may be empty yet.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Go on: show every run that comes, until Ctrl-C. RUN may be empty yet. Takes a tenth of a core.",
+        ),
     ] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -70,23 +72,19 @@ def report(
 
       mlserve report sweep/ --watch --open --slo p99=50ms
     """
-    from mlserve.report.render.formats import parse_formats
+    from mlserve.report.render.files import check_folder
 
     wanted = _Wanted(folder, parse_formats(formats), parse_fraction(max_accuracy_loss), _slo(slo))
+    check_folder(folder)
     if watching:
         _check_watch(wanted.formats, json=json)
         watch(runs, wanted.write_page, open_it=opening)
     made, files = wanted.report_on(runs)
     if json:
-        print_json(
-            {
-                "recommendation": made.recommendation,
-                "files": {path.name.removeprefix("report.").removeprefix("report-"): str(path) for path in files},
-            }
-        )
+        print_json(_document(made, files))
     else:
         _print_results(made)
-        _print_recommendation(made.recommendation)
+        _print_decision(made)
         for path in files:
             out.print(str(path), highlight=False, markup=False, soft_wrap=True)
     if opening:
@@ -132,10 +130,26 @@ def _slo(text: str) -> "Slo | None":
     if not text:
         return None
     from mlserve.report.slo import Slo
+    from mlserve.report.summary import PERCENTILES
     from mlserve.tuning.evidence import parse_slo
 
     objective = parse_slo(text)
+    if objective.name not in PERCENTILES:
+        raise UsageError(
+            f"--slo {text}: a report gives {', '.join(PERCENTILES)} of every run, with intervals, and cannot judge "
+            f"{objective.name}; give one of these (mlserve bench --slo takes any)"
+        )
     return Slo(percentile=objective.percentile, limit_s=objective.limit_s, max_errors=objective.max_errors)
+
+
+def _document(made: "Report", files: Sequence[Path]) -> dict[str, Any]:
+    return {
+        "format_version": 1,
+        "recommendation": made.recommendation,
+        "slo": made.slo,
+        "verdict": made.verdict,
+        "files": {path.name.removeprefix("report.").removeprefix("report-"): str(path) for path in files},
+    }
 
 
 def _check_watch(formats: Sequence[str], *, json: bool) -> None:
@@ -164,10 +178,16 @@ def _print_results(made: "Report") -> None:
         out.print()
 
 
-def _print_recommendation(advice: "Recommendation") -> None:
-    out.print(advice.headline, style="bold green" if advice.variant else "bold yellow", highlight=False, markup=False)
-    for sentence in (advice.reason, *(f"note: {caveat}" for caveat in advice.caveats)):
-        out.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
+def _print_decision(made: "Report") -> None:
+    from mlserve.report.render.promise import kept, promise
+
+    advice = made.recommendation
+    good = advice.variant or (made.slo and kept(made) == "kept")
+    out.print(advice.headline, style="bold green" if good else "bold yellow", highlight=False, markup=False)
+    spoken = [made.verdict.sentence] if made.verdict else []
+    for sentence in (promise(made), *spoken, advice.reason, *(f"note: {caveat}" for caveat in advice.caveats)):
+        if sentence:
+            out.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
     if advice.next_step:
         out.print(f"  next: {advice.next_step}", highlight=False, markup=False, soft_wrap=True)
     out.print()

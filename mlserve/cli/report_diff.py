@@ -57,11 +57,11 @@ def diff(
 
 
 def _print(found: "Diff") -> None:
-    from mlserve.report.render.changes import method
+    from mlserve.report.render.changes import SHARED, arrow, method
 
     _say(f"{found.before} → {found.after}", style="bold")
-    _say(_arrow(found.pick))
-    _print_conditions("conditions that differ", found.conditions)
+    _say(arrow(found.pick))
+    _print_conditions(SHARED.lower(), found.conditions)
     for one in found.results:
         _print_result(one)
     for name in found.only_before:
@@ -72,12 +72,12 @@ def _print(found: "Diff") -> None:
 
 
 def _print_result(one: "ResultDiff") -> None:
-    from mlserve.report.render.changes import HEADINGS, figure_words
+    from mlserve.report.render.changes import HEADINGS, OWN, arrow, figure_words
 
     out.print()
     _say(f"{one.variant}, {one.load}", style="bold")
-    _say(f"certificate: {_arrow(one.certificate)}")
-    _print_conditions("conditions of its own", one.conditions)
+    _say(f"certificate: {arrow(one.certificate)}")
+    _print_conditions(OWN.lower(), one.conditions)
     table = Table(box=None, pad_edge=False)
     for heading in HEADINGS:
         table.add_column(heading.lower(), justify="left" if heading in ("Figure", "Finding") else "right")
@@ -96,11 +96,6 @@ def _print_conditions(heading: str, changes: "Sequence[Change]") -> None:
         # Text: what comes from files is no markup.
         table.add_row(Text(change.name), Text(change.before), Text("→"), Text(change.after))
     out.print(table)
-
-
-def _arrow(change: "Change") -> str:
-    same = change.before == change.after
-    return f"{change.before}, as before" if same else f"{change.before} → {change.after}"
 
 
 def _say(text: str, style: str = "") -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlserve.cli.terminal import err
 from mlserve.errors import MlserveError, RunFileError
+from mlserve.units import format_duration
 
 if TYPE_CHECKING:
     from mlserve.report.measurement import Recorded
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["open_page", "watch"]
 
 _LOOK_EVERY_S = 1.0
+# What is watched is being measured on this machine, so that drawing must not take the processor from it.
+_MOST_OF_A_CORE = 0.1
+# A pause that a reader would wonder about.
+_LONG_S = 10.0
 Fingerprint = tuple[tuple[Path, int, int], ...]
 
 
@@ -56,7 +61,8 @@ def watch(
     """Writes the report anew whenever runs come or change, and serves its page, until Ctrl-C. Waits where there are
     none yet. `write` makes the report of runs and returns its page.
 
-    A run that cannot be read is said once, and the page stays as it was until it can. Never returns by itself.
+    A run that cannot be read is said once, and left out until it changes. What takes long to draw is drawn
+    less often, so that it takes a tenth of a core in the long run. Never returns by itself.
     """
     from mlserve.report.render.live import live_page
 
@@ -68,12 +74,19 @@ def watch(
         )
         if open_it:
             open_page(live.address)
+        pause_s = look_every_s
         while True:
-            time.sleep(look_every_s)
+            time.sleep(pause_s)
+            began_s = time.process_time()
             changed = runs.changed()
             if changed:
                 live.show(write(changed).read_bytes())
-                _say(f"{len(changed)} runs")
+                pause_s = max(look_every_s, (time.process_time() - began_s) / _MOST_OF_A_CORE)
+                _say(f"{len(changed)} run{'s' if len(changed) > 1 else ''}{_until(pause_s)}")
+
+
+def _until(pause_s: float) -> str:
+    return f"; the next look is in {format_duration(pause_s)}" if pause_s > _LONG_S else ""
 
 
 def _first(runs: "_Runs", look_every_s: float) -> "Sequence[Recorded]":
@@ -100,21 +113,26 @@ class _Runs:
         self.paths = paths
         self._seen: Fingerprint = ()
         self._read: dict[tuple[Path, int, int], Recorded] = {}
-        self._complaint = ""
+        self._said: set[str] = set()
 
     def changed(self) -> "list[Recorded]":
-        """All of them, by the time they were made, when any has come, gone or changed since last asked; else none."""
+        """All that can be read, by the time they were made, when any of these has come, gone or changed since last
+        asked; else none.
+        """
         from mlserve.report.measurement import read_runs
 
         present = self._present()
         if present == self._seen:
             return []
-        try:
-            self._read = {one: self._read.get(one) or read_runs([one[0]])[0] for one in present}
-        except MlserveError as error:
-            self._complain(str(error))
+        read: dict[tuple[Path, int, int], Recorded] = {}
+        for one in present:
+            try:
+                read[one] = self._read.get(one) or read_runs([one[0]])[0]
+            except MlserveError as error:
+                self._complain(str(error))
+        before, self._read, self._seen = self._read, read, present
+        if before.keys() == read.keys():
             return []
-        self._seen, self._complaint = present, ""
         return sorted(self._read.values(), key=lambda one: one.run.started_at)
 
     def _present(self) -> Fingerprint:
@@ -132,8 +150,8 @@ class _Runs:
         return tuple((folder, *state) for folder, state in states.items() if state)
 
     def _complain(self, text: str) -> None:
-        if text != self._complaint:
-            self._complaint = text
+        if text not in self._said:
+            self._said.add(text)
             _say(f"not shown: {text}")
 
 

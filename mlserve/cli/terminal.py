@@ -18,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mlserve.errors import MlserveError
 
-__all__ = ["JsonFlag", "StoreOption", "ending_well", "err", "out", "print_json", "steps"]
+__all__ = ["JsonFlag", "StoreOption", "ending_well", "err", "is_said", "out", "print_json", "steps"]
 
 out = Console()
 err = Console(stderr=True)
@@ -38,6 +38,12 @@ def print_json(value: Any) -> None:
     """One indented JSON document on stdout, for programs."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
     sys.stdout.flush()
+
+
+def is_said(context: typer.Context, name: str) -> bool:
+    """Whether a parameter has its value from the command line or the environment, and not by default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
 @contextmanager

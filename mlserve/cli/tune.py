@@ -1,8 +1,7 @@
 """`mlserve tune`: a model and an objective to the configuration to serve, with the proof."""
 
-import contextlib
 import signal
-import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -13,15 +12,16 @@ import msgspec
 import typer
 
 from mlserve.cli.bench_sweep import many_runs
-from mlserve.cli.optimize import model_name
-from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, print_json, steps
+from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, print_json
+from mlserve.cli.tune_made import make_variants
 from mlserve.cli.tune_shown import Watching, document, print_verdict
 from mlserve.cli.tune_wishes import Wanted, is_model_file, make_aim, make_pace, make_protocols, plan_of
 
 if TYPE_CHECKING:
-    from mlserve.runs.load import Protocol
+    from mlserve.runs.load import Plan, Protocol
     from mlserve.tuning.choosing.aim import Aim
     from mlserve.tuning.choosing.choose import Pace
+    from mlserve.tuning.choosing.record import Made, Search
     from mlserve.tuning.choosing.space import Machinery, Space
     from mlserve.tuning.choosing.tune import Tuning
     from mlserve.tuning.choosing.verdict import Verdict
@@ -96,6 +96,12 @@ def tune(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every schedule.", rich_help_panel=_MEASURED)] = 0,
+    times: Annotated[
+        Path,
+        typer.Option(
+            help="Where the times that predictions rest on are kept, and found again.", rich_help_panel=_MEASURED
+        ),
+    ] = Path("runs/service-times.json"),
     directory: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for runs, report and production.toml.", show_default="a new one in runs/"),
@@ -105,8 +111,11 @@ def tune(
 ) -> None:
     """Find the version and the server settings that meet an objective best, by measuring real servers.
 
-    Foretells what every setting will do, measures the promising ones, and confirms the best with a fresh run. The same
-    command with the same --out goes on where it stopped; a larger --budget goes on further. Ctrl-C keeps the best.
+    Foretells what every setting will do, measures the promising ones, and confirms the best with a fresh run.
+
+    The same command with the same --out goes on where it stopped, and further with a larger --budget.
+
+    Ctrl-C keeps the best.
 
     [bold]Examples[/]
 
@@ -126,54 +135,63 @@ def tune(
         max_memory=max_memory,
         price=price,
     )
-    aim, pace, protocols = make_aim(wanted), make_pace(budget, duration), make_protocols(protocol)
+    aim, protocols = make_aim(wanted), make_protocols(protocol)
+    pace = make_pace(budget, duration, aim)
     _check_energy(aim)
-    source = _Source(store, data, batch, seed)
+    _check_places(data, directory)
+    source = _Source(store, data, times)
     words = tuple(word.strip() for word in variants.split(",") if word.strip())
     # Whoever ends us politely gets the same as Ctrl-C: the best so far.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    ref, refused = _made(what, words, source, aim) if is_model_file(what, store) else (what, {})
-    space, machinery = _space(ref, () if ref != what else words, source, aim, protocols)
-    space = msgspec.structs.replace(space, left_out={**space.left_out, **refused})
-    _run(space, machinery, aim, pace, source, directory or _new_directory(), json=json)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    directory = directory or _new_directory()
+    made = None
+    if is_model_file(what, store):
+        made = make_variants(Path(what), words, data, aim.max_accuracy_loss, store, directory)
+    space, machinery = _space(made.versions if made else [what], () if made else words, source, aim, protocols)
+    if made:
+        space = msgspec.structs.replace(space, left_out={**space.left_out, **made.refused})
+    search = _search(space, made, aim, pace, plan_of(batch, seed))
+    _run(search, space, machinery, pace, source, directory, json=json)
 
 
 class _Source(msgspec.Struct, frozen=True):
-    """Where models and rows come from, and what requests hold."""
+    """Where models, rows and measured times come from."""
 
     store: Path
     data: Path | None
-    batch_rows: int
-    seed: int
+    times: Path
 
 
 def _run(
-    space: "Space", machinery: "Machinery", aim: "Aim", pace: "Pace", source: _Source, directory: Path, *, json: bool
+    search: "Search",
+    space: "Space",
+    machinery: "Machinery",
+    pace: "Pace",
+    source: _Source,
+    directory: Path,
+    *,
+    json: bool,
 ) -> None:
     """Searches into `directory`, tells of it, and exits with 1 when nothing meets the objective."""
     from mlserve.bench.payload.payload import PayloadWish
-    from mlserve.tuning.choosing.record import Search
     from mlserve.tuning.choosing.tune import Tuning
     from mlserve.tuning.opening import Source, opener
-    from mlserve.tuning.prediction.predict import TIMES_FILE, open_predictor
+    from mlserve.tuning.prediction.predict import open_predictor
 
     rows = Source(store=source.store, wish=PayloadWish(data=source.data))
-    search = Search(
-        models=tuple(dict.fromkeys(one.model for one in space.settings)),
-        protocols=tuple(dict.fromkeys(one.protocol for one in space.settings)),
-        aim=aim,
-        plan=plan_of(source.batch_rows, source.seed),
-        short_s=pace.short_s,
-        long_s=pace.long_s,
-    )
     with many_runs(directory) as line:
         tuning = Tuning(search, pace, directory, opener(rows))
         watching = Watching(line, pace.budget_s)
-        watching.opens(space)
+        watching.opens(space, kept=tuning.is_foretold)
         predictor = partial(
-            open_predictor, source=rows, plan=search.plan, file=directory / TIMES_FILE, on_step=line.show
+            open_predictor,
+            source=rows,
+            plan=search.plan,
+            file=source.times,
+            on_step=watching.prepares,
+            since_s=time.time(),  # what was just timed for another version serves for this one too
         )
-        tuning.foretell(space, predictor, machinery.cores, line.show)
+        tuning.foretell(space, predictor, machinery.cores, watching.prepares)
         watching.foretold(tuning.contest, tuning.left_out)
         try:
             verdict = tuning.run(watching)
@@ -182,55 +200,38 @@ def _run(
             raise
     files = _write(tuning, verdict, directory, source)
     if json:
-        print_json(document(tuning.contest, verdict, tuning.spent_s, directory, files))
+        print_json(document(tuning, verdict, directory, files))
     else:
         print_verdict(tuning.contest, verdict, tuning.spent_s, directory, files)
     if verdict.pick is None or not verdict.confirmed:
         raise typer.Exit(1)
 
 
+def _search(space: "Space", made: "Made | None", aim: "Aim", pace: "Pace", plan: "Plan") -> "Search":
+    from mlserve.tuning.choosing.record import Search
+
+    return Search(
+        models=tuple(dict.fromkeys(one.model for one in space.settings)),
+        made=made,
+        protocols=tuple(dict.fromkeys(one.protocol for one in space.settings)),
+        aim=aim,
+        plan=plan,
+        short_s=pace.short_s,
+        long_s=pace.long_s,
+    )
+
+
 def _space(
-    ref: str, variants: Sequence[str], source: _Source, aim: "Aim", protocols: "Sequence[Protocol]"
+    refs: Sequence[str], variants: Sequence[str], source: _Source, aim: "Aim", protocols: "Sequence[Protocol]"
 ) -> "tuple[Space, Machinery]":
     """What there is to choose from."""
     from mlserve.model.store import Store
     from mlserve.tuning.choosing.space import settings_of, this_machine, versions_for
 
     machinery = this_machine()
-    versions, left_out = versions_for(Store(source.store), ref, aim, variants)
+    versions, left_out = versions_for(Store(source.store), refs, aim, variants)
     space = settings_of(versions, protocols, aim, machinery)
     return msgspec.structs.replace(space, left_out={**left_out, **space.left_out}), machinery
-
-
-def _made(what: str, variants: Sequence[str], source: _Source, aim: "Aim") -> tuple[str, dict[str, str]]:
-    """Makes variants of a file as optimize does, and says their name in the store, and why others were not kept."""
-    from typing import get_args
-
-    from mlserve.engines.engine import EngineSettings
-    from mlserve.errors import UsageError
-    from mlserve.model.store import Store, check_name
-    from mlserve.optimize.flags import Precision, recipe_of
-    from mlserve.optimize.importing import Source
-    from mlserve.optimize.variants import Wish, optimize
-    from mlserve.runs.machine import usable_cores
-
-    unknown = [word for word in variants if word not in (*get_args(Precision), "fp32")]
-    if unknown:
-        raise UsageError(f"--variants {','.join(unknown)}: of a file, tune makes {', '.join(get_args(Precision))}")
-    precisions: list[Precision] = [one for one in get_args(Precision) if one in variants]
-    wish = Wish(
-        recipe=recipe_of(precisions) if variants else None,
-        max_drop=aim.max_accuracy_loss,
-        settings=EngineSettings(threads=usable_cores()),
-    )
-    path = Path(what)
-    name = check_name(model_name(path))
-    # stdout is for our result: what is imported may print.
-    with steps("making variants") as on_step, contextlib.redirect_stdout(sys.stderr):
-        outcome = optimize(Source(path=path, data=source.data), wish, Store(source.store), name, on_step)
-    made = ", ".join(f"{artifact.ref} ({artifact.manifest.variant})" for artifact in outcome.published)
-    err.print(f"made {made} in {source.store}", highlight=False, markup=False, soft_wrap=True)
-    return name, dict(outcome.refused)
 
 
 def _keep_best(tuning: "Tuning", directory: Path, source: _Source) -> None:
@@ -242,7 +243,7 @@ def _keep_best(tuning: "Tuning", directory: Path, source: _Source) -> None:
     if verdict.pick is None:
         err.print("nothing met the objective yet", highlight=False)
         return
-    text = f"best so far, not confirmed: {verdict.pick.label}; {files['production']}"
+    text = f"best so far, not confirmed: {verdict.pick.label}; {files['production']}, not to be relied on"
     err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -271,14 +272,29 @@ def _write(tuning: "Tuning", verdict: "Verdict", directory: Path, source: _Sourc
 def _check_energy(aim: "Aim") -> None:
     """Refuses what no run here could tell."""
     from mlserve.bench.watching.energy import read_energy
-    from mlserve.bench.watching.gpus import load_nvml
+    from mlserve.bench.watching.gpus import Gpus, load_nvml
     from mlserve.errors import UsageError
 
-    if aim.goal == "energy" and not read_energy() and load_nvml() is None:
+    if aim.goal != "energy" or read_energy():
+        return
+    gpus = Gpus(load_nvml())
+    counted = any(one.energy_j is not None for one in gpus.read())
+    gpus.close()
+    if not counted:
         raise UsageError(
             "--minimize energy: this machine does not tell how much it uses (no RAPL counter that can be read, no GPU "
-            "with NVML); use --minimize cost, or measure where it does"
+            "that counts it); use --minimize cost, or measure where it does"
         )
+
+
+def _check_places(data: Path | None, directory: Path | None) -> None:
+    """Refuses what could only fail later, after a model was loaded."""
+    from mlserve.errors import UsageError
+
+    if data is not None and not data.exists():
+        raise UsageError(f"--data {data}: there is no such file; check the path")
+    if directory is not None and directory.exists() and not directory.is_dir():
+        raise UsageError(f"--out {directory} is a file; choose a folder")
 
 
 def _new_directory() -> Path:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from mlserve.cli.price import parse_price
 from mlserve.errors import UsageError
-from mlserve.units import parse_duration_s
+from mlserve.units import format_bytes, parse_duration_s
 
 if TYPE_CHECKING:
     from mlserve.runs.load import Plan, Protocol
@@ -22,12 +23,13 @@ __all__ = [
     "make_pace",
     "make_protocols",
     "parse_bytes",
-    "parse_price_per_h",
     "plan_of",
 ]
 
 _BYTES = {"": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _SHORT_SHARE, _SHORTEST_S = 5, 1.0
+# What Python and the libraries of a server take before any model.
+_LEAST_MEMORY = 30_000_000
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,12 @@ def make_aim(wanted: Wanted) -> "Aim":
     from mlserve.tuning.evidence import parse_slo
 
     goal = _goal(wanted)
+    memory = parse_bytes(wanted.max_memory, "--max-memory") if wanted.max_memory else None
+    if memory is not None and memory < _LEAST_MEMORY:
+        raise UsageError(
+            f"--max-memory {wanted.max_memory}: a server takes more than {format_bytes(_LEAST_MEMORY)} whatever it "
+            "serves; give what it may take with its model, such as 500MB"
+        )
     if wanted.rps is not None and not 0 < wanted.rps <= 1e6:
         raise UsageError(f"--rps {wanted.rps:g} cannot be offered; give a rate above 0 and up to 1,000,000")
     return Aim(
@@ -57,8 +65,8 @@ def make_aim(wanted: Wanted) -> "Aim":
         goal=goal,
         rate_per_s=wanted.rps,
         max_accuracy_loss=parse_max_drop(wanted.max_drop),
-        max_memory_bytes=parse_bytes(wanted.max_memory, "--max-memory") if wanted.max_memory else None,
-        price_per_h=parse_price_per_h(wanted.price) if wanted.price else None,
+        max_memory_bytes=memory,
+        price_per_h=parse_price(wanted.price).per_h if wanted.price else None,
     )
 
 
@@ -74,14 +82,24 @@ def make_protocols(text: str) -> "tuple[Protocol, ...]":
     return tuple(check_protocol(word) for word in words)
 
 
-def make_pace(budget: str, duration: str) -> "Pace":
+def make_pace(budget: str, duration: str, aim: "Aim") -> "Pace":
     """How long runs are. Raises UsageError for a budget in which nothing can be confirmed."""
+    from mlserve.stats import minimum_samples
     from mlserve.tuning.choosing.choose import Pace
 
     budget_s, long_s = parse_duration_s(budget), parse_duration_s(duration)
     if budget_s < long_s:
         raise UsageError(f"--budget {budget} is less than one run of {duration}; raise it, or lower --duration")
-    return Pace(budget_s=budget_s, short_s=max(long_s / _SHORT_SHARE, min(_SHORTEST_S, long_s)), long_s=long_s)
+    pace = Pace(budget_s=budget_s, short_s=max(long_s / _SHORT_SHARE, min(_SHORTEST_S, long_s)), long_s=long_s)
+    if aim.rate_per_s is not None:
+        objective, least = aim.objective, minimum_samples(aim.objective.percentile)
+        needed_s = pace.least_budget_s(aim.rate_per_s, least)
+        if budget_s < needed_s:
+            raise UsageError(
+                f"--budget {budget} is too short to confirm {objective.name}, which takes {least:,} requests, at --rps "
+                f"{aim.rate_per_s:g}; give at least --budget {math.ceil(needed_s)}s, or a higher --rps"
+            )
+    return pace
 
 
 def plan_of(batch_rows: int, seed: int) -> "Plan":
@@ -99,15 +117,6 @@ def parse_bytes(text: str, flag: str) -> int:
     if not 1 <= found < math.inf:
         raise UsageError(f"{flag} {text!r} is no size; write a number and a unit, such as 2GB or 512MiB")
     return round(found)
-
-
-def parse_price_per_h(text: str) -> float:
-    """`"1.20/h"` -> 1.2. Raises UsageError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(?:/\s*h)?", text.strip())
-    found = float(match[1]) if match else 0.0
-    if not 0 < found < math.inf:
-        raise UsageError(f"--price {text!r} is no price; write what a machine costs an hour, such as 1.20/h")
-    return found
 
 
 def is_model_file(what: str, store: Path) -> bool:

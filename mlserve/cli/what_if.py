@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, out, print_json, steps
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from mlserve.tuning.prediction.prediction import Prediction
     from mlserve.tuning.setting import Setting
 
-__all__ = ["what_if"]
+__all__ = ["disturbed_words", "what_if"]
 
 _MOST_SETTINGS = 2000
 _SHOWN = 40
+_LONGEST_NAME = 20
+_THE_SAME = ": the same here"
 
 Value = TypeVar("Value", int, float, str)
 
@@ -137,20 +140,23 @@ def what_if(
         )
         on_step(f"simulating {len(settings)} settings")
         found = sorted(predicts(settings, objective, rps), key=lambda each: _rank(each, objective))
-    if predicts.disturbed:
-        err.print(
-            f"other work had the cores for up to {predicts.disturbed:.0%} of the time in which runs were timed, so "
-            "that what is foretold is too slow; ask again when the machine is quiet",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
+    if disturbed := max((each.disturbed for each in found), default=0.0):
+        err.print(disturbed_words(disturbed), style="yellow", highlight=False, soft_wrap=True)
     if json:
         print_json({"format_version": 1, "objective": objective, "predictions": [_written(each) for each in found]})
     else:
         _print(found, objective, rps)
     if not any(_meets(each, objective) for each in found):
         raise typer.Exit(1)
+
+
+def disturbed_words(share: float) -> str:
+    """Of predictions that rest on times which were taken beside other work."""
+    return (
+        f"disturbed: the machine was busy, and others had the cores for {share:.0%} of the time in which parts were "
+        "timed, so that what is foretold is too slow; these are timed again when asked once more, so ask when the "
+        "machine is quiet"
+    )
 
 
 def _plan(rps: float | None, batch: str, duration: str, seed: int) -> "Plan":
@@ -265,7 +271,7 @@ def _meets(found: "Prediction", objective: "Objective") -> bool:
 
 
 def _rank(found: "Prediction", objective: "Objective") -> tuple[bool, float, float]:
-    """Those that meet the objective come first, then the highest rate."""
+    """Those that meet the objective come first, then the highest rate; equals stay in the order in which they came."""
     return not _meets(found, objective), -found.max_rate_per_s, found.objective_s
 
 
@@ -279,53 +285,100 @@ def _written(found: "Prediction") -> dict[str, Any]:
 
 def _print(found: "Sequence[Prediction]", objective: "Objective", rps: float | None) -> None:
     at = f"at {format_rate(rps)}" if rps is not None else "each at its highest rate"
-    out.print(f"[bold]foretold, not measured[/]: {objective.words}, {at}", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    further = [] if objective.name in ("p50", "p99") else [objective.name]
-    for heading in ("model", "protocol", "server"):
-        table.add_column(heading)
-    for heading in ("highest rate", "rate", "p50", "p99", *further, "rows/run", "computing"):
-        table.add_column(heading, justify="right")
-    for each in found[:_SHOWN]:
-        table.add_row(*_row(each, objective), style="" if _meets(each, objective) else "dim")
-    out.print(table)
-    if len(found) > _SHOWN:
-        out.print(f"and {len(found) - _SHOWN} more; --json has them all", style="dim")
-    best = found[0]
-    if _meets(best, objective):
+    out.print(f"[bold]foretold, not measured[/]: {objective.words}, {at}", highlight=False, soft_wrap=True)
+    groups = _alike(found)
+    common, labels = _labels([[each.setting for each in group] for group in groups[:_SHOWN]])
+    if common:
+        out.print(f"all of them: {common}", style="dim", highlight=False, markup=False, soft_wrap=True)
+    out.print(_table(groups[:_SHOWN], labels, objective))
+    if len(groups) > _SHOWN:
+        out.print(f"and {len(groups) - _SHOWN} more; --json has them all", style="dim")
+    if _meets(found[0], objective):
         out.print("measure it with: mlserve bench, or let mlserve tune decide", style="dim", highlight=False)
     else:
         out.print("no setting is foretold to meet the objective", style="red", highlight=False)
 
 
-def _row(each: "Prediction", objective: "Objective") -> list[str]:
-    cells = [
-        each.setting.variant,
-        each.setting.protocol,
-        _server(each.setting),
-        format_rate(each.max_rate_per_s) if each.max_rate_per_s else "none",
-        format_rate(each.rate_per_s),
-        _time(each.p50_s),
-        _time(each.p99_s),
+def _alike(found: "Sequence[Prediction]") -> "list[list[Prediction]]":
+    """In their order, those together of which the very same is foretold, and whose batch or delay alone differs."""
+    groups = [[each] for each in found]
+    for knob in ("max_batch_rows", "max_delay_ms"):
+        joined: dict[Any, list[Prediction]] = {}
+        for group in groups:
+            joined.setdefault(frozenset(_without(each, knob) for each in group), []).extend(group)
+        groups = list(joined.values())
+    return groups
+
+
+def _without(each: "Prediction", knob: str) -> "Prediction":
+    import msgspec
+
+    options = msgspec.structs.replace(each.setting.options, **{knob: 0})
+    return msgspec.structs.replace(each, setting=msgspec.structs.replace(each.setting, options=options))
+
+
+def _labels(groups: "Sequence[Sequence[Setting]]") -> tuple[str, list[str]]:
+    """What all have in common, and of each what it has for itself: `rest, batch 1, 8, 32: the same here`."""
+    names = _shortened(list(dict.fromkeys(group[0].variant for group in groups)))
+    columns = list(zip(*([names[group[0].variant], *_knobs(group)] for group in groups), strict=True))
+    if len(groups) == 1:
+        return "", [", ".join(filter(None, (column[0] for column in columns)))]
+    common = [column[0] for column in columns if len(set(column)) == 1 and column[0]]
+    telling = [column for column in columns if len(set(column)) > 1]
+    return ", ".join(common), [", ".join(filter(None, words)) for words in zip(*telling, strict=True)]
+
+
+def _knobs(group: "Sequence[Setting]") -> list[str]:
+    """A word each, empty where it is left as it is; several values where they make no difference."""
+    options = group[0].options
+    rows = sorted({each.options.max_batch_rows for each in group})
+    delays = sorted({each.options.max_delay_ms for each in group})
+    return [
+        options.engine,
+        options.compute_type,
+        options.device,
+        group[0].protocol,
+        f"{options.workers} worker{'' if options.workers == 1 else 's'}",
+        f"{options.threads or 'all'} thread{'' if options.threads == 1 else 's'}",
+        f"batch {', '.join(map(str, rows))}{_THE_SAME if len(rows) > 1 else ''}",
+        f"delay {', '.join(f'{each:g}' for each in delays)} ms{_THE_SAME if len(delays) > 1 else ''}",
     ]
-    if objective.name not in ("p50", "p99"):
-        cells.append(_time(each.objective_s))
-    return [*cells, f"{each.mean_batch_rows:.1f}", f"{each.utilization:.0%}"]
+
+
+def _shortened(names: Sequence[str]) -> dict[str, str]:
+    """Paths without the folders that they share, and the rest without its beginning where it is long."""
+    folders = {name.rpartition("/")[0] for name in names}
+    shared = f"{folders.pop()}/" if len(folders) == 1 else ""
+    short = {name: name.removeprefix(shared) for name in names}
+    cut = {
+        name: text if len(text) <= _LONGEST_NAME else f"...{text[3 - _LONGEST_NAME :]}" for name, text in short.items()
+    }
+    return cut if len(set(cut.values())) == len(names) else short
+
+
+def _table(groups: "Sequence[Sequence[Prediction]]", labels: Sequence[str], objective: "Objective") -> Table:
+    """No number is cut: the labels have what is left of the line, and go on in another."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("setting", overflow="fold")
+    further = [] if objective.name in ("p50", "p99") else [objective.name]
+    headings = ["highest rate", "p50", "p99", *further, "rows/run", "busy"]
+    rows = [_cells(group[0], objective) for group in groups]
+    for heading, column in zip(headings, zip(*rows, strict=True), strict=True):
+        widest = max(map(len, (heading, *column)))
+        table.add_column(heading, justify="right", no_wrap=True, min_width=widest)
+    for group, label, cells in zip(groups, labels, rows, strict=True):
+        table.add_row(escape(label), *cells, style="" if _meets(group[0], objective) else "dim")
+    return table
+
+
+def _cells(each: "Prediction", objective: "Objective") -> list[str]:
+    highest = format_rate(each.max_rate_per_s) if each.max_rate_per_s else "none"
+    if not each.rate_per_s:
+        return [highest, *["-"] * (4 if objective.name in ("p50", "p99") else 5)]
+    further = [] if objective.name in ("p50", "p99") else [each.objective_s]
+    times = [_time(seconds) for seconds in (each.p50_s, each.p99_s, *further)]
+    return [highest, *times, f"{each.mean_batch_rows:.1f}", f"{each.utilization:.0%}"]
 
 
 def _time(seconds: float) -> str:
     return "grows" if isinf(seconds) else format_duration(seconds)
-
-
-def _server(setting: "Setting") -> str:
-    """`2 workers x 1 thread, 32 rows, 2 ms`."""
-    options = setting.options
-    words = [
-        f"{options.workers} worker{'' if options.workers == 1 else 's'}",
-        f"{options.threads or 'all'} thread{'' if options.threads == 1 else 's'}",
-        f"{options.max_batch_rows} row{'' if options.max_batch_rows == 1 else 's'}",
-        f"{options.max_delay_ms:g} ms",
-        *([options.device] if options.device != "cpu" else []),
-        *filter(None, (options.engine, options.compute_type)),
-    ]
-    return ", ".join(words)

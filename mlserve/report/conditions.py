@@ -8,7 +8,16 @@ from mlserve.runs.load import Bursts, Plan, Ramp, Replay, Shape, Spikes, Steps
 from mlserve.runs.run import Run
 from mlserve.units import format_duration
 
-__all__ = ["LOAD_FIELDS", "SERVER_FIELDS", "Conditions", "conditions_of", "differences", "shown", "words"]
+__all__ = [
+    "LOAD_FIELDS",
+    "SERVER_FIELDS",
+    "Conditions",
+    "conditions_of",
+    "differences",
+    "protocol_words",
+    "shown",
+    "words",
+]
 
 _PROTOCOLS = {
     "rest": "REST",
@@ -56,7 +65,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     def load(self) -> str:
         """`60 requests/s over gRPC`, `closed loop of 16 users over REST`; the rest only where it is unusual."""
         rows = f" of {self.row_mix or self.batch_rows} rows" if self.batch_rows > 1 else ""
-        over = f"over {_PROTOCOLS.get(self.protocol, self.protocol)}"
+        over = f"over {protocol_words(self.protocol)}"
         if self.users:
             words = [f"closed loop of {self.users:,} user{'' if self.users == 1 else 's'}{rows} {over}"]
         else:
@@ -111,6 +120,11 @@ def differences(one: Conditions, other: Conditions, fields: Sequence[str] = Cond
     """`["rate_per_s 60.0 against 80.0"]`: in which of `fields` two conditions differ."""
     pairs = [(words(field), getattr(one, field), getattr(other, field)) for field in fields]
     return [f"{name} {shown(ours)} against {shown(theirs)}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def protocol_words(protocol: str) -> str:
+    """`gRPC` for `grpc`."""
+    return _PROTOCOLS.get(protocol, protocol)
 
 
 def words(field: str) -> str:

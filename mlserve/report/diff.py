@@ -30,6 +30,9 @@ from mlserve.units import format_bytes
 
 __all__ = ["Change", "Diff", "FigureChange", "ResultDiff", "Side", "diff", "read_side"]
 
+# 1: first format
+FORMAT_VERSION = 1
+
 Finding = Literal["better", "worse", "no difference shown", "not compared"]
 Unit = Literal["s", "share", "per_s", "bytes"]
 
@@ -37,6 +40,7 @@ _PERCENTILES = ("p50", "p95", "p99", "p99.9")
 _COMPARED_BY_ROWS = len(_PERCENTILES) + 2  # and the mean, and the errors
 _MAX_ACCURACY_LOSS = 0.01
 _OF_ENDS = 0.9
+_NO_ROWS = "no rows on both sides"
 # Of a model: what the figures show, and the address, which differs whenever the port was free to be chosen.
 _NO_CONDITION = ("url", "size_bytes", "accuracy")
 
@@ -90,6 +94,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
     `only_before` and `only_after` name results that have no counterpart.
     """
 
+    format_version: int = FORMAT_VERSION
     before: str
     after: str
     pick: Change
@@ -244,7 +249,7 @@ def _figures(before: Side, one: Result, after: Side, other: Result, confidence: 
         # INVALID runs too: that a request was not answered is seen, whatever the clocks are worth.
         errors = _found(errors, compare_errors(rows[0], rows[1], confidence), "")
     else:
-        mean, errors = _plain(mean), _plain(errors)
+        mean, errors = (msgspec.structs.replace(_plain(one), remark=_NO_ROWS) for one in (mean, errors))
     return [figure for figure in (*figures, mean, errors, *_counted(one, other)) if _known(figure)]
 
 

@@ -128,7 +128,7 @@ def _read(folder: Path, path: Path, made_at: str, about: Mapping[str, tuple[str,
             report = decode_report(content, path)
             return _Found(_report_entry(blank, report, path), report)
     except (OSError, msgspec.DecodeError, RunFileError) as error:
-        return _Found(msgspec.structs.replace(blank, kind="unreadable", verdict=str(error), good=False))
+        return _Found(msgspec.structs.replace(blank, kind="unreadable", verdict=f"cannot be read: {error}", good=False))
     if isinstance(document, dict) and document.get("verdict") in ("pass", "fail", "inconclusive"):
         return _Found(_gate_entry(blank, document))
     return _Found(_benchmark_entry(blank, document))

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mlserve.report.conditions import Conditions, words
+from mlserve.report.conditions import Conditions, protocol_words, words
 from mlserve.report.report import Report, Result
 from mlserve.report.verdict import judged_percentile
 
 __all__ = ["Cell", "Pivot", "PivotRow", "pivots"]
 
 _MOST_COLUMNS = 8
+_COMPARED = "p99"  # what recommendations compare
 _VARIANTS = "variant"
 _TITLES = {
     _VARIANTS: "Variants",
@@ -30,7 +31,9 @@ _UNMATCHED = {"protocol": ("payload",), "batch_rows": ("payload", "row_mix")}
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One latency (seconds), and how many times that of the row's first known one."""
+    """One latency (seconds), and how many times that of the row's first known one. `best` is the lowest of a row, where
+    it is shown to be lower than every other: its interval ends below theirs, or the comparison of their runs says so.
+    """
 
     latency_s: float | None
     ratio: float | None
@@ -69,6 +72,8 @@ def pivots(report: Report) -> list[Pivot]:
 def _value_of(field: str) -> Callable[[Result], str]:
     def value(result: Result) -> str:
         found = getattr(result.conditions, field)
+        if field == "protocol":
+            return protocol_words(found)
         return f"{found:,g}" if isinstance(found, int | float) else str(found or "")
 
     return value
@@ -108,7 +113,7 @@ def _table(
         title=_TITLES[field],
         percentile=percentile,
         columns=tuple(columns),
-        rows=tuple(_row(field, cells, columns, percentile) for cells in rows),
+        rows=tuple(_row(report, field, cells, columns) for cells in rows),
     )
 
 
@@ -119,16 +124,17 @@ def _numeric(text: str) -> tuple[float, str]:
         return 0.0, text
 
 
-def _row(field: str, results: dict[str, Result], columns: Sequence[str], percentile: str) -> PivotRow:
+def _row(report: Report, field: str, results: dict[str, Result], columns: Sequence[str]) -> PivotRow:
+    percentile = judged_percentile(report.slo)
     latencies = {column: one.summary.percentile(percentile).latency_s for column, one in results.items()}
     first = next((latencies[column] for column in columns if latencies.get(column)), None)
-    best = min((latency_s for latency_s in latencies.values() if latency_s is not None), default=None)
+    best = _shown_best(report, list(results.values()), percentile)
     cells = tuple(
         Cell(
             latency_s=(latency_s := latencies[column]),
             ratio=latency_s / first if latency_s is not None and first else None,
             valid=results[column].valid,
-            best=latency_s is not None and latency_s == best,
+            best=results[column] is best,
         )
         if column in results
         else None
@@ -136,6 +142,30 @@ def _row(field: str, results: dict[str, Result], columns: Sequence[str], percent
     )
     shown = next(results[column] for column in columns if column in results)
     return PivotRow(shown.load if field == _VARIANTS else f"{shown.variant}, {_without(field, shown.load)}", cells)
+
+
+def _shown_best(report: Report, results: Sequence[Result], percentile: str) -> Result | None:
+    """Of the VALID ones; None where no difference is shown."""
+    known = [one for one in results if one.valid and one.summary.percentile(percentile).latency_s is not None]
+    if len(known) < 2:
+        return None
+    best, *others = sorted(known, key=lambda one: one.summary.percentile(percentile).latency_s or 0.0)
+    return best if all(_told_apart(report, best, other, percentile) for other in others) else None
+
+
+def _told_apart(report: Report, lower: Result, higher: Result, percentile: str) -> bool:
+    high_s, low_s = lower.summary.percentile(percentile).high_s, higher.summary.percentile(percentile).low_s
+    if high_s is not None and low_s is not None and high_s < low_s:
+        return True
+    compared = {(one.load, one.variant, one.reference): one.finding for one in report.recommendation.comparisons}
+    return (
+        percentile == _COMPARED
+        and lower.load == higher.load
+        and (
+            compared.get((lower.load, lower.variant, higher.variant)) == "faster"
+            or compared.get((lower.load, higher.variant, lower.variant)) == "slower"
+        )
+    )
 
 
 def _without(field: str, load: str) -> str:

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlserve.errors import RunFileError
+from mlserve.runs.resources import RESOURCES_FILE
 from mlserve.stats import Floats
 
 __all__ = ["Readings", "Series", "binned", "read_readings"]
 
-_FILE = "resources.parquet"
 _COLUMNS = ["at_s", "role", "cpu", "rss_bytes", "utilization", "memory_bytes"]
 
 
@@ -42,11 +42,11 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_readings(directory: Path) -> Readings | None:
     """The readings of the run in `directory`, None where it has none. Raises RunFileError if they cannot be read."""
-    path = directory / _FILE
+    path = directory / RESOURCES_FILE
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path, columns=_COLUMNS)
+        table = pq.ParquetFile(path).read(columns=_COLUMNS)
     except (pa.ArrowException, OSError) as error:
         raise RunFileError(f"{path} is damaged: {error}; delete it to report without it") from error
     missing = [name for name in _COLUMNS if name not in table.column_names]

@@ -6,23 +6,30 @@ more requests, and keeps its accuracy. Without such a variant the reference stay
 change. INVALID runs are not compared. The intervals of all comparisons hold together with 95% (Bonferroni).
 """
 
+import shlex
 from collections.abc import Sequence
 
 import msgspec
 
+from mlserve.report.choice import Choice
 from mlserve.report.comparison import Difference, compare_percentile, confidence_of_each
 from mlserve.report.conditions import Conditions, differences
 from mlserve.report.measurement import Measurement
 from mlserve.report.names import ModelIdentity, Names
+from mlserve.report.slo import Slo
 from mlserve.report.trial import Comparison, Trial, choose_reference, try_all
+from mlserve.report.verdict import Verdict
 from mlserve.runs.run import ServedModel
 from mlserve.units import format_bytes, format_duration, format_ratio
 
-__all__ = ["Recommendation", "recommend"]
+__all__ = ["Recommendation", "heed", "recommend", "recommend_choice"]
+
+_MOST_LABELS = 2
 
 
 class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
-    """What to serve. `variant` and `model` (`name@version`) are empty where nothing can be recommended.
+    """What to serve. `variant` and `model` (`name@version`) are empty where nothing can be recommended: it could not be
+    compared, or is not shown to keep the objective.
 
     `reason` is one sentence; `evidence` and `caveats` are what it rests on and what to know beside it; `next_step` is
     a command.
@@ -41,8 +48,8 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
 def recommend(measurements: Sequence[Measurement], *, max_accuracy_loss: float) -> Recommendation:
     """The variant to serve among `measurements`, of those that lose at most `max_accuracy_loss` of their accuracy."""
     valid = [measurement for measurement in measurements if measurement.valid]
-    invalid = _left_out(measurements)
-    missing = _missing(valid)
+    invalid = _left_out(measurements, "were not compared")
+    missing = _missing(valid, alone=len(valid) == len(measurements))
     if missing:
         return _no_recommendation(missing, invalid)
     names = Names([one.identity for one in measurements], [one.conditions for one in measurements])
@@ -70,11 +77,76 @@ def recommend(measurements: Sequence[Measurement], *, max_accuracy_loss: float) 
     )
 
 
+def recommend_choice(choice: Choice, measurements: Sequence[Measurement], folder: str, slo: Slo) -> Recommendation:
+    """What a search chose, in `folder`, where its production.toml is. To be served is only what VALID runs confirmed.
+    `slo` is what the report judges by, which need not be what was sought.
+    """
+    tried = (
+        f"{len(choice.tried)} of {choice.settings:,} settings {'was' if len(choice.tried) == 1 else 'were'} measured"
+    )
+    invalid = _left_out(measurements, "prove nothing")
+    if choice.pick is None:
+        help_ = (f"What would help: {choice.needed}.",) if choice.needed else ()
+        return Recommendation(
+            headline=_nothing(choice, measurements),
+            reason=f"{tried}. The nearest was {choice.nearest}." if choice.nearest else f"{tried}: {choice.why}.",
+            caveats=(*help_, *invalid),
+        )
+    mine = [one for one in measurements if _holds(one, choice.folders)]
+    if not mine or not mine[-1].valid or not choice.valid:
+        proven = bool(mine) and mine[-1].valid
+        why = f"It was not confirmed ({choice.why})" if proven else "No VALID run shows that it does"
+        return Recommendation(headline=_not_shown(choice.pick.label), reason=f"{why}; {tried}.", caveats=invalid)
+    model = mine[-1].model
+    proof = "A fresh run confirmed it" if slo == choice.slo else f"The search confirmed it for {choice.slo.words}"
+    return Recommendation(
+        headline=f"Serve {choice.pick.label}",
+        variant=choice.pick.label,
+        model=f"{model.name}@{model.version}" if model.version else "",
+        reason=f"{proof}; {tried}.",
+        caveats=invalid,
+        next_step=shlex.join(["mlserve", "serve", "--config", f"{folder}/production.toml"]),
+    )
+
+
+def heed(advice: Recommendation, verdict: Verdict | None, *, has_objective: bool) -> Recommendation:
+    """`advice` in one voice with `verdict`: nothing is to be served that misses the objective, or that is not shown to
+    keep it. What is said of the only variant is the headline where there is nothing to choose.
+    """
+    if verdict is None or (advice.variant and (verdict.meets or not has_objective)):
+        return advice
+    subject = advice.variant or verdict.variant
+    if not has_objective:
+        return msgspec.structs.replace(advice, headline=f"{subject}, measured")
+    if verdict.meets:
+        return msgspec.structs.replace(advice, headline=f"{subject} keeps the SLO")
+    headline = _not_shown(subject) if verdict.meets is None else f"{subject} misses the SLO"
+    return msgspec.structs.replace(advice, headline=headline, variant="", model="", next_step="")
+
+
+def _not_shown(subject: str) -> str:
+    return f"{subject} is not shown to keep the SLO"
+
+
+def _nothing(choice: Choice, measurements: Sequence[Measurement]) -> str:
+    """That all missed is known only where all were VALID and none was met."""
+    if not choice.tried:
+        return "Nothing was measured"
+    limit = f"{choice.slo.name} within {format_duration(choice.slo.limit_s)}"
+    if choice.all_missed and all(one.valid for one in measurements):
+        return f"Nothing that was tried keeps {limit}"
+    return f"Nothing is shown to keep {limit}"
+
+
+def _holds(measurement: Measurement, folders: Sequence[str]) -> bool:
+    return any(one.directory.name in folders for one in measurement.runs)
+
+
 def _no_recommendation(reason: str, invalid: tuple[str, ...]) -> Recommendation:
     return Recommendation(headline="No recommendation", reason=reason, caveats=invalid)
 
 
-def _missing(valid: Sequence[Measurement]) -> str:
+def _missing(valid: Sequence[Measurement], *, alone: bool) -> str:
     """What it would take to recommend anything; "" where nothing is missing."""
     if not valid:
         return "No run is VALID. Its certificate says what to change; then measure again."
@@ -83,7 +155,8 @@ def _missing(valid: Sequence[Measurement]) -> str:
         return f"The runs are of different models ({', '.join(names)}). Report on each model by itself."
     if len({measurement.identity for measurement in valid}) == 1:
         measured = valid[0].identity.full
-        return f"Only {measured} was measured. Measure another variant under the same load to compare."
+        only = "was measured. Measure another variant" if alone else "has VALID runs. Measure the others again"
+        return f"Only {measured} {only} under the same load to compare."
     return ""
 
 
@@ -101,7 +174,9 @@ def _why_change(best: Trial, ours: ServedModel, theirs: ServedModel) -> str:
     if ours.size_bytes and theirs.size_bytes:
         clauses.append(f"its size {format_ratio(ours.size_bytes / theirs.size_bytes)}")
     if ours.accuracy:
-        clauses.append(f"its accuracy {ours.accuracy.loss:.2%} lower ({ours.accuracy.metric})")
+        loss = ours.accuracy.loss
+        lower = "as good" if abs(loss) < 5e-5 else f"{abs(loss):.2%} {'lower' if loss > 0 else 'higher'}"
+        clauses.append(f"its accuracy {lower} ({ours.accuracy.metric})")
     return (", ".join(clauses[:-1]) + f" and {clauses[-1]}" if len(clauses) > 1 else clauses[0]) + "."
 
 
@@ -198,7 +273,7 @@ def _traits(ours: ServedModel, theirs: ServedModel, reference: str) -> list[str]
     return sentences
 
 
-def _left_out(measurements: Sequence[Measurement]) -> tuple[str, ...]:
+def _left_out(measurements: Sequence[Measurement], so: str) -> tuple[str, ...]:
     runs = [recorded.run for measurement in measurements for recorded in measurement.runs]
     invalid = [run for run in runs if not run.certificate.valid]
     if not invalid:
@@ -206,9 +281,14 @@ def _left_out(measurements: Sequence[Measurement]) -> tuple[str, ...]:
     by_fault: dict[str, list[str]] = {}
     for run in invalid:
         by_fault.setdefault(run.certificate.faults[0].name, []).append(run.label)
-    reasons = "; ".join(f"{fault}: {', '.join(dict.fromkeys(labels))}" for fault, labels in by_fault.items())
-    verb = "is INVALID and was" if len(invalid) == 1 else "are INVALID and were"
-    return (f"{len(invalid)} of {len(runs)} runs {verb} not compared ({reasons}).",)
+    few = len(invalid) <= _MOST_LABELS
+    reasons = "; ".join(
+        f"{fault}: {', '.join(dict.fromkeys(labels))}" if few else f"{fault} in {len(labels)}"
+        for fault, labels in by_fault.items()
+    )
+    verb = "is" if len(invalid) == 1 else "are"
+    so = so.replace("were", "was").replace("prove ", "proves ") if len(invalid) == 1 else so
+    return (f"{len(invalid)} of {len(runs)} runs {verb} INVALID and {so} ({reasons}).",)
 
 
 def _other_variants(trials: Sequence[Trial], better: Sequence[Trial], names: Names) -> list[str]:

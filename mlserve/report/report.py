@@ -6,16 +6,17 @@ import msgspec
 
 from mlserve import __version__
 from mlserve.report.breakdown import Breakdown, breakdown
+from mlserve.report.choice import Choice, read_choice
 from mlserve.report.command import bench_command
 from mlserve.report.conditions import Conditions
 from mlserve.report.curves import Distribution, Timeline, distribution, timeline
 from mlserve.report.measurement import Measurement, Recorded, group
 from mlserve.report.names import Names
-from mlserve.report.recommendation import Recommendation, recommend
+from mlserve.report.recommendation import Recommendation, heed, recommend, recommend_choice
 from mlserve.report.slo import Slo
 from mlserve.report.summary import Summary, summarize
 from mlserve.report.usage import Usage, usage
-from mlserve.report.verdict import Verdict, speak
+from mlserve.report.verdict import Verdict, speak, speak_of_choice
 from mlserve.runs.load import Plan
 from mlserve.runs.machine import Machine
 from mlserve.runs.run import Certificate, Counts, ServedModel, ServerSettings
@@ -67,7 +68,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The recommendation, and every result it may rest on. `created_at` is ISO 8601. `slo` is what was promised, where
-    anyone said; `verdict` is None where there is no variant to speak of.
+    anyone said; `verdict` is None where there is no variant to speak of. `choice` is what a search chose, where the
+    runs are those of one.
     """
 
     format_version: int = FORMAT_VERSION
@@ -79,46 +81,72 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machines: tuple[Machine, ...]
     slo: Slo | None = None
     verdict: Verdict | None = None
+    choice: Choice | None = None
 
 
 def build_report(
     runs: Sequence[Recorded], *, max_accuracy_loss: float, created_at: str, slo: Slo | None = None
 ) -> Report:
-    """The report on `runs`; loads stand together, so that variants are read against each other."""
+    """The report on `runs`; loads stand together, so that variants are read against each other.
+
+    Where they are the runs of a search, what it chose takes the recommendation's place, and its objective is judged by
+    unless `slo` is given. Raises RunFileError where the search's own files cannot be read.
+    """
     measurements = group(runs)
+    choice = read_choice(runs)
+    slo = slo or (choice.slo if choice else None)
     names = Names([one.identity for one in measurements], [one.conditions for one in measurements])
-    recommendation = recommend(measurements, max_accuracy_loss=max_accuracy_loss)
     machines = list({msgspec.json.encode(one.run.machine): one.run.machine for one in runs}.values())
-    loads = list(dict.fromkeys(names.load(one.conditions) for one in measurements))
-    variants = list(dict.fromkeys(names.model(one.identity) for one in measurements))
-    results = [_result(one, names, recommendation, machines) for one in measurements]
+    results = [_result(one, names, machines) for one in measurements]
+    judged = [(one, result.summary) for one, result in zip(measurements, results, strict=True)]
+    if choice and slo:
+        advice = recommend_choice(choice, measurements, str(runs[0].directory.parent), slo)
+        verdict = speak_of_choice(judged, names, choice, slo)
+        advice = heed(advice, verdict, has_objective=True) if advice.variant else advice
+    else:
+        advice = recommend(measurements, max_accuracy_loss=max_accuracy_loss)
+        verdict = speak(judged, names, pick=advice.variant, max_accuracy_loss=max_accuracy_loss, slo=slo)
+        advice = heed(advice, verdict, has_objective=slo is not None)
     return Report(
         created_at=created_at,
         max_accuracy_loss=max_accuracy_loss,
-        recommendation=recommendation,
-        results=tuple(sorted(results, key=lambda one: (loads.index(one.load), variants.index(one.variant)))),
+        recommendation=advice,
+        results=_in_order(results, _picked(measurements, names, advice, choice)),
         machines=tuple(machines),
         slo=slo,
-        verdict=speak(
-            [(one, result.summary) for one, result in zip(measurements, results, strict=True)],
-            names,
-            pick=recommendation.variant,
-            max_accuracy_loss=max_accuracy_loss,
-            slo=slo,
-        ),
+        verdict=verdict,
+        choice=choice,
     )
 
 
-def _result(measurement: Measurement, names: Names, recommendation: Recommendation, machines: list[Machine]) -> Result:
+def _picked(
+    measurements: Sequence[Measurement], names: Names, advice: Recommendation, choice: Choice | None
+) -> list[bool]:
+    """Which of `measurements` are of what is to be served."""
+    if not advice.variant:
+        return [False] * len(measurements)
+    if choice:
+        return [any(run.directory.name in choice.folders for run in one.runs) for one in measurements]
+    return [names.model(one.identity) == advice.variant for one in measurements]
+
+
+def _in_order(results: Sequence[Result], picked: Sequence[bool]) -> tuple[Result, ...]:
+    """Loads together, each with its variants in the order in which they were first measured."""
+    loads = list(dict.fromkeys(one.load for one in results))
+    variants = list(dict.fromkeys(one.variant for one in results))
+    told = [msgspec.structs.replace(one, recommended=best) for one, best in zip(results, picked, strict=True)]
+    return tuple(sorted(told, key=lambda one: (loads.index(one.load), variants.index(one.variant))))
+
+
+def _result(measurement: Measurement, names: Names, machines: list[Machine]) -> Result:
     believed = measurement.believed
     runs = tuple(_run_result(one, machines) for one in measurement.runs)
-    variant = names.model(measurement.identity)
     return Result(
-        variant=variant,
+        variant=names.model(measurement.identity),
         load=names.load(measurement.conditions),
         protocol=measurement.conditions.protocol,
         rate_per_s=measurement.conditions.rate_per_s,
-        recommended=variant == recommendation.variant,
+        recommended=False,
         valid=measurement.valid,
         model=measurement.model,
         summary=runs[0].summary if len(runs) == 1 else summarize(believed),

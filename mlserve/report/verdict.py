@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mlserve.report.choice import Choice
 from mlserve.report.comparison import Difference, compare_percentile
 from mlserve.report.measurement import Measurement
 from mlserve.report.names import Names
@@ -11,14 +12,16 @@ from mlserve.report.slo import Slo
 from mlserve.report.summary import PERCENTILES, Percentile, Summary
 from mlserve.units import format_duration, format_ratio
 
-__all__ = ["Verdict", "judged_percentile", "keeps", "speak"]
+__all__ = ["Verdict", "judged_percentile", "keeps", "speak", "speak_of_choice"]
 
 _REFERENCE = "fp32"
+_DOUBT = ", though not beyond doubt"
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What `variant` does under `load`, in one sentence, against the best that could take its place, `runner_up` ("" if
-    none was measured there): `ratio` is of their latencies at `percentile`. `meets` is None without an objective.
+    none was measured there): `ratio` is of their latencies at `percentile`. `meets` is None without an objective, and
+    where neither is shown: that it is kept, or that it is not.
     """
 
     sentence: str
@@ -38,7 +41,7 @@ def speak(
     judged: Sequence[Judged], names: Names, *, pick: str, max_accuracy_loss: float, slo: Slo | None = None
 ) -> Verdict | None:
     """The verdict on the variant called `pick`, or on the only one where that is "". None where nothing can be said:
-    no VALID run of it, or several variants and no pick.
+    no VALID run of it, several variants and no pick, or too few answers and no objective.
     """
     valid = [one for one in judged if one[0].valid]
     called = list(dict.fromkeys(names.model(one.identity) for one, _ in valid))
@@ -52,21 +55,44 @@ def speak(
     ]
     chosen, summary = _telling(mine, others, slo)
     found = summary.percentile(percentile)
-    if found.latency_s is None:
+    if found.latency_s is None and slo is None:
         return None
     runner_up = _runner_up(chosen, others, percentile)
     ratio = _ratio(chosen, runner_up, percentile)
     load = names.load(chosen.conditions)
     name = names.model(runner_up.identity) if runner_up and ratio else ""
-    meets = keeps(summary, slo) if slo else None
-    missed = f", which misses {slo.words}" if slo and not meets else ""
     return Verdict(
-        sentence=_sentence(subject, load, found, slo if meets else None) + missed + _against(name, ratio),
+        sentence=_sentence(subject, load, summary, slo) + _against(name, ratio),
         variant=subject,
         load=load,
         percentile=percentile,
         runner_up=name,
         ratio=ratio,
+        meets=keeps(summary, slo) if slo else None,
+    )
+
+
+def speak_of_choice(judged: Sequence[Judged], names: Names, choice: Choice, slo: Slo) -> Verdict | None:
+    """The verdict on what a search picked, by its own objective or another `slo`. None where it picked nothing, or the
+    runs that prove it are not there. What INVALID runs gave, or a run that no other confirmed, is not shown.
+    """
+    mine = [one for one in judged if any(run.directory.name in choice.folders for run in one[0].runs)]
+    if choice.pick is None or not mine:
+        return None
+    measurement, summary = mine[-1]
+    load = names.load(measurement.conditions)
+    meets, sentence = None, choice.sentence
+    if not measurement.valid:
+        sentence = f"{choice.pick.label} promises most, but its figures are of INVALID runs."
+    elif choice.valid and slo == choice.slo:
+        meets = True
+    elif choice.valid:
+        meets, sentence = keeps(summary, slo), f"{_sentence(choice.pick.label, load, summary, slo)}."
+    return Verdict(
+        sentence=sentence,
+        variant=names.model(measurement.identity),
+        load=load,
+        percentile=judged_percentile(slo),
         meets=meets,
     )
 
@@ -76,12 +102,12 @@ def judged_percentile(slo: Slo | None) -> str:
     return slo.name if slo and slo.name in PERCENTILES else "p99"
 
 
-def keeps(summary: Summary, slo: Slo) -> bool:
-    """Whether the figures keep to `slo`; not where its percentile is unknown."""
-    if slo.name not in PERCENTILES:
+def keeps(summary: Summary, slo: Slo) -> bool | None:
+    """Whether the figures keep to `slo`. None where its percentile is unknown, unless too many requests failed."""
+    if summary.error_rate > slo.max_errors:
         return False
-    latency_s = summary.percentile(slo.name).latency_s
-    return latency_s is not None and latency_s <= slo.limit_s and summary.error_rate <= slo.max_errors
+    latency_s = summary.percentile(slo.name).latency_s if slo.name in PERCENTILES else None
+    return None if latency_s is None else latency_s <= slo.limit_s
 
 
 def _could_replace(measurement: Measurement, max_accuracy_loss: float) -> bool:
@@ -98,7 +124,7 @@ def _telling(mine: Sequence[Judged], others: Sequence[Judged], slo: Slo | None) 
     def weight(candidate: Judged) -> tuple[bool, bool, float, float]:
         measurement, summary = candidate
         latency_s = summary.percentile("p50").latency_s or 0.0
-        kept = slo is None or keeps(summary, slo)
+        kept = slo is None or bool(keeps(summary, slo))
         # Repeats and protocols share a plan, but not to the last request.
         rate_per_s = float(f"{summary.offered_per_s:.2g}")
         return kept, measurement.conditions in contested, rate_per_s, latency_s
@@ -122,19 +148,33 @@ def _ratio(chosen: Measurement, runner_up: Measurement | None, percentile: str) 
     return found if isinstance(found, Difference) else None
 
 
-def _sentence(subject: str, load: str, found: Percentile, slo: Slo | None) -> str:
-    latency_s = found.latency_s or 0.0
-    bounds = (
-        f" ({format_duration(found.low_s)} to {format_duration(found.high_s)})"
-        if found.low_s is not None and found.high_s is not None
-        else ""
-    )
+def _sentence(subject: str, load: str, summary: Summary, slo: Slo | None) -> str:
+    """What was found, against `slo` where there is one; without its full stop."""
+    found = summary.percentile(judged_percentile(slo))
+    measured = f"{format_duration(found.latency_s)}{_bounds(found)}" if found.latency_s is not None else ""
     if slo is None:
         share = f"{100 * PERCENTILES[found.name]:.10g}%"
-        return f"{subject} answers {share} of the requests within {format_duration(latency_s)}{bounds} at {load}"
-    doubt = ", though not beyond doubt" if found.high_s is None or found.high_s > slo.limit_s else ""
+        return f"{subject} answers {share} of the requests within {measured} at {load}"
     limit = f"{slo.name} within {format_duration(slo.limit_s)}"
-    return f"{subject} keeps {limit} at {load}{doubt}: {format_duration(latency_s)}{bounds}"
+    failed = f"{summary.error_rate:.2%} of the requests failed, of {100 * slo.max_errors:.3g}% allowed"
+    match keeps(summary, slo):
+        case None:
+            why = found.refused if found.name == slo.name else f"{slo.name} is not among the figures"
+            return f"{subject} is not shown to keep {limit} at {load}: {why}"
+        case True:
+            doubt = _DOUBT if found.high_s is None or found.high_s > slo.limit_s else ""
+            return f"{subject} keeps {limit} at {load}{doubt}: {measured}"
+    slow = found.low_s is not None and found.low_s > slo.limit_s
+    doubt = "" if slow or summary.error_rate > slo.max_errors else _DOUBT
+    faults = [measured] if found.latency_s is not None and found.latency_s > slo.limit_s else []
+    faults += [failed] if summary.error_rate > slo.max_errors else []
+    return f"{subject} misses {limit} at {load}{doubt}: {', and '.join(faults)}"
+
+
+def _bounds(found: Percentile) -> str:
+    if found.low_s is None or found.high_s is None:
+        return ""
+    return f" ({format_duration(found.low_s)} to {format_duration(found.high_s)})"
 
 
 def _against(name: str, ratio: Difference | None) -> str:

@@ -1,7 +1,9 @@
 """`production.toml`: a configuration that was chosen, what it is expected to do, and what that rests on."""
 
 import math
+import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -27,6 +29,7 @@ _ABOUT = {
     "expected": "What was measured of it. Latency counts from the instant a request was due.",
     "evidence": "What these figures rest on.",
 }
+_UNKNOWN = re.compile("Object contains unknown field `(.*)`")
 # What a choice always says, even where it is what mlserve would do by itself: that may change, and the choice not.
 _PINNED = ("models", "store", "device", "workers", "threads", "max_batch_rows", "max_delay_ms")
 
@@ -114,6 +117,9 @@ class Production(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     evidence: Evidence | None = None
 
 
+_TABLES: dict[str, type[msgspec.Struct]] = {"serve": ServeChoice, "expected": Expected, "evidence": Evidence}
+
+
 def is_production(path: Path) -> bool:
     """Whether `path` is meant as such a file, by its name."""
     return path.suffix.lower() == ".toml"
@@ -142,7 +148,7 @@ def read_production(path: Path) -> Production:
     try:
         production = msgspec.convert(document, Production)
     except msgspec.ValidationError as error:
-        _refuse(path, str(error))
+        _refuse(path, str(error), document)
     _check(production, path)
     return production
 
@@ -170,10 +176,21 @@ def _check(production: Production, path: Path) -> None:
                 _refuse(path, f"{value} is no figure - at `$.{table}.{key}`")
 
 
-def _refuse(path: Path, why: str) -> NoReturn:
-    """`Expected `int`, got `str` - at `$.serve.workers`` -> a sentence that begins with the place."""
+def _refuse(path: Path, why: str, document: Any = None) -> NoReturn:
+    """`Expected `int` >= 1 - at `$.serve.workers`` -> a sentence that begins with the place, and with what stands there
+    in the `document`.
+    """
     what, _, place = why.partition(" - at ")
-    where = place.strip("`").removeprefix("$").lstrip(".") or "the whole file"
+    keys = place.strip("`").removeprefix("$").strip(".")
+    where = keys or "the whole file"
+    unknown = _UNKNOWN.fullmatch(what)
+    if unknown is not None:
+        near = get_close_matches(unknown[1], _TABLES.get(keys, Production).__struct_fields__, 1)
+        what = f"there is no key {unknown[1]}" + (f"; was {near[0]} meant?" if near else "")
+    else:
+        for key in keys.split(".") if keys else ():
+            document = document.get(key) if isinstance(document, dict) else None
+        where += f" = {_written(document)}" if isinstance(document, str | int | float) else ""
     raise UsageError(f"{path}: {where}: {what}; mend it, or let mlserve tune write the file anew") from None
 
 

@@ -1,8 +1,10 @@
-"""What processes and devices used while a run was measured. The readings themselves lie in `resources.parquet`."""
+"""What processes and devices used while a run was measured. The readings themselves lie in `RESOURCES_FILE`."""
 
 import msgspec
 
-__all__ = ["DeviceUse", "ProcessUse", "Resources"]
+__all__ = ["RESOURCES_FILE", "DeviceUse", "ProcessUse", "Resources"]
+
+RESOURCES_FILE = "resources.parquet"
 
 
 class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):

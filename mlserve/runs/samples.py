@@ -161,7 +161,7 @@ def read_samples(directory: Path, window: Window = WHOLE) -> Samples:
     """
     try:
         if (directory / _PARQUET).is_file():
-            table = pq.read_table(directory / _PARQUET)
+            table = pq.ParquetFile(directory / _PARQUET).read()
         elif (directory / _STREAM).is_file():
             table = read_stream(directory / _STREAM, SCHEMA)
         else:

@@ -9,7 +9,7 @@ from mlserve.errors import RunFileError, UsageError
 from mlserve.report.capacity import Bears, Seen, bears
 from mlserve.report.conditions import Conditions, conditions_of
 from mlserve.report.measurement import Recorded, read_runs
-from mlserve.report.names import identity_of
+from mlserve.report.names import ModelIdentity, identity_of
 from mlserve.runs.naming import PRODUCTION_FILE, named_runs
 from mlserve.runs.production import Evidence, Expected, Production, is_production, read_production
 from mlserve.tuning.evidence import Objective, conclude, parse_slo, weigh
@@ -46,17 +46,17 @@ def replicas_of(path: Path, objective: Objective) -> tuple[Replica, ...]:
         if production is None or production.expected is None or production.evidence is None:
             raise
         return (_promised(production, production.expected, production.evidence, objective),)
-    families: dict[tuple[str, Conditions], list[Recorded]] = {}
+    families: dict[tuple[ModelIdentity, Conditions], list[Recorded]] = {}
     for recorded in read_runs(directories):
         if _is_steady(recorded):
-            alike = msgspec.structs.replace(conditions_of(recorded.run), rate_per_s=0.0, payload="")
-            families.setdefault((identity_of(recorded.run).full, alike), []).append(recorded)
+            alike = msgspec.structs.replace(conditions_of(recorded.run), rate_per_s=0.0)
+            families.setdefault((identity_of(recorded.run), alike), []).append(recorded)
     if not families:
         raise UsageError(
             f"{path} holds no open-loop run at a steady rate, and no other shows what a replica bears; make some with: "
-            "mlserve bench NAME --find-max --slo p99=50ms"
+            f"mlserve bench NAME --find-max --slo {objective.text}"
         )
-    return tuple(_measured(name, conditions, runs, objective) for (name, conditions), runs in families.items())
+    return tuple(_measured(model.full, alike, runs, objective) for (model, alike), runs in families.items())
 
 
 def _production(path: Path) -> Production | None:
@@ -76,7 +76,7 @@ def _measured(name: str, conditions: Conditions, runs: Sequence[Recorded], objec
     rows = sum(size.rows * size.share for size in plan.row_mix) if plan.row_mix else float(plan.batch_rows)
     over = conditions.load.removeprefix("0 requests/s ")
     return Replica(
-        what=f"{name} {over}",
+        what=", ".join([f"{name} {over}", *([conditions.payload] if conditions.payload else [])]),
         how=_how(conditions),
         rows=rows,
         bears=borne,
@@ -105,29 +105,36 @@ def _seen(recorded: Recorded, objective: Objective) -> Seen | None:
 
 def _lacking(runs: Sequence[Recorded], seen: Sequence[Seen], objective: Objective) -> str:
     if not seen:
-        return f"none of its {len(runs)} runs can be believed: their certificates are INVALID"
+        faults = dict.fromkeys(check.name for recorded in runs for check in recorded.run.certificate.faults)
+        which = f"none of its {len(runs)} runs can" if len(runs) > 1 else "its run cannot"
+        return f"{which} be believed, INVALID by {', '.join(faults)}"
     slowest = min(one.rate_per_s for one in seen)
-    if not any(one.met for one in seen if one.rate_per_s == slowest):
+    met = [one.met for one in seen if one.rate_per_s == slowest]
+    if 2 * sum(met) <= len(met):
         return f"not even {slowest:g}/s keeps {objective.words}"
     return (
-        f"its runs at {slowest:g}/s and above are too short to prove that {objective.words} holds; measure for longer "
-        "(--duration)"
+        f"its runs at {slowest:g}/s and above are too short to prove {objective.words}; measure for longer (--duration)"
     )
 
 
 def _caveats(conditions: Conditions) -> Iterator[str]:
     if conditions.arrivals == "constant":
         yield "requests arrived evenly spaced, which is easier to bear than what independent users send"
+    if conditions.workers is None:
+        yield "a replica is a server like the one that ran already, on a machine like its own, which no run names"
     if conditions.server_cores is not None and conditions.server_cores < conditions.cores:
         held = _counted(conditions.server_cores, "core")
-        yield f"a replica has {held}, as the one that was measured: the price is of a machine of that size"
+        yield (
+            f"a replica uses {held} of the {conditions.cores} of its machine, as the one that was measured; the rest "
+            "made the load, and is paid for"
+        )
 
 
 def _how(conditions: Conditions) -> str:
     """`1 worker, 2 threads, batches of 32 rows, cpu, 1 core; AMD EPYC, 2 cores`."""
     machine = ", ".join([conditions.cpu, _counted(conditions.cores, "core"), *conditions.gpus])
     if conditions.workers is None or conditions.threads is None:
-        return f"a server that ran already; {machine}"
+        return f"a server that ran already, asked from {machine}"
     words = [
         _counted(conditions.workers, "worker"),
         _counted(conditions.threads, "thread"),
@@ -151,8 +158,9 @@ def _promised(production: Production, expected: Expected, evidence: Evidence, ob
         found = bears(list(_told(expected, objective)))
         lacking = f"it says nothing of {objective.words}, only of its p99 and of {expected.slo or 'no objective'}"
     serve = production.serve
+    size = f" of {expected.batch_rows} rows" if expected.batch_rows > 1 else ""
     return Replica(
-        what=f"{', '.join(serve.models)} of {expected.batch_rows} rows over {expected.protocol}",
+        what=f"{', '.join(serve.models)}{size} over {expected.protocol}",
         how=f"{_counted(serve.workers, 'worker')}, {serve.device}; {evidence.cpu}, {_counted(evidence.cores, 'core')}",
         rows=float(expected.batch_rows),
         bears=found,
@@ -171,5 +179,9 @@ def _told(expected: Expected, objective: Objective) -> Iterator[Seen]:
 
 
 def _same(slo: str, objective: Objective) -> bool:
-    own = parse_slo(slo)
+    """Whether `slo`, which people may have edited, is that objective, whatever share of errors it allows."""
+    try:
+        own = parse_slo(slo)
+    except UsageError:
+        return False
     return (own.percentile, own.limit_s) == (objective.percentile, objective.limit_s)

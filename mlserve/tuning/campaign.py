@@ -1,5 +1,6 @@
 """A folder of many runs that belong together: one file says what was asked, so that it can go on where it stopped."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,33 @@ def make_room(folder: Path) -> None:
 
 
 def _check_same(path: Path, asked: msgspec.Struct) -> None:
+    content = path.read_bytes()
     try:
-        held = msgspec.json.decode(path.read_bytes())
+        held = msgspec.json.decode(content)
     except msgspec.DecodeError as error:
         raise UsageError(f"{path} is damaged: {error}; choose another folder for --out") from error
-    unlike = _differences(held, msgspec.json.decode(msgspec.json.encode(asked)))
+    with suppress(msgspec.ValidationError):  # of another form altogether: what differs is said below
+        held = _completed(held, _document(msgspec.json.decode(content, type=type(asked))))
+    unlike = _differences(held, _document(asked))
     if unlike:
         raise UsageError(
             f"--out {path.parent} holds another {path.stem}: {'; '.join(unlike[:3])}; ask for the same again to go on "
             "with it, or choose another folder"
         )
+
+
+def _document(asked: msgspec.Struct) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(asked))
+
+
+def _completed(held: Any, whole: Any) -> Any:
+    """`held` with what only `whole`, the same with its defaults, has: an older mlserve did not know of every field."""
+    match held, whole:
+        case dict(), dict():
+            return whole | {key: _completed(value, whole.get(key)) for key, value in held.items()}
+        case list(), list() if len(held) == len(whole):
+            return [_completed(*pair) for pair in zip(held, whole, strict=True)]
+    return held
 
 
 def _differences(held: Any, wanted: Any, name: str = "") -> list[str]:

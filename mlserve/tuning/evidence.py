@@ -53,6 +53,11 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True):
         return f"p{100 * self.percentile:.10g}"
 
     @property
+    def text(self) -> str:
+        """`p99=50ms`, as `--slo` takes it."""
+        return f"{self.name}={1000 * self.limit_s:g}ms"
+
+    @property
     def words(self) -> str:
         """`p99 within 50.0 ms, at most 0.1% errors`."""
         return f"{self.name} within {format_duration(self.limit_s)}, at most {100 * self.max_errors:.3g}% errors"

@@ -10,7 +10,7 @@ from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.payload.sizes import Lengths
 from mlserve.bench.subject import Subject
 from mlserve.bench.target import Header
-from mlserve.errors import UsageError
+from mlserve.errors import MlserveError, UsageError
 from mlserve.model.artifact import is_model_file
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE
@@ -233,7 +233,15 @@ def _is_other(lock: Lock, contender: Contender, source: Source, moved: Moved, di
     """Whether another model is asked, which somebody named. Raises UsageError where nobody did."""
     if contender.running:
         return contender.where != lock.where
-    now = {(file.path, file.sha256) for file in _model_files(contender, source)}
+    try:
+        now = {(file.path, file.sha256) for file in _model_files(contender, source)}
+    except MlserveError as error:
+        if moved.where:
+            raise
+        raise UsageError(
+            f"{directory} asked {contender.where}, which cannot be had: {error}. Bring it back, say with --store where "
+            "it lies now, or name another model: mlserve bench NAME --like ..."
+        ) from error
     held = {(file.path, file.sha256) for file in lock.files if file.role == "model"}
     if {sha256 for _, sha256 in now} == {sha256 for _, sha256 in held}:
         return False

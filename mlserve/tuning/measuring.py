@@ -5,10 +5,9 @@ from pathlib import Path
 
 from mlserve.bench.driver import Decide, run_bench
 from mlserve.bench.progress import Progress
-from mlserve.report.measurement import Recorded
+from mlserve.report.measurement import Recorded, read_runs
 from mlserve.runs.load import Plan
-from mlserve.runs.run import Run, read_run
-from mlserve.runs.samples import read_samples
+from mlserve.runs.run import Run
 from mlserve.tuning.opening import SubjectOf
 
 __all__ = ["Measure", "OnProgress", "measure_run", "read_recorded"]
@@ -28,5 +27,4 @@ def measure_run(
 
 def read_recorded(folder: Path) -> Recorded:
     """The finished run in `folder`. Raises RunFileError."""
-    run = read_run(folder)
-    return Recorded(folder, run, read_samples(folder, run.window))
+    return read_runs([folder])[0]

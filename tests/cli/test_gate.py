@@ -1,23 +1,30 @@
 """`mlserve gate` as CI runs it: the exit status is the answer. In this process, but where servers are measured."""
 
 import json
+import shutil
+import subprocess
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from mlserve.cli.gate_wishes import highest_percentile
 from mlserve.cli.main import app
+from mlserve.report.gating.limits import parse_gate_limits
 from mlserve.runs.run import find_runs
 
 REPEATS = 6
 
 
 @pytest.fixture(scope="module")
-def runs(made_runs, tmp_path_factory):
-    """Folders of repeats, all taken in turn, to hold against each other."""
+def runs(made_runs, tmp_path_factory, tiny_onnx):
+    """Folders of repeats, all taken in turn, to hold against each other, and two models."""
     folder = tmp_path_factory.mktemp("runs")
+    for name in ("a.onnx", "b.onnx"):
+        shutil.copy(tiny_onnx, folder / name)
     plenty = {"rate_per_s": 300.0, "duration_s": 4.0, "warm_up_s": 0.0}
     kinds = {
         "main": (made_runs.Load(4.0), {}),
@@ -94,6 +101,13 @@ def test_its_json_says_the_same(gate):
         (["main", "grpc", "--limit", "p99=10%"], "cannot be compared: protocol rest against grpc"),
         (["main", "same", "--limit", "p42x=10%"], "'p42x' cannot be gated; use a latency percentile"),
         (["main", "same", "--limit", "p99"], "'p99' is no limit"),
+        (["main", "same", "--limit", "p99=5"], "'5' would be 500%; did you mean 5%?"),
+        (["main", "main", "--limit", "p99=10%"], "main is given twice"),
+        (["runs/main", "runs/branch", "--limit", "p99=10%"], "there is no runs/main"),
+        (
+            ["a.onnx", "b.onnx", "--limit", "p99=9%", "--rps", "50", "--duration", "1s"],
+            "50 requests a run, and p99 takes 459",
+        ),
         (["main", "same"], "nothing is limited; give --max-regression"),
         (["--limit", "p99=10%"], "nothing was named to compare"),
         (["main", "--limit", "p99=10%"], "main is compared with nothing; give CANDIDATE"),
@@ -103,14 +117,31 @@ def test_its_json_says_the_same(gate):
         (["main", "same", "--limit", "p99=10%", "--badge", "b.png"], "--badge b.png is of no known kind"),
         (["main", "same", "--limit", "p99=10%", "--junit", "main"], "--junit main is a folder"),
         (["main", "same", "--limit", "p99=10%", "--against", "slow"], "two are given; leave same out"),
-        (["main", "--limit", "p99=10%", "--against", "gone"], "gone holds no run"),
+        (["main", "--limit", "p99=10%", "--against", "gone"], "there is no gone; begin a history with"),
+        (
+            ["main", "--limit", "p99=9%", "--against", "slow", "--may-differ", "cpus"],
+            "'cpus' is nothing that is compared",
+        ),
+        (["main", "--limit", "p99=9%", "--against", "slow", "--history", "gone"], "gone holds no history"),
+        (["main", "--limit", "p99=9%", "--against", "slow", "--ignore-differences"], "name what --may-differ"),
+        (["main", "same", "--limit", "p99=9%", "--history", "gone"], "name them with --against"),
+        (["a.onnx", "b.onnx", "--limit", "p99=9%", "--may-differ", "cpu"], "made before, and these are not"),
+        (["a.toml", "b.toml", "--limit", "p99=9%", "--threads", "2"], "a.toml cannot be read"),
+        (["http://127.0.0.1:1", "gone.onnx", "--limit", "p99=9%"], "gone.onnx cannot be read"),
+        (
+            ["main", "same", "--limit", "p99=10%", "--calibration", "gone.json"],
+            "the calibration gone.json cannot be read",
+        ),
         (["main", "same", "--config", "gone.toml"], "gone.toml cannot be read"),
         (["a.onnx", "b.onnx", "--limit", "p99=10%", "--base-python", "gone"], "there is no interpreter gone"),
         (["a.onnx", "b.onnx", "--limit", "start_up=9%", "--keep-servers"], "leave out --keep-servers"),
         (["a.onnx", "b.onnx", "--limit", "max_rate=9%"], "give it with --slo p99=50ms"),
         (["a.onnx", "b.onnx", "--calibrate", "--limit", "p99=9%"], "leave b.onnx out"),
         (["a.onnx", "--calibrate", "--times", "1", "--limit", "p99=9%"], "--times 1 is out of range"),
-        (["http://127.0.0.1:1", "b.onnx", "--threads", "2", "--limit", "p99=9%"], "runs already, and is not set by us"),
+        (
+            ["http://127.0.0.1:1", "http://127.0.0.1:2", "--threads", "2", "--limit", "p99=9%"],
+            "runs already, and is not set by us",
+        ),
     ],
 )
 def test_misuse_ends_with_two_and_the_reason(gate, runs, arguments, message):
@@ -149,6 +180,30 @@ def test_ci_gets_junit_a_badge_and_a_comment(gate, tmp_path):
     assert json.loads((tmp_path / "badge.json").read_text())["message"] == "pass"
 
 
+def test_ci_gets_its_files_where_the_gate_ends_by_an_error_too(gate, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    wanted = {"junit": "gate.xml", "badge": "badge.svg", "comment": "comment.md"}
+    flags = [word for name, file in wanted.items() for word in (f"--{name}", tmp_path / file)]
+    done = gate("http://127.0.0.1:1", "http://127.0.0.1:2", "--limit", "p50=5%", "--rps", "50", *flags)
+    assert done.exit_code == 2, done.output
+    suite = ET.parse(tmp_path / "gate.xml").getroot().find("testsuite")
+    assert (suite.get("errors"), suite.get("failures"), suite.get("tests")) == ("1", "0", "1")
+    assert "127.0.0.1:1" in suite.find("testcase/error").get("message") + suite.find("testcase/error").text
+    assert "latency gate: error" in (tmp_path / "badge.svg").read_text()
+    assert "mlserve gate: error" in (tmp_path / "comment.md").read_text()
+    assert "::error title=mlserve gate%3A error::" in done.stderr
+
+
+def test_of_a_report_with_several_variants_the_one_that_matches_is_taken(gate, runs, tmp_path):
+    report = tmp_path / "report.json"
+    folders = [*find_runs(runs / "grpc"), *find_runs(runs / "main")]
+    report.write_text(json.dumps({"results": [{"runs": [{"directory": str(folder)} for folder in folders]}]}))
+    done = gate("slow", "--against", report, "--limit", "p50<=1ms")
+    assert done.exit_code == 1, done.output
+    candidate = gate("slow", "--against", runs / "grpc", "--limit", "p50<=1ms")
+    assert (candidate.exit_code, "protocol grpc against rest" in candidate.stderr) == (2, True)
+
+
 def test_github_gets_annotations_and_a_summary_and_stdout_stays_json(gate, tmp_path, monkeypatch):
     summary = tmp_path / "summary.md"
     summary.write_text("# before\n")
@@ -167,6 +222,23 @@ def test_runs_are_held_against_those_of_another_day(gate):
     done = gate("slow", "--against", "main", "--limit", "p50<=1ms")
     assert done.exit_code == 1
     assert gate("slow", "--against", "main", "--limit", "p50<=1s").exit_code == 0
+
+
+def test_what_may_differ_of_the_machines_is_said(gate, runs, tmp_path, made_runs):
+    machine = msgspec.structs.replace(made_runs.MACHINE, packages=made_runs.MACHINE.packages | {"numpy": "9.9"})
+    newer = tmp_path / "newer"
+    for repeat in range(REPEATS):
+        said = {"rate_per_s": 300.0, "duration_s": 4.0, "warm_up_s": 0.0, "machine": machine}
+        made_runs.save(newer / str(repeat), made_runs.Load(4.0), seed=repeat, minute=1000 + repeat, **said)
+    history = tmp_path / "history"
+    for folder in find_runs(runs / "main"):
+        assert gate(folder, "--append", history).exit_code == 0
+    asked = [newer, "--against", "main", "--history", history, "--limit", "p50=50%"]
+    refused = gate(*asked)
+    assert refused.exit_code == 3
+    assert "numpy 2.3.0 against 9.9" in flat(refused.stdout) or "numpy none against 9.9" in flat(refused.stdout)
+    assert gate(*asked, "--may-differ", "numpy,onnxruntime").exit_code == 0
+    assert gate(newer, "--against", history, "--limit", "p50=50%", "--may-differ", "numpy").exit_code == 0
 
 
 def test_a_report_of_another_day_names_its_runs(gate, runs, tmp_path):
@@ -194,17 +266,26 @@ def test_a_history_is_begun_added_to_and_held_against(gate, runs, tmp_path):
 
 def test_servers_are_measured_in_turn_and_the_runs_are_kept(gate, tiny_onnx, tmp_path):
     """From the command line to real servers and back: what it found in so short a time is another question."""
-    load = ["--rps", "200", "--duration", "0.3s", "--warm-up", "0", "--percentile", "p50"]
+    load = ["--rps", "200", "--duration", "0.3s", "--warm-up", "0"]
     done = gate(
         *(tiny_onnx, tiny_onnx, "--limit", "p50=900%", "--budget", "1s", *load),
         *("--out", tmp_path / "out", "--junit", tmp_path / "gate.xml"),
     )
     assert done.exit_code == 3, done.output
+    assert "enough samples" not in done.output  # for a p50, which alone is limited, there are
     made = {folder.name for folder in find_runs(tmp_path / "out")}
     assert any(name.startswith("01-base") for name in made)
     assert any(name.startswith("01-candidate") for name in made)
     assert ET.parse(tmp_path / "gate.xml").getroot().find("testsuite").get("failures") == "0"
     assert "inconclusive" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("limits", "highest"),
+    [("p50=5%,p99.9=9%,p95=5%", "p99.9"), ("p99<=50ms,p50=5%", "p99"), ("memory=5%,p10=5%", "p50")],
+)
+def test_a_run_must_hold_what_the_highest_percentile_that_is_limited_takes(limits, highest):
+    assert highest_percentile(parse_gate_limits([limits])) == highest
 
 
 # The workflows that we ship.
@@ -249,7 +330,7 @@ def test_our_own_workflow_says_only_what_the_command_knows(request, gate_flags):
     (command,) = [line for line in lines if line.startswith("python benchmarks/own_gate.py")]
     ours, _, gates = command.partition(" -- ")
     assert flags_of(gates) <= gate_flags
-    assert flags_of(ours) <= {"--base", "--model", "--cwd"}
+    assert flags_of(ours) <= {"--base", "--model", "--out", "--report"}
     assert "pull_request" in on
 
 
@@ -259,6 +340,16 @@ def test_nothing_that_strangers_write_becomes_part_of_a_script(request, name):
     _, lines = workflow_commands(root(request) / ".github" / "workflows" / name)
     assert lines
     assert not [line for line in lines if "${{" in line]
+
+
+@pytest.mark.parametrize("name", ["latency-gate.yml", "own-gate.yml"])
+def test_every_script_of_a_workflow_is_one_that_the_shell_reads(request, name):
+    document = yaml.safe_load((root(request) / ".github" / "workflows" / name).read_text())
+    scripts = [step["run"] for job in document["jobs"].values() for step in job["steps"] if "run" in step]
+    assert scripts
+    for script in scripts:
+        done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_page_names_no_flag_that_is_not_there(request, gate_flags):

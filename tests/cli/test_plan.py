@@ -47,10 +47,14 @@ def test_people_get_replicas_their_interval_cost_energy_and_what_is_assumed(aske
     assert "11 replicas for 1,200/s, p99 within 20.0 ms" in text
     assert "120/s proven, 120/s met, 240/s missed" in lines["bears"]
     assert "10 bear the peak, 1 may be lost; 11 likely do, fewer than 6 cannot" in lines["replicas"]
-    assert "$13.20 an hour; $0.000764 ($0.000417 to $0.000764) for 1,000 inferences" in lines["cost"]
+    assert (
+        "$13.20 an hour, 11 whole machines at $1.20; $0.000764 ($0.000417 to $0.000764) for 1,000 inferences"
+        in lines["cost"]
+    )
     assert "J for 1,000 inferences" in lines["energy"]
     assert "all the time, for no --mean-rps was given" in text
-    assert "a replica has 1 core, as the one that was measured" in text
+    assert "each replica has a whole machine of its own" in text
+    assert "a replica uses 1 core of the 2 of its machine, as the one that was measured" in text
 
 
 def test_programs_get_it_whole(asked, report):
@@ -77,11 +81,19 @@ def test_a_report_that_shows_no_end_is_called_a_lower_bound(asked, report):
     assert "60.0/s is only a lower bound of what one bears, for nothing faster was tried" in text
 
 
+def test_energy_that_nobody_measured_is_said_to_be_unknown(asked, made_runs, tmp_path):
+    made_runs.save(tmp_path / "run", made_runs.Load(4.0), rate_per_s=60.0, duration_s=20.0)
+    code, text, _ = asked("--report", tmp_path, "--rps", 1200, "--slo", "p99=20ms")
+    assert code == 0
+    assert "energy      not known" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("--rps 0 --slo p99=20ms", "--rps 0 is no load"),
         ("--rps nan --slo p99=20ms", "--rps nan is no load"),
+        ("--rps 1e300 --slo p99=20ms", "--rps 1e+300 is no load; give a number above 0, and at most 1e+09"),
         ("--rps 10 --mean-rps 20 --slo p99=20ms", "--mean-rps 20 is above --rps 10"),
         ("--rps 10 --slo fast", "'fast' is no limit"),
         ("--rps 10 --slo p99=20ms --zones 1", "--zones 1"),

@@ -114,6 +114,9 @@ def test_another_model_than_the_one_that_was_measured_is_refused(production, ref
 
 def test_what_the_file_cannot_mean_is_refused(production, refused, tmp_path):
     assert "serve.keys: there is no file gone.json" in refused("--config", production(keys="gone.json"))
+    assert "production.toml: serve.models: there is no file gone.onnx" in refused(
+        "--config", production(models=("gone.onnx",))
+    )
     assert "is no duration" in refused("--config", production(drain="soon"))
     assert "can be reached from other machines" in refused("--config", production(host="0.0.0.0"))
     assert "cannot be read" in refused("--config", tmp_path / "missing.toml")

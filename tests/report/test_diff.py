@@ -1,5 +1,7 @@
 """What changed between two reports."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -25,12 +27,12 @@ def made(made_runs):
     """Runs by name: `slow` is twice as slow as `base`, `again` is `base` with other luck."""
     load = {"rate_per_s": 200.0, "duration_s": 8.0}
     return {
-        "base": made_runs.record(made_runs.Load(4.0), directory="a", **load),
-        "again": made_runs.record(made_runs.Load(4.0), seed=1, directory="b", **load),
-        "slow": made_runs.record(made_runs.Load(8.0), seed=2, directory="c", **load),
-        "failing": made_runs.record(made_runs.Load(4.0, failed=0.3), seed=3, directory="d", **load),
-        "invalid": made_runs.record(made_runs.Load(8.0), checks=(made_runs.LATE,), directory="e", **load),
-        "int8": made_runs.record(made_runs.Load(2.0), model=made_runs.INT8, seed=4, directory="f", **load),
+        "base": made_runs.record(made_runs.Load(4.0), directory=Path("a"), **load),
+        "again": made_runs.record(made_runs.Load(4.0), seed=1, directory=Path("b"), **load),
+        "slow": made_runs.record(made_runs.Load(8.0), seed=2, directory=Path("c"), **load),
+        "failing": made_runs.record(made_runs.Load(4.0, failed=0.3), seed=3, directory=Path("d"), **load),
+        "invalid": made_runs.record(made_runs.Load(8.0), checks=(made_runs.LATE,), directory=Path("e"), **load),
+        "int8": made_runs.record(made_runs.Load(2.0), model=made_runs.INT8, seed=4, directory=Path("f"), **load),
     }
 
 
@@ -78,8 +80,8 @@ def test_what_differs_for_all_is_said_once_and_what_differs_for_one_beside_it(ma
     settings = msgspec.structs.replace(made_runs.SERVER, threads=4)
     load = {"rate_per_s": 200.0, "duration_s": 8.0, "machine": other}
     after = [
-        made_runs.record(made_runs.Load(4.0), directory="g", **load),
-        made_runs.record(made_runs.Load(2.0), model=made_runs.INT8, server=settings, directory="h", **load),
+        made_runs.record(made_runs.Load(4.0), directory=Path("g"), **load),
+        made_runs.record(made_runs.Load(2.0), model=made_runs.INT8, server=settings, directory=Path("h"), **load),
     ]
     found = diff(side("A", made["base"], made["int8"]), side("B", *after))
     assert [(one.name, one.before, one.after) for one in found.conditions] == [
@@ -91,8 +93,8 @@ def test_what_differs_for_all_is_said_once_and_what_differs_for_one_beside_it(ma
 
 def test_results_are_paired_with_their_counterparts_and_the_others_are_named(made, made_runs):
     newer = msgspec.structs.replace(made_runs.INT8, version="3", sha256="c" * 64)
-    faster = made_runs.record(made_runs.Load(1.0), model=newer, directory="g", rate_per_s=200.0, duration_s=8.0)
-    grpc = made_runs.record(made_runs.Load(1.0), protocol="grpc", directory="h", rate_per_s=200.0, duration_s=8.0)
+    faster = made_runs.record(made_runs.Load(1.0), model=newer, directory=Path("g"), rate_per_s=200.0, duration_s=8.0)
+    grpc = made_runs.record(made_runs.Load(1.0), protocol="grpc", directory=Path("h"), rate_per_s=200.0, duration_s=8.0)
     found = diff(side("A", made["base"], made["int8"]), side("B", faster, made["base"], grpc))
     assert {result.variant.partition(" → ")[0] for result in found.results} == {"fp32", "int8"}
     assert [change.after for change in found.results[1].conditions if change.name == "model version"] == ["3"]
@@ -123,7 +125,7 @@ def test_a_side_is_runs_or_a_report_and_nothing_else(made_runs, demo_report, tmp
 
 def test_the_markdown_says_the_same_and_a_hostile_name_is_text(made, made_runs):
     evil = msgspec.structs.replace(made_runs.FP32, variant="a|b\n# <b>`x`")
-    after = made_runs.record(made_runs.Load(8.0), model=evil, directory="g", rate_per_s=200.0, duration_s=8.0)
+    after = made_runs.record(made_runs.Load(8.0), model=evil, directory=Path("g"), rate_per_s=200.0, duration_s=8.0)
     text = diff_markdown(diff(side("A", made["base"]), side("B", after)))
     assert "| p99 | " in text
     assert "worse" in text

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from mlserve.report.index import build_index
+from mlserve.report.index import Entry, Index, Point, Series, build_index
 from mlserve.report.render.index_page import index_html, index_markdown
 from mlserve.report.render.json import render_json
 from mlserve.report.report import build_report
@@ -64,7 +64,7 @@ def test_the_newest_is_first_and_what_has_no_date_is_last(index):
 
 def test_a_report_says_its_verdict_its_figures_and_where_its_page_is(index):
     found = entry(index, "nightly/day3.json")
-    assert (found.kind, found.title, found.verdict) == ("report", "minilm", "No recommendation")
+    assert (found.kind, found.title, found.verdict) == ("report", "minilm", "fp32, measured")
     assert found.figures[0][0] == "p99 of fp32, 200 requests/s over REST"
     assert found.machine == "AMD EPYC 9B14, 2 cores"
     assert found.page == "nightly/day3.html"
@@ -165,3 +165,15 @@ def test_an_empty_folder_has_an_index_too(tmp_path):
     index = build_index(tmp_path, {})
     assert index.entries == ()
     assert "No report yet." in index_html(index)
+
+
+@pytest.mark.parametrize(("count", "folded"), [(70, True), (20, False)])
+def test_a_long_history_is_folded_and_drawn_without_points(count, folded):
+    entries = tuple(Entry(path=f"{one}.json", kind="benchmark", made_at="", title=f"{one}") for one in range(count))
+    points = tuple(Point(f"2026-01-{one + 1:02d}T00:00:00+00:00", 0.01) for one in range(count))
+    index = Index(entries, (Series("a", "b", points),))
+    text = index_html(index)
+    assert {f"{one}.json" for one in range(count)} <= {*Reader(text).links}
+    assert ("<summary>10 older</summary>" in text) == folded
+    assert text.count("<circle") == (0 if folded else count)
+    assert index_markdown(index).count("█") == min(count, 30)

@@ -89,6 +89,37 @@ def test_results_that_differ_in_one_thing_are_set_side_by_side(demo_report, made
     assert pivots(report_on(made_runs.record(made_runs.Load()))) == []
 
 
+def test_the_lowest_of_a_row_is_marked_only_where_it_is_shown_to_be(made_runs):
+    def marked(*medians_ms, valid=True):
+        devices = [msgspec.structs.replace(made_runs.SERVER, device=name) for name in ("cpu", "cuda", "xpu")]
+        checks = (made_runs.ENOUGH,) if valid else (made_runs.LATE,)
+        runs = [
+            made_runs.record(made_runs.Load(median), server=server, minute=number, seed=number, checks=checks)
+            for number, (median, server) in enumerate(zip(medians_ms, devices, strict=False))
+        ]
+        (table,) = pivots(report_on(*runs))
+        return [cell.best for cell in table.rows[0].cells]
+
+    assert marked(8.0, 2.0, 8.0) == [False, True, False]
+    assert marked(8.0, 2.0, 2.01) == [False, False, False]
+    assert marked(8.0, 2.0, valid=False) == [False, False]
+
+
+def test_a_comparison_of_the_runs_shows_a_difference_that_their_intervals_do_not(made_runs):
+    runs = [
+        made_runs.record(made_runs.Load(4.0)),
+        made_runs.record(made_runs.Load(3.9), model=made_runs.INT8, minute=1, seed=1),
+    ]
+    report = report_on(*runs)
+    comparison = msgspec.structs.replace(report.recommendation.comparisons[0], finding="faster")
+    advice = msgspec.structs.replace(report.recommendation, comparisons=(comparison,))
+    assert not any(cell.best for cell in pivots(report)[0].rows[0].cells)
+    (table,) = pivots(msgspec.structs.replace(report, recommendation=advice))
+    fp32, int8 = table.rows[0].cells
+    assert int8.latency_s < fp32.latency_s
+    assert (fp32.best, int8.best) == (False, True)
+
+
 def test_the_verdict_is_one_sentence_with_interval_runner_up_and_objective(made_runs):
     runs = [
         made_runs.record(made_runs.Load(8.0)),
@@ -100,7 +131,7 @@ def test_the_verdict_is_one_sentence_with_interval_runner_up_and_objective(made_
     assert kept.meets
     missed = report_on(*runs, slo=Slo(limit_s=0.002)).verdict
     assert not missed.meets
-    assert "which misses p99 within 2.00 ms" in missed.sentence
+    assert missed.sentence.startswith("int8 misses p99 within 2.00 ms at 60 requests/s over REST: ")
     alone = report_on(runs[0]).verdict
     assert alone.sentence.startswith("fp32 answers 99% of the requests within ") or "minilm" in alone.sentence
     assert alone.ratio is None

@@ -81,7 +81,26 @@ def test_an_invalid_run_shows_no_rate_that_is_met_but_one_that_is_missed(measure
     assert replica.bears is None
     folder = measured(200, 1200, folder="late", faults=lambda _: [LATE])
     (replica,) = replicas_of(folder, OBJECTIVE)
-    assert "none of its 2 runs can be believed" in replica.lacking
+    assert "none of its 2 runs can be believed, INVALID by generator on time" in replica.lacking
+
+
+def test_runs_that_contradict_one_another_are_a_miss_and_no_lack_of_time(measured):
+    folder = measured(200, 1200)
+    for place in folder.iterdir():
+        run = read_run(place)
+        write_run(place, msgspec.structs.replace(run, plan=msgspec.structs.replace(run.plan, rate_per_s=200.0)))
+    (replica,) = replicas_of(folder, OBJECTIVE)
+    assert replica.bears is None
+    assert "not even 200/s keeps" in replica.lacking
+
+
+def test_of_a_server_that_ran_already_no_machine_is_claimed(measured):
+    folder = measured(200)
+    for place in folder.iterdir():
+        write_run(place, msgspec.structs.replace(read_run(place), server=None))
+    (replica,) = replicas_of(folder, OBJECTIVE)
+    assert replica.how.startswith("a server that ran already, asked from ")
+    assert any("on a machine like its own, which no run names" in caveat for caveat in replica.caveats)
 
 
 def test_settings_are_kept_apart_and_what_has_no_rate_is_left_out(measured):
@@ -99,6 +118,19 @@ def test_settings_are_kept_apart_and_what_has_no_rate_is_left_out(measured):
         write_run(place, msgspec.structs.replace(run, plan=plan))
     with pytest.raises(UsageError, match="no open-loop run at a steady rate"):
         replicas_of(folder, OBJECTIVE)
+
+
+def test_other_requests_and_another_file_under_the_same_name_are_kept_apart(measured):
+    folder = measured(200, 300, 400)
+    alike, other_rows, other_file = sorted(folder.iterdir())
+    run = read_run(other_rows)
+    plan = msgspec.structs.replace(run.plan, payload="rows.txt (sha256 0), 4 bodies")
+    write_run(other_rows, msgspec.structs.replace(run, plan=plan))
+    run = read_run(other_file)
+    write_run(other_file, msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, sha256="f" * 64)))
+    assert [each.bears.met_per_s for each in replicas_of(folder, OBJECTIVE)] == [200.0, 300.0, 400.0]
+    assert replicas_of(other_rows, OBJECTIVE)[0].what.endswith(", rows.txt (sha256 0), 4 bodies")
+    assert replicas_of(alike, OBJECTIVE)[0].bears.met_per_s == 200.0
 
 
 def production(runs, *, valid=True, **expected):
@@ -125,6 +157,9 @@ def test_a_production_file_means_its_runs_and_without_them_itself(measured, tmp_
     assert promised.rows == 4.0
     (other,) = replicas_of(path, parse_slo("p99=8.5ms"))
     assert other.bears is None
+    write_production(path, production(("gone",), **figures | {"slo": "as fast as can be"}))
+    (promised,) = replicas_of(path, OBJECTIVE)
+    assert promised.bears == Bears(proven_per_s=300.0, met_per_s=300.0, missed_per_s=None)
     write_production(path, production(("gone",), valid=False, **figures))
     (invalid,) = replicas_of(path, OBJECTIVE)
     assert "INVALID" in invalid.lacking

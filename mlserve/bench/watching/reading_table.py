@@ -20,10 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlserve.bench.watching.usage import Reading
+from mlserve.runs.resources import RESOURCES_FILE
 
-__all__ = ["RESOURCES_FILE", "write_readings"]
-
-RESOURCES_FILE = "resources.parquet"
+__all__ = ["write_readings"]
 
 _SCHEMA = pa.schema(
     [

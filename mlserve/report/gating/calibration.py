@@ -7,21 +7,30 @@ from pathlib import Path
 import msgspec
 
 from mlserve.errors import UsageError
+from mlserve.report.conditions import LOAD_FIELDS, Conditions, differences
 from mlserve.report.gating.estimate import CERTAIN, Spread
 from mlserve.report.gating.fingerprint import fingerprint_differences
+from mlserve.report.gating.limits import Limit
 from mlserve.report.gating.result import FalseAlarms, GateResult
+from mlserve.report.measurement import Measurement
 from mlserve.runs.machine import Machine
 
-__all__ = ["CALIBRATION_FILE", "GateCalibration", "MetricSpread", "calibrate", "read_calibration", "write_calibration"]
-
-CALIBRATION_FILE = Path("reports/gate/calibration.json")
-"""Where a calibration lies if nobody says otherwise."""
+__all__ = [
+    "Calibrated",
+    "GateCalibration",
+    "MetricSpread",
+    "calibrate",
+    "read_calibration",
+    "unfit",
+    "write_calibration",
+]
 
 # 1: first format
 FORMAT_VERSION = 1
 
 _FEWEST_GATES = 2
 _SIGNIFICANT = 0.95
+_NOT_OF_PROCESSES = "does not show by how much processes of one server differ (--keep-servers)"
 
 
 class MetricSpread(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,13 +46,39 @@ class MetricSpread(msgspec.Struct, frozen=True, kw_only=True):
     pairs_df: float
 
 
+class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gates of a calibration held against itself: the name of the model, the load, for how long, under which
+    limits. `kept`: both servers of a gate stayed up, so that gates differ as processes do.
+    """
+
+    model: str
+    conditions: Conditions
+    duration_s: float
+    limits: tuple[Limit, ...]
+    kept: bool = False
+
+
 class GateCalibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file. It holds for `machine` alone."""
+    """The file. It holds for `machine` alone, and for what it is `of`; None where nobody said."""
 
     format_version: int = FORMAT_VERSION
     machine: Machine
     false_alarms: FalseAlarms
     metrics: tuple[MetricSpread, ...]
+    of: Calibrated | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether its gates kept their servers up, so that it knows what processes differ by."""
+        return self.of is not None and self.of.kept
+
+    def cautions(self, limits: Sequence[Limit]) -> list[str]:
+        """What its false alarms do not tell of a gate with `limits`."""
+        if self.of is None:
+            return ["the calibration does not say of which model and load it is; make it anew"]
+        if not limits or set(limits) == set(self.of.limits):
+            return []
+        return ["the false alarms of the calibration were counted under other limits than these"]
 
     def between(self, metric: str) -> Spread:
         """What gates of the same server differ by although their runs agree: where its processes came to lie, say."""
@@ -63,8 +98,29 @@ class GateCalibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return next((one for one in self.metrics if one.metric == metric), None)
 
 
-def calibrate(gates: Sequence[GateResult], machine: Machine) -> GateCalibration:
-    """What `gates` of a server against itself, judged without any calibration, say of `machine`.
+def unfit(calibration: GateCalibration, candidate: Measurement, *, kept: bool = False) -> str:
+    """Why `calibration` is not of what was measured, as the end of a sentence; "" where it is."""
+    found = calibration.unlike(candidate.runs[0].run.machine)
+    if found:
+        return f"is of another machine ({'; '.join(found)})"
+    of = calibration.of
+    if of is None:
+        return _NOT_OF_PROCESSES if kept else ""
+    if of.model != candidate.model.name:
+        return f"is of another model ({of.model} against {candidate.model.name})"
+    found = differences(of.conditions, candidate.conditions, (*LOAD_FIELDS, "payload", "generators"))
+    duration_s = candidate.runs[0].run.plan.duration_s
+    if of.duration_s != duration_s:
+        found.append(f"runs of {of.duration_s:g} s against {duration_s:g} s")
+    if found:
+        return f"is of another load ({'; '.join(found)})"
+    if of.kept != kept:
+        return "is of servers that were kept up" if of.kept else _NOT_OF_PROCESSES
+    return ""
+
+
+def calibrate(gates: Sequence[GateResult], machine: Machine, of: Calibrated | None = None) -> GateCalibration:
+    """What `gates` of a server against itself, judged without any calibration, say of `machine` and what they are `of`.
 
     The interval of the share that fails is Clopper and Pearson's (1934). Raises UsageError for fewer than two gates.
     """
@@ -88,6 +144,7 @@ def calibrate(gates: Sequence[GateResult], machine: Machine) -> GateCalibration:
             high=float(high),
         ),
         metrics=tuple(spread for spread in spreads if spread),
+        of=of,
     )
 
 

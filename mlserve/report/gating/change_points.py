@@ -1,5 +1,7 @@
 """When a history changed its level: E-divisive change points. Pure."""
 
+import math
+
 import numpy as np
 
 from mlserve.stats import Floats
@@ -9,7 +11,11 @@ __all__ = ["LEAST_ENTRIES", "change_points"]
 LEAST_ENTRIES = 4
 """How many entries a level needs at least to be one."""
 
-_PERMUTATIONS = 199
+# Of few values even the clearest step is met by 2 of all the ways to share them out between its two sides: 2 of 70 for
+# four and four, 2 of 252 for five and five. No order of them could be rarer, so that the level is not held below that.
+_RAREST = 3
+_FEW = 20
+_ORDERS_OF_FEW, _ORDERS = 4999, 999
 
 
 def change_points(values: Floats, *, level: float = 0.01, seed: int = 0) -> list[int]:
@@ -19,7 +25,9 @@ def change_points(values: Floats, *, level: float = 0.01, seed: int = 0) -> list
     place with the largest energy distance between what lies before it and a stretch after it is a change, where at most
     the share `level` of orders drawn at random has one so large; both parts are then searched likewise. The stretch may
     end before the values do, or a rise that is followed by a fall would hide behind it. The orders are drawn from
-    `seed`, so that the same history has the same changes.
+    `seed`, so that the same history has the same changes; drawing ends as soon as there are too many.
+
+    Fewer than eleven values cannot show a change at 1%: eight are held to 4.3%, nine to 2.4%, ten to 1.2%.
     """
     return _search(values, level, np.random.default_rng(seed))
 
@@ -28,11 +36,22 @@ def _search(values: Floats, level: float, rng: np.random.Generator) -> list[int]
     if len(values) < 2 * LEAST_ENTRIES or not float(np.ptp(values)):
         return []
     place, distance = _widest_split(values)
-    as_wide = sum(_widest_split(rng.permutation(values))[1] >= distance for _ in range(_PERMUTATIONS))
-    if (as_wide + 1) / (_PERMUTATIONS + 1) > level:
+    if not _is_rare(values, distance, max(level, _RAREST / math.comb(len(values), len(values) // 2)), rng):
         return []
     before, after = _search(values[:place], level, rng), _search(values[place:], level, rng)
     return [*before, place, *(place + later for later in after)]
+
+
+def _is_rare(values: Floats, distance: float, level: float, rng: np.random.Generator) -> bool:
+    """Whether at most the share `level` of orders drawn at random is split as wide as `distance`."""
+    orders = _ORDERS_OF_FEW if len(values) <= _FEW else _ORDERS
+    allowed, as_wide = math.floor(level * (orders + 1)) - 1, 0
+    least = distance * (1 - 1e-12)  # sums in another order differ in their last digits
+    for _ in range(orders):
+        as_wide += _widest_split(rng.permutation(values))[1] >= least
+        if as_wide > allowed:
+            return False
+    return True
 
 
 def _widest_split(values: Floats) -> tuple[int, float]:

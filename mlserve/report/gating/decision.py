@@ -9,20 +9,24 @@ of candidates that are just as bad as allowed (docs/decisions).
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from mlserve.report.comparison import MORE_ERRORS
-from mlserve.report.gating.calibration import GateCalibration
-from mlserve.report.gating.estimate import CERTAIN, Spread
-from mlserve.report.gating.evidence import Pair
+from mlserve.report.gating.blame import is_spoilt, machine_faults, own_faults, told_of, tolerated
+from mlserve.report.gating.calibration import GateCalibration, unfit
+from mlserve.report.gating.estimate import CERTAIN, Spread, plus
+from mlserve.report.gating.evidence import Pair, Refused
+from mlserve.report.gating.figures import FigureOf, figure_of
 from mlserve.report.gating.judging import Rules, judge
 from mlserve.report.gating.likeness import cautions, faults, in_turn, one_measurement, unlike
 from mlserve.report.gating.limits import ERROR_RATE, FIXED, Limit
 from mlserve.report.gating.looks import LOOKS, Levels, looks_up_to, one_look, spent_over
-from mlserve.report.gating.result import GateResult, MetricVerdict, Mode, Verdict
-from mlserve.report.gating.tracks import Track, track_of_pairs, track_of_sides
-from mlserve.report.gating.wording import fixed_verdict, live_verdict, saved_verdict
+from mlserve.report.gating.result import About, GateResult, MetricVerdict, Mode, Verdict
+from mlserve.report.gating.tracks import FixedTrack, Track, rate_floor, track_of_pairs, track_of_sides
+from mlserve.report.gating.wording import fixed_verdict, live_verdict, of_processes, saved_verdict
 from mlserve.report.measurement import Measurement, Recorded
 
-__all__ = ["Sides", "decide", "decide_pairs", "fitting", "judge_saved", "live_verdicts", "with_guard"]
+__all__ = ["Sides", "broken", "decide", "decide_pairs", "fitting", "judge_saved", "live_verdicts", "with_guard"]
 
 _ERROR = 0.05
 _ERROR_UNCONFIRMED = 0.005
@@ -39,9 +43,27 @@ class Sides(NamedTuple):
     notes: Sequence[str]
 
     @property
-    def faults(self) -> list[str]:
-        """Why runs among them are INVALID."""
-        return faults(self.before, "baseline") + faults(self.after, "candidate")
+    def standing(self) -> "_Standing":
+        """What their certificates say. Where nothing is wrong with the baseline, what the candidate does by itself is
+        evidence of it.
+        """
+        before, after = faults(self.before, "baseline"), faults(self.after, "candidate")
+        own = [one for one in self.after if own_faults(one) and not machine_faults(one)]
+        if before or len(own) < len([one for one in self.after if not one.run.certificate.valid]):
+            return _Standing(invalid=before + after, base_fails=bool(before))
+        bad = [f"the candidate is INVALID by its own doing: {reason}" for reason in after]
+        return _Standing(notes=bad, refused=[] if tolerated(len(own), len(self.after)) else bad)
+
+
+class _Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What the certificates of the runs allow: `invalid` says which are disturbed, so that there is no pass, `refused`
+    why the candidate cannot pass although they are not, and `base_fails` keeps it from failing.
+    """
+
+    invalid: Sequence[str] = ()
+    refused: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    base_fails: bool = False
 
 
 def decide(
@@ -83,38 +105,60 @@ def decide_pairs(
     *,
     fresh: Sequence[Pair] = (),
     calibration: GateCalibration | None = None,
-    ignore_differences: bool = False,
+    figure: FigureOf = figure_of,
+    resolution: float = 0.05,
+    kept: bool = False,
 ) -> GateResult:
     """The verdict of a live gate on all its runs so far, at least one pair; asked again after each block of A B B A.
 
     It looks only at `LOOKS`. What is `suspected` then is decided by `fresh` pairs alone, which must have been made
-    after the suspicion, by servers that were started again.
+    after the suspicion, by servers that were started again. Who asks again hands the same `KeptFigures` over as
+    `figure`. `resolution` is how near a highest rate was sought. `kept`: all runs of a side asked the same process, so
+    that they show nothing of how much processes differ, but what the calibration knows of it.
 
-    Raises UsageError as `decide` does.
+    Raises UsageError when the two were measured under unlike loads or on unlike machines.
     """
     everything = (*pairs, *fresh)
     before = one_measurement([pair.baseline for pair in everything], "baseline")
     after = one_measurement([pair.candidate for pair in everything], "candidate")
-    notes = unlike(before, after, ignore_differences=ignore_differences) + cautions(before, after)
-    calibration, unfit = fitting(calibration, after)
-    sides = Sides(before.runs, after.runs, notes + unfit)
+    notes = unlike(before, after, ignore_differences=False) + cautions(before, after)
+    calibration, why_unfit = fitting(calibration, after, kept=kept, limits=limits)
+    sides = Sides(before.runs, after.runs, notes + why_unfit)
+    first, again = ([pair for pair in some if not is_spoilt(pair)] for some in (pairs, fresh))
 
     def tracks(some: Sequence[Limit], of: Sequence[Pair]) -> list[Track]:
-        known = [_known(calibration, limit) for limit in some]
+        if not of:
+            return [FixedTrack(limit, Refused("no pair of runs can be believed"), None, None) for limit in some]
+        known = [_known(calibration, limit, resolution) for limit in some]
         return [
-            track_of_pairs(limit, of, between=between, one_pair=one_pair)
+            track_of_pairs(limit, of, between=between, one_pair=one_pair, figure=figure)
             for limit, (between, one_pair) in zip(some, known, strict=True)
         ]
 
     repeated = [limit for limit in with_guard(limits) if limit.metric not in FIXED]
-    if sides.faults:
-        repeated = [limit for limit in repeated if limit.metric == ERROR_RATE]
     metrics, suspected = live_verdicts(
-        tracks(repeated, pairs), tracks(repeated, fresh) if fresh else [], (len(pairs), len(fresh)), _guards(limits)
+        tracks(repeated, first), tracks(repeated, again) if again else [], (len(first), len(again)), _guards(limits)
     )
     metrics += _fixed([limit for limit in limits if limit.metric in FIXED], lambda limit: tracks([limit], pairs)[0])
-    is_last_look = len(fresh if suspected else pairs) >= LOOKS[-1]
-    return _result("relative", sides, metrics, calibration, suspected, is_last_look=is_last_look)
+    about: About = "processes" if kept and (calibration is None or not calibration.kept) else "servers"
+    if about == "processes":
+        metrics = [of_processes(metric) for metric in metrics]
+    is_last_look = len(again if suspected else first) >= LOOKS[-1]
+    result = _result(sides, _standing(everything), metrics, calibration, suspected, is_last_look=is_last_look)
+    return msgspec.structs.replace(result, mode="relative", about=about)
+
+
+def broken(result: GateResult | None, breaks: Sequence[str]) -> GateResult:
+    """The `fail` of a candidate that does not work where the base does, as each of `breaks` says; `result` is what the
+    runs that there are say of the limits, None without any.
+    """
+    known = result or GateResult(
+        mode="relative", verdict="fail", reasons=(), metrics=(), notes=(), baseline_runs=(), candidate_runs=()
+    )
+    reason = f"{breaks[0]}; the base works, and another start confirms it: {breaks[-1]}"
+    return msgspec.structs.replace(
+        known, verdict="fail", settled=True, suspected=(), broken=breaks[0], reasons=(reason, *known.reasons)
+    )
 
 
 def live_verdicts(
@@ -145,15 +189,19 @@ def judge_saved(
 ) -> GateResult:
     """The verdict where all evidence is there at once."""
     repeated = [limit for limit in with_guard(limits) if limit.metric not in FIXED]
-    if sides.faults:
-        repeated = [limit for limit in repeated if limit.metric == ERROR_RATE]
+    standing = sides.standing
+    invalid = Refused("runs that it would rest on are INVALID")
     runs = min(len(sides.before) or len(sides.after), len(sides.after))
     rules = Rules((runs,), one_look(_ERROR_UNCONFIRMED), one_look(_ERROR), runs)
-    judged = judge([track(limit) for limit in repeated], rules, _guards(limits))
+    tracks = [
+        FixedTrack(limit, invalid, None, None) if standing.invalid and limit.metric != ERROR_RATE else track(limit)
+        for limit in repeated
+    ]
+    judged = judge(tracks, rules, _guards(limits))
     further = range(runs + 1, _MOST_TIMES_THE_DATA * max(1, runs) + 1)
     metrics = [saved_verdict(one, further) for one in judged]
     metrics += _fixed([limit for limit in limits if limit.metric in FIXED], track)
-    return _result(mode, sides, metrics, calibration)
+    return msgspec.structs.replace(_result(sides, standing, metrics, calibration), mode=mode)
 
 
 def with_guard(limits: Sequence[Limit]) -> list[Limit]:
@@ -165,22 +213,52 @@ def with_guard(limits: Sequence[Limit]) -> list[Limit]:
     return [*relative, *errors, *(limit for limit in limits if limit.metric != ERROR_RATE)]
 
 
-def fitting(calibration: GateCalibration | None, candidate: Measurement) -> tuple[GateCalibration | None, list[str]]:
-    """`calibration` where it is of the machine that was measured on, else none, and a note that says why."""
-    found = calibration.unlike(candidate.runs[0].run.machine) if calibration else []
-    if not found:
-        return calibration, []
-    return None, [f"the calibration is of another machine ({'; '.join(found)}) and was not used; make one here"]
+def fitting(
+    calibration: GateCalibration | None, candidate: Measurement, *, kept: bool = False, limits: Sequence[Limit] = ()
+) -> tuple[GateCalibration | None, list[str]]:
+    """`calibration` where it is of what was measured now: machine, model, load, and whether the servers were kept up;
+    else none, and a note that says why. That its gates had other `limits` is a note only.
+    """
+    if calibration is None:
+        return None, []
+    why = unfit(calibration, candidate, kept=kept)
+    if why:
+        return None, [f"the calibration {why} and was not used; make one of this"]
+    return calibration, calibration.cautions(limits)
 
 
 def _guards(limits: Sequence[Limit]) -> list[Limit]:
     return [_GUARD] if _GUARD not in limits else []
 
 
-def _known(calibration: GateCalibration | None, limit: Limit) -> tuple[Spread, Spread | None]:
+def _known(calibration: GateCalibration | None, limit: Limit, resolution: float = 0.0) -> tuple[Spread, Spread | None]:
+    lasting = rate_floor(limit, resolution) if limit.metric == "max_rate" else CERTAIN
     if calibration is None or limit.absolute:
-        return CERTAIN, None
-    return calibration.between(limit.metric), calibration.one_pair(limit.metric)
+        return lasting, None
+    return plus(lasting, calibration.between(limit.metric)), calibration.one_pair(limit.metric)
+
+
+def _standing(pairs: Sequence[Pair]) -> _Standing:
+    """What the certificates of runs taken in turn allow: what either side alone did counts, and is told."""
+    spoilt = [pair for pair in pairs if is_spoilt(pair)]
+    others = [pair for pair in pairs if not is_spoilt(pair)]
+    bad = {
+        "base": [pair.baseline for pair in others if own_faults(pair.baseline)],
+        "candidate": [pair.candidate for pair in others if own_faults(pair.candidate)],
+    }
+    told = {
+        side: told_of(runs, len(pairs), side, "candidate" if side == "base" else "base")
+        for side, runs in bad.items()
+        if runs
+    }
+    beyond = [told[side] for side, runs in bad.items() if not tolerated(len(runs), len(pairs))]
+    return _Standing(
+        invalid=faults([pair.baseline for pair in spoilt], "baseline")
+        + faults([pair.candidate for pair in spoilt], "candidate"),
+        refused=beyond,
+        notes=[one for one in told.values() if one not in beyond],
+        base_fails=not tolerated(len(bad["base"]), len(pairs)),
+    )
 
 
 def _live_rules(pairs: int) -> Rules:
@@ -195,30 +273,47 @@ def _fixed(limits: Sequence[Limit], track: Callable[[Limit], Track]) -> list[Met
 
 
 def _result(
-    mode: Mode,
     sides: Sides,
+    standing: _Standing,
     metrics: Sequence[MetricVerdict],
     calibration: GateCalibration | None,
     suspected: Sequence[str] = (),
     *,
     is_last_look: bool = True,
 ) -> GateResult:
-    invalid = sides.faults
+    invalid = [*standing.invalid, *standing.refused]
+    metrics = [_unproven(metric) for metric in metrics] if standing.refused else metrics
     found = {metric.verdict for metric in metrics}
-    if "fail" in found and not faults(sides.before, "baseline"):
+    if "fail" in found and not standing.base_fails:
         verdict: Verdict = "fail"
     else:
         verdict = "inconclusive" if invalid or found != {"pass"} else "pass"
-    cleared = [metric.reason for metric in metrics if metric.verdict == "pass" and metric.reason]
+    notes = [metric.reason for metric in metrics if metric.verdict == "pass" and metric.reason]
+    if any(map(_kept_by_guard, metrics)):
+        notes.append("nobody limited error_rate, so that it passes where no more requests were found to fail")
     return GateResult(
-        mode=mode,
         verdict=verdict,
         reasons=tuple(invalid + [metric.reason for metric in metrics if metric.verdict != "pass"]),
         metrics=tuple(metrics),
-        notes=(*sides.notes, *cleared),
+        notes=(*sides.notes, *standing.notes, *notes),
         baseline_runs=tuple(str(one.directory) for one in sides.before),
         candidate_runs=tuple(str(one.directory) for one in sides.after),
         suspected=tuple(suspected),
         settled=verdict != "inconclusive" or is_last_look,
         false_alarms=calibration.false_alarms if calibration else None,
     )
+
+
+def _unproven(metric: MetricVerdict) -> MetricVerdict:
+    """Of a server that does not bear its load, nothing but what it failed is worth a verdict that it is good."""
+    if metric.verdict != "pass" or metric.metric in (ERROR_RATE, *FIXED):
+        return metric
+    reason = f"{metric.metric} is within the limit in runs that are INVALID, which shows nothing"
+    return msgspec.structs.replace(metric, verdict="inconclusive", reason=reason)
+
+
+def _kept_by_guard(metric: MetricVerdict) -> bool:
+    """Whether it passed although its interval reaches beyond its limit."""
+    found = metric.difference
+    reaches_beyond = found is not None and found.high is not None and found.high > metric.limit
+    return metric.metric == ERROR_RATE and metric.verdict == "pass" and reaches_beyond

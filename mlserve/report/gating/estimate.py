@@ -23,7 +23,8 @@ CERTAIN = Spread(0.0, math.inf)
 class Estimate(msgspec.Struct, frozen=True):
     """`place` says how much worse, on a scale on which differences add up. `repeated` is the spread of `place` as what
     was repeated shows it, `floor` the standard deviation that the noise within the runs alone explains, and `lasting`
-    the spread that more of these runs would not average out.
+    the spread that more of these runs would not average out. `at_least`: it is as much worse or more, so that no bound
+    from above is known.
 
     Few repeats may by chance agree better than they can. So the floor only ever widens: a bound is the wider of both.
     """
@@ -32,6 +33,7 @@ class Estimate(msgspec.Struct, frozen=True):
     repeated: Spread
     floor: float = 0.0
     lasting: Spread = CERTAIN
+    at_least: bool = False
 
     @property
     def deviation(self) -> float:
@@ -40,7 +42,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
     def bounds(self, below: float, above: float) -> Interval:
         """What it lies between: below the first in the share `below` of cases, above the second in `above`."""
-        return self.place - self._reach(below), self.place + self._reach(above)
+        return self.place - self._reach(below), math.inf if self.at_least else self.place + self._reach(above)
 
     def chance_beyond(self, limit: float) -> float:
         """How likely something that only just keeps `limit` looks at least so bad: one-sided."""
@@ -50,12 +52,14 @@ class Estimate(msgspec.Struct, frozen=True):
         """How likely something that only just breaks `limit` looks at least so good: one-sided. A figure without any
         doubt is within a limit that it is equal to.
         """
+        if self.at_least:
+            return 1.0
         return self._tail(limit - self.place) if self.deviation else float(self.place > limit)
 
     def after(self, factor: float) -> "Estimate":
         """What it would be with `factor` times the runs, if all stayed as it is."""
         repeated = Spread(self.repeated.variance / factor, (self.repeated.df + 1) * factor - 1)
-        return Estimate(self.place, repeated, self.floor / math.sqrt(factor), self.lasting)
+        return Estimate(self.place, repeated, self.floor / math.sqrt(factor), self.lasting, self.at_least)
 
     @property
     def _all(self) -> Spread:

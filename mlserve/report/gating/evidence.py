@@ -20,12 +20,14 @@ _HALVINGS = 30
 
 class Pair(msgspec.Struct, frozen=True):
     """Two runs taken one after the other, of the baseline and of the candidate, in whichever order. `max_rates` are the
-    highest rates at which each met its objective (requests per second), where they were sought.
+    highest rates at which each met its objective (requests per second), where they were sought; `rates_at_most` says of
+    which that is the lowest that was tried, and failed.
     """
 
     baseline: Recorded
     candidate: Recorded
     max_rates: tuple[float, float] | None = None
+    rates_at_most: tuple[bool, bool] = (False, False)
 
 
 class Refused(NamedTuple):

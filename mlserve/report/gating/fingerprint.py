@@ -2,10 +2,11 @@
 
 from collections.abc import Collection
 
+from mlserve.errors import UsageError
 from mlserve.report.conditions import shown, words
 from mlserve.runs.machine import Machine
 
-__all__ = ["HARDWARE", "PACKAGES", "fingerprint_differences"]
+__all__ = ["HARDWARE", "PACKAGES", "check_names", "fingerprint_differences"]
 
 HARDWARE = ("cpu", "cpu_flags", "cores", "gpus", "governor", "turbo", "clocksource", "system")
 """What the machine is: its cores and how their clocks are set, its devices with their drivers, and its kernel. Memory
@@ -43,6 +44,16 @@ def fingerprint_differences(
             if name not in ignoring
         ]
     return [f"{name} {_shown(ours)} against {_shown(theirs)}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def check_names(names: Collection[str], said_by: str) -> None:
+    """Raises UsageError for one of `names` that no fingerprint holds; `said_by` is the flag or key that the message
+    names.
+    """
+    known = (*HARDWARE, "python", *PACKAGES)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"{said_by} {unknown[0]!r} is nothing that is compared; choose from {', '.join(known)}")
 
 
 def _shown(value: object) -> str:

@@ -1,17 +1,23 @@
 """`gate.toml`: a gate written down."""
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from mlserve.errors import UsageError
+from mlserve.report.gating.fingerprint import check_names
 from mlserve.report.gating.limits import Limit, parse_gate_limits
 from mlserve.units import parse_duration_s
 
 __all__ = ["GateFile", "GateLoad", "read_gate_file"]
 
 Mode = Literal["relative", "absolute", "history"]
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(.*)`)?")
 
 
 class GateLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +45,7 @@ class GateFile(msgspec.Struct, frozen=True, kw_only=True):
     store: str = ""
     history: str = ""
     calibration: str = ""
+    may_differ: tuple[str, ...] = ()
 
 
 class _Written(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +58,7 @@ class _Written(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store: str = ""
     history: str = ""
     calibration: str = ""
+    may_differ: tuple[str, ...] = ()
 
 
 def read_gate_file(path: Path) -> GateFile:
@@ -62,11 +70,14 @@ def read_gate_file(path: Path) -> GateFile:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); write one as docs/gating.md shows") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}; see docs/gating.md for its keys") from error
+        raise UsageError(f"{path}: {_told(str(error))}; see docs/gating.md for its keys") from error
     _check(path, written)
     try:
         limits = parse_gate_limits(written.limits, "limits")
+        check_names(written.may_differ, "may_differ")
         budget_s = parse_duration_s(written.budget) if written.budget else None
+        if written.load.duration:
+            parse_duration_s(written.load.duration)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return GateFile(
@@ -79,12 +90,29 @@ def read_gate_file(path: Path) -> GateFile:
         store=written.store,
         history=written.history,
         calibration=written.calibration,
+        may_differ=written.may_differ,
     )
+
+
+def _told(message: str) -> str:
+    """What is wrong with a file; a key that is unknown, with the one that was probably meant."""
+    unknown = _UNKNOWN.fullmatch(message)
+    if unknown is None:
+        return message
+    table = GateLoad if unknown[2] == "$.load" else _Written
+    near = get_close_matches(unknown[1], table.__struct_fields__, 1)
+    place = " in [load]" if table is GateLoad else ""
+    return f"there is no key {unknown[1]}{place}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _check(path: Path, written: _Written) -> None:
     if not written.candidate:
         raise UsageError(f"{path}: candidate is empty; name a model, a URL, or a folder of runs")
+    if written.mode == "relative" and (written.history or written.may_differ):
+        key = "history" if written.history else "may_differ"
+        raise UsageError(
+            f'{path}: {key} is about runs of another day; give mode = "absolute" or "history", or leave it out'
+        )
     if written.mode == "history":
         if not written.history:
             raise UsageError(f'{path}: mode = "history" needs history, such as history = "reports/history"')

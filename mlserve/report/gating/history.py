@@ -22,7 +22,7 @@ from mlserve.report.gating.figures import figure_of
 from mlserve.report.gating.fingerprint import fingerprint_differences
 from mlserve.report.gating.limits import ERROR_RATE, Limit
 from mlserve.report.gating.result import GateResult
-from mlserve.report.gating.tracks import FixedTrack, Track, track_of_sides
+from mlserve.report.gating.tracks import FixedTrack, Track, loss_spread, track_of_sides
 from mlserve.report.measurement import Measurement
 from mlserve.runs.machine import Machine
 from mlserve.runs.percentiles import PERCENTILES, too_few
@@ -43,7 +43,6 @@ __all__ = [
 FORMAT_VERSION = 1
 
 _SAME = (*LOAD_FIELDS, "payload", "generators")
-_Z95 = 1.959963984540054
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,8 +146,8 @@ def decide_by_history(
 
 def _against_last(limit: Limit, entries: Sequence[HistoryEntry], candidate: Measurement) -> FixedTrack:
     last = last_level(limit, entries)
-    if limit.metric == "accuracy" and _accuracy_spread(candidate) is None:
-        last = Refused("the candidate's accuracy has no interval; measure it with mlserve optimize --data")
+    if limit.metric == "accuracy" and isinstance(unknown := _accuracy_spread(candidate), Refused):
+        last = unknown
     now = _figures(candidate, None).get(limit.metric)
     if isinstance(last, Refused):
         return FixedTrack(limit, last, None, now)
@@ -169,17 +168,15 @@ def _noise(limit: Limit, now: float, candidate: Measurement) -> float:
     if limit.metric == "size":
         return 0.0
     if limit.metric == "accuracy":
-        return _accuracy_spread(candidate) or 0.0
+        spread = _accuracy_spread(candidate)
+        return 0.0 if isinstance(spread, Refused) else math.sqrt(spread.variance)
     noise = [figure_of(limit, one).noise for one in candidate.believed]
     return math.sqrt(sum(one**2 for one in noise)) / len(noise)
 
 
-def _accuracy_spread(candidate: Measurement) -> float | None:
-    """The standard deviation of its loss, of the chance of the rows that it was measured on."""
+def _accuracy_spread(candidate: Measurement) -> Spread | Refused:
     accuracy = candidate.model.accuracy
-    if accuracy is None or accuracy.loss_low is None or accuracy.loss_high is None:
-        return None
-    return (accuracy.loss_high - accuracy.loss_low) / (2 * _Z95)
+    return loss_spread(accuracy) if accuracy else Refused("the candidate has no measured accuracy")
 
 
 def _changes(limit: Limit, entries: Sequence[HistoryEntry]) -> list[str]:

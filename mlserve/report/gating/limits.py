@@ -94,7 +94,7 @@ def _limit(part: str) -> Limit:
 
 
 def _worse_by(metric: str, value: str) -> float:
-    tolerance = parse_fraction(value)
+    tolerance = parse_fraction(value, most_bare=1.0)
     if metric == "max_rate" and tolerance >= 1:
         raise UsageError(f"max_rate={value} lets it fall to nothing; give less than 100%")
     return tolerance
@@ -105,7 +105,7 @@ def _bound(metric: str, value: str) -> float:
         case "s":
             return parse_duration_s(value)
         case "share":
-            return parse_fraction(value)
+            return parse_fraction(value, most_bare=1.0)
         case "bytes":
             return _parse_bytes(metric, value)
     return _parse_rate(metric, value)

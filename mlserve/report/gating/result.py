@@ -6,7 +6,7 @@ import msgspec
 
 from mlserve.report.gating.limits import Sense, Unit
 
-__all__ = ["FalseAlarms", "Finding", "GateResult", "MetricVerdict", "Mode", "Verdict"]
+__all__ = ["About", "FalseAlarms", "Finding", "GateResult", "MetricVerdict", "Mode", "Verdict"]
 
 # 1: first format (0.1.0)
 # 2: limits of the candidate alone, metrics beyond latency, suspicion and its confirmation, A/A runs
@@ -14,6 +14,7 @@ FORMAT_VERSION = 2
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Mode = Literal["saved", "relative", "absolute", "history"]
+About = Literal["servers", "processes"]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +83,10 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `suspected` are the metrics that only fresh runs can decide now; `settled` is whether further runs would change
     nothing. `false_alarms` is what A/A runs on this machine showed, None without a calibration.
+
+    `about` is `processes` where each side was one process all the time and nobody knows how much processes of the same
+    server differ: the verdict is of these two. `broken` says how the candidate does not work where the base does, and
+    is "" where it does; that is a `fail` whatever the limits say.
     """
 
     format_version: int = FORMAT_VERSION
@@ -95,3 +100,5 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     suspected: tuple[str, ...] = ()
     settled: bool = True
     false_alarms: FalseAlarms | None = None
+    about: About = "servers"
+    broken: str = ""

@@ -10,14 +10,23 @@ import numpy as np
 from mlserve.model.artifact import Accuracy
 from mlserve.report.gating.estimate import CERTAIN, Estimate, Spread, of_pairs, of_two_sides, plus
 from mlserve.report.gating.evidence import Evidence, Pair, Refused, Shares, place_of
-from mlserve.report.gating.figures import RunFigure, figure_of
+from mlserve.report.gating.figures import FigureOf, RunFigure, figure_of
 from mlserve.report.gating.limits import ERROR_RATE, FIXED, Limit
 from mlserve.report.measurement import Recorded
 from mlserve.runs.percentiles import too_few
 from mlserve.runs.run import ServedModel
 from mlserve.stats import Floats, minimum_samples, share_difference
 
-__all__ = ["ErrorTrack", "FixedTrack", "RatioTrack", "Track", "track_of_pairs", "track_of_sides"]
+__all__ = [
+    "ErrorTrack",
+    "FixedTrack",
+    "RatioTrack",
+    "Track",
+    "loss_spread",
+    "rate_floor",
+    "track_of_pairs",
+    "track_of_sides",
+]
 
 _RESAMPLES = 2000
 _Z95 = 1.959963984540054
@@ -59,13 +68,15 @@ class RatioTrack(msgspec.Struct, frozen=True, kw_only=True):
         refused = next((one.refused for one in (*before, *after) if one.refused), "")
         if refused:
             return Refused(refused)
+        if any(one.at_most for one in before):
+            return Refused("not even the base met the objective at any rate that was tried; give a wider --slo")
         few = self._too_few(pairs)
         if few:
             return few
         found = self._estimate(before, after)
         if found is None:
             return Refused("one run says nothing of how much runs differ", 4.0 / max(1, len(after)))
-        return msgspec.structs.replace(found, lasting=self.between)
+        return msgspec.structs.replace(found, lasting=self.between, at_least=any(one.at_most for one in after))
 
     def figures(self, pairs: int) -> tuple[float | None, float | None]:
         before, after = self._until(pairs)
@@ -141,7 +152,12 @@ class FixedTrack(msgspec.Struct, frozen=True):
 
 
 def track_of_pairs(
-    limit: Limit, pairs: Sequence[Pair], *, between: Spread = CERTAIN, one_pair: Spread | None = None
+    limit: Limit,
+    pairs: Sequence[Pair],
+    *,
+    between: Spread = CERTAIN,
+    one_pair: Spread | None = None,
+    figure: FigureOf = figure_of,
 ) -> Track:
     """The evidence of runs taken in turn."""
     before, after = tuple(pair.baseline for pair in pairs), tuple(pair.candidate for pair in pairs)
@@ -149,15 +165,21 @@ def track_of_pairs(
         return ErrorTrack(limit, before, after)
     if limit.metric in FIXED:
         return _fixed(limit, before[0].run.model, after[0].run.model)
-    rates = [pair.max_rates or (None, None) for pair in pairs]
     return RatioTrack(
         limit=limit,
-        before=_figures(limit, before, [rate for rate, _ in rates]),
-        after=tuple(figure_of(limit, one, rate) for one, (_, rate) in zip(after, rates, strict=True)),
+        before=() if limit.absolute else _figures(limit, pairs, 0, figure),
+        after=_figures(limit, pairs, 1, figure),
         answers=tuple((_answers(pair.baseline), _answers(pair.candidate)) for pair in pairs),
         between=between,
         one_pair=one_pair,
     )
+
+
+def rate_floor(limit: Limit, resolution: float) -> Spread:
+    """What a highest rate, sought to within `resolution`, or the ratio of two, may be off by: it lies anywhere in so
+    wide a step, and as the steps are the same in every search, no number of them averages that out.
+    """
+    return Spread((1 if limit.absolute else 2) * math.log1p(resolution) ** 2 / 12, math.inf)
 
 
 def track_of_sides(
@@ -170,7 +192,7 @@ def track_of_sides(
         return _fixed(limit, before[0].run.model, after[0].run.model)
     return RatioTrack(
         limit=limit,
-        before=_figures(limit, before, [None] * len(before)),
+        before=() if limit.absolute else tuple(figure_of(limit, one) for one in before),
         after=tuple(figure_of(limit, one) for one in after),
         answers=((sum(map(_answers, before)), sum(map(_answers, after))),),
         in_pairs=False,
@@ -178,10 +200,14 @@ def track_of_sides(
     )
 
 
-def _figures(limit: Limit, runs: Sequence[Recorded], rates: Sequence[float | None]) -> tuple[RunFigure, ...]:
-    if limit.absolute:
-        return ()
-    return tuple(figure_of(limit, one, rate) for one, rate in zip(runs, rates, strict=True))
+def _figures(limit: Limit, pairs: Sequence[Pair], side: int, figure: FigureOf) -> tuple[RunFigure, ...]:
+    """Those of one side, 0 for the baseline; what is no rate is at most nothing."""
+    found = []
+    for pair in pairs:
+        rate = pair.max_rates[side] if pair.max_rates else None
+        at_most = limit.metric == "max_rate" and pair.rates_at_most[side]
+        found.append(figure(limit, (pair.baseline, pair.candidate)[side], rate)._replace(at_most=at_most))
+    return tuple(found)
 
 
 def _fixed(limit: Limit, before: ServedModel, after: ServedModel) -> FixedTrack:
@@ -205,7 +231,7 @@ def _accuracy_kept(limit: Limit, after: ServedModel) -> Estimate | Refused:
         return Refused("the candidate has no measured accuracy; measure it with mlserve optimize --data")
     if after.accuracy.metric in _ERRORS:
         return Refused(f"{after.accuracy.metric} is an error, of which less is better; limit its growth: accuracy=1%")
-    spread = _loss_spread(after.accuracy)
+    spread = loss_spread(after.accuracy)
     return spread if isinstance(spread, Refused) else Estimate(place_of(limit, after.accuracy.value), spread)
 
 
@@ -218,7 +244,7 @@ def _accuracy_lost(before: ServedModel, after: ServedModel) -> Estimate | Refuse
     lost = after.accuracy
     if lost is None:
         return Refused("the candidate has no measured accuracy; measure it with mlserve optimize --data")
-    spread = _loss_spread(lost)
+    spread = loss_spread(lost)
     if isinstance(spread, Refused):
         return spread
     if before.variant == lost.reference:
@@ -226,11 +252,12 @@ def _accuracy_lost(before: ServedModel, after: ServedModel) -> Estimate | Refuse
     base = before.accuracy
     if base is None or (base.metric, base.data, base.reference) != (lost.metric, lost.data, lost.reference):
         return Refused("the accuracies of both were not measured alike: metric, data and reference must agree")
-    other = _loss_spread(base)
+    other = loss_spread(base)
     return other if isinstance(other, Refused) else Estimate(lost.loss - base.loss, plus(spread, other))
 
 
-def _loss_spread(accuracy: Accuracy) -> Spread | Refused:
+def loss_spread(accuracy: Accuracy) -> Spread | Refused:
+    """How far a measured loss of accuracy may be off, by the chance of the rows that it was measured on."""
     if accuracy.loss_low is None or accuracy.loss_high is None:
         return Refused("an accuracy has no interval; measure it again with mlserve optimize --data")
     return Spread(((accuracy.loss_high - accuracy.loss_low) / (2 * _Z95)) ** 2, math.inf)

@@ -6,10 +6,11 @@ import msgspec
 
 from mlserve.report.gating.evidence import Refused
 from mlserve.report.gating.judging import Judged, described, enough_pairs, is_broken
+from mlserve.report.gating.limits import FIXED
 from mlserve.report.gating.looks import LOOKS
 from mlserve.report.gating.result import MetricVerdict
 
-__all__ = ["fixed_verdict", "live_verdict", "saved_verdict"]
+__all__ = ["fixed_verdict", "live_verdict", "of_processes", "saved_verdict"]
 
 _BROKEN = "is worse than the limit, and by more than noise"
 
@@ -28,6 +29,13 @@ def live_verdict(first: Judged, second: Judged | None) -> MetricVerdict:
         confirming = wanted if wanted and is_broken(first) else 0
         return _kept_or_open(first, wanted + confirming if wanted else None, "")
     return msgspec.structs.replace(_suspected(first, second), was_suspected=True)
+
+
+def of_processes(metric: MetricVerdict) -> MetricVerdict:
+    """Of processes that stayed up: what further runs of them confirm is true of them, and of no other start."""
+    if metric.metric in FIXED or not metric.confirmed:
+        return metric
+    return msgspec.structs.replace(metric, confirmed=False, reason=f"{metric.reason}, of the same processes")
 
 
 def fixed_verdict(judged: Judged) -> MetricVerdict:

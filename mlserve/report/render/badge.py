@@ -10,8 +10,8 @@ __all__ = ["render_badge", "render_endpoint"]
 
 _LABEL = "latency gate"
 # White text on each has a contrast of at least 4.5 to 1 (WCAG 2, AA).
-_COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#6e5600"}
-_ENDPOINT_COLOURS = {"pass": "brightgreen", "fail": "red", "inconclusive": "yellow"}
+_COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#6e5600", "error": "#57606a"}
+_ENDPOINT_COLOURS = {"pass": "brightgreen", "fail": "red", "inconclusive": "yellow", "error": "lightgrey"}
 # Verdana at 11 px is about so wide a letter; the text is stretched to what is reserved for it.
 _LETTER_PX, _PADDING_PX = 6.6, 6
 

@@ -8,8 +8,9 @@ from mlserve.report.diff import Change, Diff, FigureChange, ResultDiff
 from mlserve.report.render.markdown import plain, table
 from mlserve.units import format_bytes, format_duration, format_rate, format_ratio
 
-__all__ = ["HEADINGS", "FigureWords", "diff_markdown", "figure_words", "method"]
+__all__ = ["HEADINGS", "OWN", "SHARED", "FigureWords", "arrow", "diff_markdown", "figure_words", "method"]
 
+SHARED, OWN = "Conditions that differ", "Conditions of its own"
 HEADINGS = ("Figure", "Before", "After", "Change", "Interval", "Finding")
 
 
@@ -40,6 +41,12 @@ def figure_words(figure: FigureChange) -> FigureWords:
     )
 
 
+def arrow(change: Change) -> str:
+    """`Keep fp32 → Serve int8`; `VALID (2 of 2 runs), as before`."""
+    same = change.before == change.after
+    return f"{change.before}, as before" if same else f"{change.before} → {change.after}"
+
+
 def method(diff: Diff) -> str:
     """What the intervals hold for."""
     confidences = {figure.confidence for one in diff.results for figure in one.figures if figure.confidence}
@@ -57,8 +64,8 @@ def diff_markdown(diff: Diff) -> str:
     """What changed, for a pull request."""
     sections = [
         f"# {plain(diff.before)} → {plain(diff.after)}",
-        f"**{_arrow(diff.pick)}**",
-        _changes("Conditions that differ", diff.conditions) or "No condition differs for all results.",
+        f"**{plain(arrow(diff.pick))}**",
+        _changes(SHARED, diff.conditions) or "No condition differs for all results.",
         *(_result(one) for one in diff.results),
         *(f"Only before: {plain(name)}." for name in diff.only_before),
         *(f"Only after: {plain(name)}." for name in diff.only_after),
@@ -71,8 +78,8 @@ def _result(one: ResultDiff) -> str:
     figures = [msgspec.structs.astuple(figure_words(figure)) for figure in one.figures]
     parts = [
         f"## {plain(one.variant)}, {plain(one.load)}",
-        f"Certificate: {_arrow(one.certificate)}",
-        _changes("Conditions of its own", one.conditions),
+        f"Certificate: {plain(arrow(one.certificate))}",
+        _changes(OWN, one.conditions),
         table(HEADINGS, figures),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -83,9 +90,3 @@ def _changes(heading: str, changes: Sequence[Change]) -> str:
         return ""
     lines = [(change.name, change.before, change.after) for change in changes]
     return f"{heading}:\n\n{table(('Condition', 'Before', 'After'), lines)}"
-
-
-def _arrow(change: Change) -> str:
-    if change.before == change.after:
-        return f"{plain(change.before)}, as before"
-    return f"{plain(change.before)} → {plain(change.after)}"

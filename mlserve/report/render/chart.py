@@ -4,7 +4,7 @@ paper are the page's matter; `templates/report.css` defines each, for light firs
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import msgspec
@@ -44,8 +44,31 @@ _HEIGHT = 240
 _GRID = "var(--grid)"
 # Beyond this ratio of the slowest to the fastest, a scale from zero would show nothing but the slowest.
 _MOST_LINEAR = 50
-# A limit farther above all latencies than this is told in words: a line there would flatten what was measured.
-_MOST_HEADROOM = 4
+_FEW_DECADES = 500
+# A limit farther beyond all latencies than this is marked at the edge: a line there would flatten what was measured.
+_MOST_HEADROOM = 1.3
+# Room above a limit that is the highest of all, so that it is seen to be a line.
+_ABOVE_LIMIT = 1.06
+# Nearer to the top or to the right than this share of the scale, there is no room for words beyond a line.
+_HIGH = 0.85
+_HELD = "held"
+_CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "axis": {
+        "labelColor": SOFT,
+        "titleColor": SOFT,
+        "gridColor": _GRID,
+        "domainColor": _GRID,
+        "tickColor": _GRID,
+        "titleFontWeight": "normal",
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "labelFlush": True,
+        "labelLimit": 220,
+    },
+    "view": {"stroke": None},
+}
 # Without a key a wheel scrolls the page, as everywhere else.
 _WHEEL = "wheel![event.ctrlKey || event.metaKey || event.shiftKey]"
 
@@ -161,7 +184,7 @@ class Layer(msgspec.Struct, frozen=True):
 class LatencyAxis(msgspec.Struct, frozen=True):
     """One scale for all charts of a group: from zero, or logarithmic where the slowest would flatten all else.
 
-    `limit` is where an objective's line goes, None without one, or where it is far above everything.
+    `limit` is where an objective's line goes, None without one; `beyond` where it is off this scale: above it or below.
     """
 
     unit: str
@@ -169,17 +192,22 @@ class LatencyAxis(msgspec.Struct, frozen=True):
     least: float
     most: float
     limit: float | None = None
+    beyond: Literal["", "above", "below"] = ""
 
     @classmethod
     def holding(cls, latencies_s: Iterable[float | None], slo: Slo | None = None) -> "LatencyAxis":
-        """A scale that holds every one of `latencies_s`, and the limit of `slo`."""
+        """A scale that holds every one of `latencies_s`, and the limit of `slo` where it is near."""
         values = [latency_s for latency_s in latencies_s if latency_s is not None and latency_s > 0] or [1e-3]
-        limit_s = slo.limit_s if slo and slo.limit_s <= _MOST_HEADROOM * max(values) else None
-        values += [limit_s] if limit_s else []
+        beyond = _beyond(values, slo.limit_s) if slo else ""
+        values += [slo.limit_s * _ABOVE_LIMIT] if slo and slo.limit_s > max(values) and not beyond else []
+        # Of decades, the unit of the middle one: 10 to 1,000 ms is read more easily than 0.01 to 1 s.
+        wide = max(values) > _MOST_LINEAR * min(values)
+        usual_s = math.sqrt(min(values) * max(values)) if wide else max(values)
         unit, factor = next(
-            ((unit, factor) for unit, factor in (("us", 1e6), ("ms", 1e3)) if max(values) * factor < 1000), ("s", 1.0)
+            ((unit, factor) for unit, factor in (("us", 1e6), ("ms", 1e3)) if usual_s * factor < 1000), ("s", 1.0)
         )
-        return cls(unit, factor, min(values) * factor, max(values) * factor, limit_s * factor if limit_s else None)
+        limit = slo.limit_s * factor if slo else None
+        return cls(unit, factor, min(values) * factor, max(values) * factor, limit, beyond)
 
     def roomier(self) -> "LatencyAxis":
         """The same with room for a word beside the slowest."""
@@ -195,13 +223,20 @@ class LatencyAxis(msgspec.Struct, frozen=True):
         return None if latency_s is None else rounded(latency_s * self.factor)
 
     @property
-    def _logarithmic(self) -> bool:
+    def logarithmic(self) -> bool:
+        """Whether the slowest would flatten all else."""
         return self.most > _MOST_LINEAR * self.least
+
+    def share(self, value: float) -> float:
+        """How far up the scale `value` is, of 1."""
+        if self.logarithmic:
+            return math.log(value / self.least) / math.log(self.most / self.least)
+        return value / self.most
 
     @property
     def scale(self) -> Any:
         """The scale itself."""
-        if self._logarithmic:
+        if self.logarithmic:
             return alt.Scale(type="log", domain=[rounded(self.least / 1.15), rounded(self.most * 1.15)], nice=False)
         return alt.Scale(domain=[0, rounded(self.most)], nice=True)
 
@@ -209,7 +244,12 @@ class LatencyAxis(msgspec.Struct, frozen=True):
         """The channel that shows `field`."""
         # Logarithmic scales draw a line for each digit unless told which.
         decades = [10.0**n for n in range(math.floor(math.log10(self.least)), math.ceil(math.log10(self.most)) + 1)]
-        axis = alt.Axis(values=decades, format="~g") if self._logarithmic else alt.Axis(tickCount=5)
+        steps = (1, 2, 5) if self.most < _FEW_DECADES * self.least else (1,)
+        axis = (
+            alt.Axis(values=[rounded(step * decade) for decade in decades for step in steps], format=",~g")
+            if self.logarithmic
+            else alt.Axis(tickCount=5)
+        )
         return channel(f"{field}:Q", title=title or self.title, scale=self.scale, axis=axis)
 
     def tooltip(self, field: str = "latency", title: str = "") -> Any:
@@ -250,29 +290,41 @@ def hints(tooltip: Sequence[Any]) -> list[Any]:
     return [alt.Tooltip(one) if isinstance(one, str) else one for one in tooltip]
 
 
+def _beyond(latencies_s: Sequence[float], limit_s: float) -> Literal["", "above", "below"]:
+    if limit_s > _MOST_HEADROOM * max(latencies_s):
+        return "above"
+    wide = max(latencies_s) > _MOST_LINEAR * min(latencies_s)
+    return "below" if wide and _MOST_HEADROOM * limit_s < min(latencies_s) else ""
+
+
 def limit_line(axis: LatencyAxis, slo: Slo | None, *, upright: str = "") -> list[Layer]:
-    """The line of the objective and its name, none where there is no room for it; across the x axis of the title
-    `upright`, where that is given.
+    """The line of the objective and its name, at the edge where the line is off the scale; across the x axis of the
+    title `upright`, where that is given.
     """
     if slo is None or axis.limit is None:
         return []
-    limit = rounded(axis.limit)
-    words = f"SLO: {slo.name} within {format_duration(slo.limit_s)}"
-    rows = [{"limit": limit, "slo": words}]
-    place = {"x": axis.encoding("limit", alt.X, upright)} if upright else {"y": axis.encoding("limit")}
+    arrow = {"": "", "above": " →" if upright else " ↑", "below": " ←" if upright else " ↓"}[axis.beyond]
+    words = f"SLO: {slo.name} within {format_duration(slo.limit_s)}{arrow}"
+    rows = [{"limit": rounded(axis.limit), "slo": words}]
+    line = {"x": axis.encoding("limit", alt.X, upright)} if upright else {"y": axis.encoding("limit")}
     rule = alt.Chart().mark_rule(color="var(--bad)", strokeDash=[6, 4], strokeWidth=1.5, clip=True)
-    text = alt.Chart().mark_text(color="var(--bad)", fontSize=11, clip=True, **_beside(upright=bool(upright)))
+    text = alt.Chart().mark_text(color="var(--bad)", fontSize=11, **_beside(axis, upright=bool(upright)))
+    edge = {"above": "width" if upright else 0, "below": 0 if upright else "height"}
+    at = {"x" if upright else "y": alt.value(edge[axis.beyond])} if axis.beyond else line
     there = {"y": alt.value(4)} if upright else {"x": alt.value(6)}
     return [
-        Layer(rule.encode(**place, tooltip=alt.Tooltip(field="slo", type="nominal", title=" ")), rows),
-        Layer(text.encode(**place, **there, text=alt.Text("slo:N")), rows),
+        Layer(rule.encode(**line, tooltip=alt.Tooltip(field="slo", type="nominal", title=" ")), rows),
+        Layer(text.encode(**at, **there, text=alt.Text("slo:N")), rows),
     ]
 
 
-def _beside(*, upright: bool) -> dict[str, Any]:
+def _beside(axis: LatencyAxis, *, upright: bool) -> dict[str, Any]:
+    """The words' place beside the line, on its side where there is room."""
+    high = axis.beyond == "above" or (not axis.beyond and axis.share(axis.limit or 0.0) > _HIGH)
     if upright:
-        return {"align": "right", "baseline": "top", "dx": -5}
-    return {"align": "left", "baseline": "bottom", "dy": -4}
+        left = high or (not axis.beyond and axis.share(axis.limit or 0.0) > 1 / 2)
+        return {"align": "right" if left else "left", "baseline": "top", "dx": -5 if left else 5}
+    return {"align": "left", "baseline": "top" if high else "bottom", "dy": 4 if high else -4}
 
 
 def percentiles_said(results: Sequence[Result]) -> str:
@@ -297,29 +349,28 @@ def finish(
     zoom: Sequence[str] = ("x", "y"),
     height: int = _HEIGHT,
 ) -> Chart:
-    """The chart of `layers`, lowest first; the last one is what zooming and panning holds on to."""
+    """The chart of `layers`, lowest first; the last one is what zooming and panning holds on to.
+
+    Altair makes each layer; they are put together here, for its own `layer` copies and checks all of them several
+    times, which took most of the time of a report on many runs.
+    """
     names = {
         identity: f"rows-{number}" for number, identity in enumerate(dict.fromkeys(id(one.rows) for one in layers))
     }
     for layer in layers:
         layer.drawing.data = alt.NamedData(name=names[id(layer.rows)])
-    *below, held = [layer.drawing for layer in layers]
-    if zoom:
-        held = held.add_params(alt.selection_interval(name="zoom", bind="scales", encodings=list(zoom), zoom=_WHEEL))
-    drawing = alt.layer(*below, held) if below else held
-    axis = {
-        "labelColor": SOFT,
-        "titleColor": SOFT,
-        "gridColor": _GRID,
-        "domainColor": _GRID,
-        "tickColor": _GRID,
-        "titleFontWeight": "normal",
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "labelFlush": True,
-        "labelLimit": 220,
+    drawn = [layer.drawing.to_dict(validate=False, context={"top_level": False}) for layer in layers]
+    drawn[-1]["name"] = _HELD
+    spec: dict[str, Any] = {
+        "$schema": alt.SCHEMA_URL,
+        "config": _CONFIG,
+        "width": "container",
+        "height": height,
+        "description": description,
+        "layer": drawn,
+        "datasets": {names[id(layer.rows)]: layer.rows for layer in layers},
     }
-    config = {"background": "transparent", "font": "system-ui, sans-serif", "axis": axis, "view": {"stroke": None}}
-    drawing = drawing.properties(width="container", height=height, description=description).configure(**config)
-    datasets = {names[id(layer.rows)]: layer.rows for layer in layers}
-    return Chart(element, title, description, drawing.to_dict(validate=False) | {"datasets": datasets}, legend)
+    if zoom:
+        select = {"type": "interval", "encodings": list(zoom), "zoom": _WHEEL}
+        spec["params"] = [{"name": "zoom", "select": select, "bind": "scales", "views": [_HELD]}]
+    return Chart(element, title, description, spec, legend)

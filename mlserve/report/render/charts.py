@@ -5,6 +5,7 @@ from altair.utils.schemapi import debug_mode
 from mlserve.report.render.chart import ChartGroup, panels
 from mlserve.report.render.charts_choice import breakdowns, trade_offs
 from mlserve.report.render.charts_latency import distributions, throughput_curves
+from mlserve.report.render.charts_search import predictions
 from mlserve.report.render.charts_time import resources, throughputs, timelines
 from mlserve.report.report import Report
 
@@ -19,8 +20,9 @@ def chart_groups(report: Report) -> list[ChartGroup]:
     # Checking every part against Vega-Lite's schema takes most of a large report's time; a test checks each kind.
     with debug_mode(False):
         groups = [
+            predictions(report),
             throughput_curves(report),
-            trade_offs(report, shown),
+            *trade_offs(report, shown),
             distributions(report, shown),
             timelines(report, shown),
             throughputs(shown),

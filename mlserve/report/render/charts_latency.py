@@ -99,7 +99,7 @@ def throughput_curves(report: Report) -> ChartGroup | None:
     for curve in curves:
         families.setdefault(curve.family, []).append(curve)
     pages = [
-        (family, every[start : start + _MOST_CURVES])
+        (_paged(family, start, len(every)), every[start : start + _MOST_CURVES])
         for family, every in families.items()
         for start in range(0, len(every), _MOST_CURVES)
     ]
@@ -110,6 +110,13 @@ def throughput_curves(report: Report) -> ChartGroup | None:
         "Hollow points are INVALID.",
         tuple(_curves(number, family, page, axis, report.slo, known) for number, (family, page) in enumerate(pages)),
     )
+
+
+def _paged(family: str, start: int, curves: int) -> str:
+    """`over gRPC`; `over gRPC: curves 9 to 12` where there are more than one chart holds."""
+    if curves <= _MOST_CURVES:
+        return family
+    return f"{family}: curves {start + 1} to {min(curves, start + _MOST_CURVES)}"
 
 
 def _curves(

@@ -49,8 +49,11 @@ def timelines(report: Report, panels: Sequence[Panel]) -> ChartGroup:
     )
 
 
-def throughputs(panels: Sequence[Panel]) -> ChartGroup:
-    """Requests due and answered a second over the run, one chart a panel."""
+def throughputs(panels: Sequence[Panel]) -> ChartGroup | None:
+    """Requests due and answered a second over the run, one chart a panel; None where no run has two stretches."""
+    panels = [panel for panel in panels if any(len(one.timeline.at_s) > 1 for one in panel.results)]
+    if not panels:
+        return None
     return ChartGroup(
         "Throughput over time",
         "Requests answered a second; what was due is the broad grey line behind.",
@@ -162,7 +165,7 @@ def _stalls_said(result: Result) -> str:
 
 
 def _throughput(panel: Panel) -> list[Layer]:
-    answered = [
+    answered: list[dict[str, Any]] = [
         {
             "variant": one.variant,
             "at": rounded(at_s),
@@ -175,16 +178,12 @@ def _throughput(panel: Panel) -> list[Layer]:
             one.timeline.at_s, one.timeline.answered_per_s, one.timeline.offered_per_s, strict=True
         )
     ]
-    scale = alt.Scale(zero=True)
-    x, axis = _seconds_axis(panel, warm_up=False), alt.Axis(tickCount=5)
+    highest = max((max(one["rate"], one["due"]) for one in answered), default=1.0)
+    x = _seconds_axis(panel, warm_up=False)
     due = alt.Chart().mark_line(color=_DUE, strokeWidth=6, clip=True)
     rates = [alt.Tooltip(field=name, type="quantitative", title=f"{name} (1/s)") for name in ("rate", "due")]
-    shown = due.encode(
-        x=x, y=alt.Y("due:Q", title="requests/s", scale=scale, axis=axis), detail=alt.Detail("variant:N")
-    )
-    drawing = lines(panel, ("variant:N", _second(), *rates)).encode(
-        x=x, y=alt.Y("rate:Q", title="requests/s", scale=scale, axis=axis)
-    )
+    shown = due.encode(x=x, y=_from_zero("due:Q", "requests/s", highest), detail=alt.Detail("variant:N"))
+    drawing = lines(panel, ("variant:N", _second(), *rates)).encode(x=x, y=_from_zero("rate:Q", "requests/s", highest))
     return [Layer(shown, answered), Layer(drawing, answered)]
 
 
@@ -246,7 +245,7 @@ def _used(
         panel, ("variant:N", _second(), alt.Tooltip(field="value", type="quantitative", title=title))
     ).encode(
         x=_seconds_axis(panel),
-        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)),
+        y=_from_zero("value:Q", title, max(float(str(one["value"])) for one in values)),
     )
     caption = f"{what[:1].upper()}{what[1:]}, {panel.title}"
     return finish(
@@ -257,6 +256,12 @@ def _used(
         legend=panel.legend,
         height=160,
     )
+
+
+def _from_zero(field: str, title: str, highest: float) -> Any:
+    """From zero, with room above the highest: a scale that can be zoomed is not rounded up to the next tick."""
+    scale = alt.Scale(domain=[0, rounded(1.12 * highest or 1.0)], nice=False)
+    return alt.Y(field, title=title, scale=scale, axis=alt.Axis(tickCount=5))
 
 
 def _second() -> Any:

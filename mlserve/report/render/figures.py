@@ -5,21 +5,24 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from mlserve.report.choice import Choice
 from mlserve.report.report import Report, Result
 from mlserve.report.summary import Percentile
 from mlserve.runs.machine import Machine
-from mlserve.runs.run import ServerSettings
+from mlserve.runs.run import Check, ServerSettings
 from mlserve.units import format_bytes, format_duration, format_rate, format_ratio
 
 __all__ = [
     "METHOD",
+    "Fault",
     "Highlight",
     "PercentileRow",
     "Row",
     "describe_machine",
     "describe_server",
-    "headline",
+    "faults",
     "highlights",
+    "knob_shares",
     "moment",
     "overview",
     "percentile_rows",
@@ -36,6 +39,13 @@ METHOD = (
 
 _LONG_NAME = 60
 _MOST_NAMES = 6
+_FEW_LABELS = 2
+_LEAST_SHARE = 0.01
+_KNOBS = {
+    "compute_type": "compute type",
+    "max_batch_rows": "largest batch",
+    "max_delay_ms": "batching delay",
+}
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +73,16 @@ class Highlight(msgspec.Struct, frozen=True):
     label: str
     value: str
     note: str
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What does not hold, in which runs: `3 of 8: a, b and 1 more`; what one of them shows, the limit, what to do."""
+
+    name: str
+    runs: str
+    found: str
+    limit: str
+    advice: str
 
 
 class PercentileRow(msgspec.Struct, frozen=True):
@@ -94,24 +114,36 @@ def percentile_rows(report: Report) -> list[PercentileRow]:
     ]
 
 
-def headline(report: Report) -> str:
-    """`Serve int8`; of a single variant, of which there is nothing to recommend, what the verdict says of it."""
-    verdict = report.verdict
-    if report.recommendation.variant or verdict is None:
-        return report.recommendation.headline
-    if verdict.meets is None:
-        return f"{verdict.variant}, measured"
-    return f"{verdict.variant} {'keeps' if verdict.meets else 'misses'} the SLO"
+def faults(report: Report) -> list[Fault]:
+    """Every check that failed, the most frequent first."""
+    runs = [run for result in report.results for run in result.runs]
+    failed: dict[str, list[tuple[str, Check]]] = {}
+    for run in runs:
+        for check in run.certificate.faults:
+            failed.setdefault(check.name, []).append((run.label, check))
+    return [
+        Fault(
+            name,
+            f"{len(found)} of {len(runs)}: {_some(list(dict.fromkeys(label for label, _ in found)))}",
+            found[0][1].found,
+            found[0][1].limit,
+            found[0][1].advice,
+        )
+        for name, found in sorted(failed.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def highlights(report: Report) -> list[Highlight]:
-    """The few figures to read first, under the verdict's load; none without a verdict."""
+    """The few figures to read first, under the verdict's load; none without a verdict, nor of INVALID runs."""
     verdict = report.verdict
     if verdict is None:
         return []
     result = next(one for one in report.results if (one.variant, one.load) == (verdict.variant, verdict.load))
+    if not result.valid:
+        return []
     found, model = result.summary.percentile(verdict.percentile), result.model
-    made = [Highlight(f"{found.name} latency", _duration(found.latency_s), _interval(found))]
+    known = found.latency_s is not None
+    made = [Highlight(f"{found.name} latency", _duration(found.latency_s), _interval(found))] if known else []
     if verdict.ratio:
         bounds = f"{format_ratio(verdict.ratio.low)} to {format_ratio(verdict.ratio.high)}"
         made.append(Highlight(f"of {verdict.runner_up}'s", format_ratio(verdict.ratio.change), bounds))
@@ -122,6 +154,11 @@ def highlights(report: Report) -> list[Highlight]:
     if model.size_bytes:
         made.append(Highlight("size", format_bytes(model.size_bytes), ""))
     return made
+
+
+def knob_shares(choice: Choice) -> list[tuple[str, float]]:
+    """What each knob of a search explains of the differences, as a reader names it, greatest first; none below 1%."""
+    return [(_KNOBS.get(name, name), share) for name, share in choice.importance.items() if share >= _LEAST_SHARE]
 
 
 def title(report: Report) -> str:
@@ -225,6 +262,11 @@ def _duration(seconds: float | None) -> str:
 def _listed(names: Sequence[str]) -> str:
     short = [name if len(name) <= _LONG_NAME else f"{name[:_LONG_NAME]}…" for name in names]
     return short[0] if len(short) == 1 else f"{', '.join(short[:-1])} and {short[-1]}"
+
+
+def _some(labels: Sequence[str]) -> str:
+    more = len(labels) - _FEW_LABELS
+    return ", ".join(labels[:_FEW_LABELS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _count(number: int, noun: str) -> str:

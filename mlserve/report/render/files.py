@@ -8,7 +8,7 @@ from mlserve.errors import UsageError
 from mlserve.report.render.formats import USUAL_FORMATS
 from mlserve.report.report import Report
 
-__all__ = ["write_files", "write_report"]
+__all__ = ["check_folder", "write_files", "write_report"]
 
 _ASSETS = "report-assets"
 
@@ -32,10 +32,22 @@ def write_files(folder: Path, contents: dict[str, bytes]) -> None:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            partial.write_bytes(content)
-            partial.rename(path)
+            try:
+                partial.write_bytes(content)
+                partial.rename(path)
+            finally:
+                partial.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {folder} cannot be written: {error.strerror}; choose another folder") from error
+        raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError where nothing could be written into `folder`, before any work is done for it; makes nothing."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"{folder} cannot be written: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be written: no permission for {there}; choose another folder")
 
 
 def _contents(report: Report, chosen: str) -> dict[str, bytes]:

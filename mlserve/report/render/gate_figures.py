@@ -1,13 +1,16 @@
 """A gate's result as a reader sees it: the same words on the terminal, in Markdown, JUnit and a badge."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
 from mlserve.report.gating.result import Finding, GateResult, MetricVerdict, Verdict
 from mlserve.units import format_bytes, format_duration, format_rate, format_ratio
 
-__all__ = ["GateFigures", "GateRow", "gate_figures"]
+__all__ = ["GateFigures", "GateRow", "Outcome", "gate_error", "gate_figures"]
+
+Outcome = Verdict | Literal["error"]
 
 _UNKNOWN = "-"
 
@@ -30,10 +33,11 @@ class GateRow(msgspec.Struct, frozen=True, kw_only=True):
 
 class GateFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The whole result, as texts. `base` and `candidate` name the two; `facts` say how it was measured, `notes` what a
-    reader should know before believing it. `took_s` is the time of the measuring, 0.0 where nothing was measured.
+    reader should know before believing it. `took_s` is the time of the measuring, 0.0 where nothing was measured. The
+    verdict is `error` where the gate broke down before it had one.
     """
 
-    verdict: Verdict
+    verdict: Outcome
     base: str
     candidate: str
     headline: str
@@ -59,8 +63,25 @@ def gate_figures(result: GateResult, base: str, candidate: str, *, took_s: float
     )
 
 
+def gate_error(message: str, base: str, candidate: str, *, took_s: float = 0.0) -> GateFigures:
+    """A gate that ended by an error, whose `message` the terminal shows as well."""
+    return GateFigures(
+        verdict="error",
+        base=base,
+        candidate=candidate,
+        headline=f"the gate of {candidate} against {base} gave no verdict" if candidate else "the gate broke down",
+        rows=(),
+        reasons=(message,),
+        facts=(),
+        notes=(),
+        took_s=took_s,
+    )
+
+
 def _headline(result: GateResult, base: str, candidate: str) -> str:
     failed = [one.metric for one in result.metrics if one.verdict == "fail"]
+    if result.broken:
+        return f"{candidate} does not work, and {base} does"
     match result.verdict:
         case "pass":
             return f"{candidate} is within every limit, for all that noise can do"
@@ -71,8 +92,20 @@ def _headline(result: GateResult, base: str, candidate: str) -> str:
 
 
 def _facts(result: GateResult) -> Sequence[str]:
-    runs = f"{len(result.baseline_runs)} runs of the base, {len(result.candidate_runs)} of the candidate"
-    facts = [runs, "the verdicts hold together with 95% confidence (Holm)"]
+    if not result.metrics:
+        return []
+    baseline, candidate = len(result.baseline_runs), len(result.candidate_runs)
+    runs = f"{baseline} {'run' if baseline == 1 else 'runs'} of the base, {candidate} of the candidate"
+    trust = (
+        "in at most 5% of gates is the lower end of any of the intervals too high, and in at most 5% an upper end too "
+        "low: that allows for all limits together, and for every look at them"
+    )
+    facts = [runs, trust]
+    if result.about == "processes":
+        facts.append(
+            "each side was one process, or two: this is a verdict of these processes, and other starts of the same "
+            "servers may be some percent faster or slower; leave out --keep-servers, or calibrate with it"
+        )
     if result.false_alarms is not None:
         facts.append(f"on this machine {result.false_alarms.words}")
     return facts
@@ -114,6 +147,8 @@ def _row(metric: MetricVerdict) -> GateRow:
 def _interval(found: Finding, unit: str) -> str:
     if found.low is None or found.high is None:
         return _UNKNOWN
+    if unit in ("ratio", "per_s") and not found.low:  # how far the highest rate fell is not known
+        return f"at most {_shown(found.high, unit, sign=True)}"
     return f"{_shown(found.low, unit, sign=True).removesuffix(' pt')} to {_shown(found.high, unit, sign=True)}"
 
 

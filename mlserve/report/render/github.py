@@ -8,8 +8,8 @@ __all__ = ["render_annotations", "render_comment"]
 
 # What would start markup of some kind, HTML among it, anywhere in a line.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
-_LEVELS = {"fail": "error", "inconclusive": "warning", "pass": "notice"}
-_SIGNS = {"fail": "❌", "inconclusive": "❔", "pass": "✅"}
+_LEVELS = {"fail": "error", "inconclusive": "warning", "pass": "notice", "error": "error"}
+_SIGNS = {"fail": "❌", "inconclusive": "❔", "pass": "✅", "error": "❗"}
 # So that a comment is found again, and replaced instead of added to.
 _MARK = "<!-- mlserve gate -->"
 
@@ -20,9 +20,9 @@ def render_annotations(figures: GateFigures) -> list[str]:
     Every metric that did not pass has one, and the whole has one.
     """
     title = f"mlserve gate: {figures.verdict}"
-    told = [_command(_LEVELS[figures.verdict], title, " ".join([figures.headline, *figures.reasons]))]
+    told = [_command(_LEVELS[figures.verdict], title, "\n".join([figures.headline, *figures.reasons]))]
     told += [
-        _command(_LEVELS[row.verdict], f"{row.metric}: {row.verdict}", f"{row.sentence} {row.reason}".strip())
+        _command(_LEVELS[row.verdict], f"{row.metric}: {row.verdict}", f"{row.sentence}\n{row.reason}".strip())
         for row in figures.rows
         if row.verdict != "pass"
     ]
@@ -32,7 +32,7 @@ def render_annotations(figures: GateFigures) -> list[str]:
 def render_comment(figures: GateFigures) -> str:
     """Markdown for a step's summary or a pull request's comment."""
     heading = f"### {_SIGNS[figures.verdict]} mlserve gate: {figures.verdict}"
-    parts = [_MARK, heading, _text(figures.headline), _table(figures.rows)]
+    parts = [_MARK, heading, _text(figures.headline), *([_table(figures.rows)] if figures.rows else [])]
     parts += ["\n".join(f"- {_text(reason)}" for reason in figures.reasons)] if figures.reasons else []
     details = [f"- {_text(note)}" for note in (*figures.facts, *figures.notes)]
     if details:

@@ -10,6 +10,7 @@ at a time, and what is long is collapsed: the page of 200 runs opens as fast as 
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from mlserve.report.pivots import pivots
 from mlserve.report.render import figures
 from mlserve.report.render.chart import MOST_BESIDE, Chart, ChartGroup, Key, variant_colours
 from mlserve.report.render.charts import chart_groups
+from mlserve.report.render.promise import kept
 from mlserve.report.report import Report
 from mlserve.report.summary import PERCENTILES
 from mlserve.units import format_duration, format_ratio
@@ -28,6 +30,7 @@ from mlserve.units import format_duration, format_ratio
 __all__ = ["render_html"]
 
 _MOST_ROWS = 24  # results, beyond which they are one table to sort and filter instead of one a load
+_MOST_PRINTED = 1  # runs, beyond which paper has what does not hold, in how many, and not each certificate
 _MOST_OPEN = 24  # runs, beyond which the certificates of the VALID ones are behind one more step, on paper too
 
 
@@ -54,18 +57,22 @@ def render_html(report: Report) -> str:
     )
     groups = chart_groups(report)
     strips, longest_s = _strips(report)
-    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    vega = _vega()
     script = environment.get_template("report.js").render()
     rows = figures.rows(report)
     runs = [(result.load, run) for result in report.results for run in result.runs]
     return environment.get_template("report.html").render(
         report=report,
         rows=rows,
+        most_rows=_MOST_ROWS,
         many=len(rows) > _MOST_ROWS or 2 < len(rows) == len({row.load for row in rows}),
-        headline=figures.headline(report),
+        kept=kept(report),
         many_runs=len(runs) > _MOST_OPEN,
+        run_count=len(runs),
+        most_printed=_MOST_PRINTED,
         invalid_runs=[(load, run) for load, run in runs if not run.valid],
         valid_runs=[(load, run) for load, run in runs if run.valid],
+        faults=figures.faults(report) if len(runs) > _MOST_PRINTED else [],
         percentiles=list(PERCENTILES),
         percentile_rows=figures.percentile_rows(report),
         highlights=figures.highlights(report),
@@ -76,6 +83,7 @@ def render_html(report: Report) -> str:
         machines=[figures.describe_machine(machine) for machine in report.machines],
         moment=figures.moment,
         describe_server=figures.describe_server,
+        knob_shares=figures.knob_shares,
         duration=format_duration,
         ratio=format_ratio,
         strips=strips,
@@ -87,6 +95,13 @@ def render_html(report: Report) -> str:
         script=Markup(script),  # noqa: S704  # our own file, without data
         script_hashes=" ".join(map(_source_hash, (vega, script))),
     )
+
+
+@cache
+def _vega() -> str:
+    """What draws the charts. Putting it together takes a second: once is enough for a page that is made again."""
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle
 
 
 def _section(number: int, group: ChartGroup, report: Report) -> _Section:

@@ -1,10 +1,11 @@
 """The charts of a report as pictures that stand alone: SVG for a pull request, PNG for slides, drawn without a browser.
 
-A page's charts take their colours from its CSS, their width from its columns and their keys from its legend. Here they
-bring all three along. Paper is always light, so that they read on a dark page too.
+A page's charts take their colours from its CSS, their width from its columns, their keys from its legend, and what to
+see in them stands above. Here they bring all that along. Paper is always light, so that they read on a dark page too.
 """
 
 import re
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["Picture", "chosen", "pictures", "png", "svg"]
 
 _WIDTH = 640
 _SCALE = 2
+_NOTE_COLUMNS = 100  # characters of a subtitle that fit into the width
 # More of them would hide a pull request's text; the page has all.
 _MOST_SHOWN, _MOST_OF_A_KIND = 4, 1
 _VARIABLE = re.compile(r"var\((--[\w-]+)\)")
@@ -41,7 +43,11 @@ def pictures(report: Report) -> list[Picture]:
     """Every chart of the report, in the page's order."""
     return [
         Picture(
-            chart.element, group.title, chart.title, chart.description, _alone(chart.spec, group.title, chart.title)
+            chart.element,
+            group.title,
+            chart.title,
+            chart.description,
+            _alone(chart.spec, group.title, [chart.title, *textwrap.wrap(group.note, _NOTE_COLUMNS)]),
         )
         for group in chart_groups(report)
         for chart in group.charts
@@ -67,15 +73,15 @@ def png(picture: Picture) -> bytes:
     return drawn
 
 
-def _alone(spec: dict[str, Any], kind: str, title: str) -> dict[str, Any]:
-    """`spec` with the colours, the width, the title and the keys that a page gives it."""
+def _alone(spec: dict[str, Any], kind: str, below: Sequence[str]) -> dict[str, Any]:
+    """`spec` with the colours, the width, the title, what is said `below` it and the keys that a page gives it."""
     colours = _light_colours()
     text = _VARIABLE.sub(lambda found: colours[found[1]], msgspec.json.encode(spec).decode())
     alone: dict[str, Any] = msgspec.json.decode(text)
     alone |= {
         "title": {
             "text": kind,
-            "subtitle": title,
+            "subtitle": below,
             "anchor": "start",
             "limit": _WIDTH,
             "subtitleColor": colours["--soft"],

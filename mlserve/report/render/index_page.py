@@ -14,6 +14,8 @@ __all__ = ["index_html", "index_markdown"]
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT = 160, 28
 _MARGIN = 3
+_MOST_OPEN = 60  # entries, beyond which the older ones are folded
+_FEW_POINTS = 30  # beyond which points would hide their line, and bars and words would go on for ever
 _NOTE = (
     "Newest first. Figures of shared machines are noisy: compare ways within one report, never across two. A range "
     "goes from the least to the most in the file."
@@ -37,6 +39,9 @@ def index_html(index: Index) -> str:
         duration=format_duration,
         line=_line,
         size=(_WIDTH, _HEIGHT),
+        told=_told,
+        few=_FEW_POINTS,
+        most=_MOST_OPEN,
     )
 
 
@@ -47,7 +52,7 @@ def index_markdown(index: Index) -> str:
         lines = [(one.name, one.machine, _bars(one), *_trend(one)) for one in index.series]
         sections += [
             "## p99 over time",
-            table(("What", "Machine", "Oldest to newest", "Oldest", "Newest", "Ratio"), lines),
+            table(("What", "Machine", f"Oldest to newest, the last {_FEW_POINTS}", "Oldest", "Newest", "Ratio"), lines),
         ]
     return "\n\n".join(sections) + "\n"
 
@@ -86,8 +91,17 @@ def _trend(series: Series) -> tuple[str, str, str]:
     return format_duration(first_s), format_duration(last_s), format_ratio(last_s / first_s)
 
 
+def _told(series: Series) -> str:
+    """A drawing for who cannot see it: its points, or the ends of many."""
+    points = series.points if len(series.points) <= _FEW_POINTS else (series.points[0], series.points[-1])
+    words = [f"{moment(point.made_at)} {format_duration(point.p99_s)}" for point in points]
+    between = ", " if len(points) == len(series.points) else " to "
+    return f"{len(series.points)} reports: {between.join(words)}"
+
+
 def _bars(series: Series) -> str:
-    return "".join(_BLOCKS[round(place * (len(_BLOCKS) - 1))] for place in _places(series))
+    """The last of them as bars."""
+    return "".join(_BLOCKS[round(place * (len(_BLOCKS) - 1))] for place in _places(series)[-_FEW_POINTS:])
 
 
 def _line(series: Series) -> list[tuple[float, float]]:

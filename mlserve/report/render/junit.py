@@ -13,26 +13,25 @@ _NO_CHARACTER = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010f
 
 def render_junit(figures: GateFigures) -> str:
     """The document. A metric that failed is a `failure`; one that is undecided is an `error`, for it was not tested to
-    the end, and a pipeline that reads this file alone must not call it passed.
+    the end, and a pipeline that reads this file alone must not call it passed. So is a gate that broke down.
     """
     cases = [_metric(row) for row in figures.rows]
     cases.append(_case("verdict", figures.verdict, figures.headline, "\n".join(figures.reasons), figures.took_s))
-    suite = ET.Element(
-        "testsuite",
-        name="mlserve gate",
-        tests=str(len(cases)),
-        failures=str(sum(case.find("failure") is not None for case in cases)),
-        errors=str(sum(case.find("error") is not None for case in cases)),
-        skipped="0",
-        time=f"{figures.took_s:.3f}",
-    )
+    counts = {
+        "name": "mlserve gate",
+        "tests": str(len(cases)),
+        "failures": str(sum(case.find("failure") is not None for case in cases)),
+        "errors": str(sum(case.find("error") is not None for case in cases)),
+        "time": f"{figures.took_s:.3f}",
+    }
+    suite = ET.Element("testsuite", counts, skipped="0")
     properties = ET.SubElement(suite, "properties")
     for name, value in (("base", figures.base), ("candidate", figures.candidate)):
         ET.SubElement(properties, "property", name=name, value=_clean(value))
     suite.extend(cases)
     if figures.notes:
         ET.SubElement(suite, "system-out").text = _clean("\n".join(figures.notes))
-    root = ET.Element("testsuites")
+    root = ET.Element("testsuites", counts)
     root.append(suite)
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
@@ -44,7 +43,7 @@ def _metric(row: GateRow) -> ET.Element:
 
 def _case(name: str, verdict: str, message: str, text: str, took_s: float) -> ET.Element:
     case = ET.Element("testcase", classname="mlserve.gate", name=_clean(name), time=f"{took_s:.3f}")
-    kind = {"fail": "failure", "inconclusive": "error"}.get(verdict)
+    kind = {"fail": "failure", "inconclusive": "error", "error": "error"}.get(verdict)
     if kind:
         ET.SubElement(case, kind, type=verdict, message=_clean(message)).text = _clean(text)
     else:

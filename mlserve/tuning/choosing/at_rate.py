@@ -13,7 +13,17 @@ from mlserve.stats import Floats
 from mlserve.tuning.choosing.attempt import Attempt, Fidelity, Trial
 from mlserve.tuning.choosing.belief import Belief, Seen, believe, expected_gain, resemblance
 from mlserve.tuning.choosing.contest import Contest
-from mlserve.tuning.choosing.standing import Settled, blamed, confirming, out_of_contest, spoilt
+from mlserve.tuning.choosing.standing import (
+    SPENT,
+    Settled,
+    blamed,
+    confirming,
+    died,
+    out_of_contest,
+    refuted,
+    spoilt,
+    voice_of,
+)
 
 __all__ = ["believed_latency", "believed_loss", "met_settings", "next_at_rate"]
 
@@ -31,7 +41,7 @@ _UNKNOWN_SCALE = 2.0
 
 def next_at_rate(contest: Contest, attempts: Sequence[Attempt], *, hurry: bool) -> Trial | Settled:
     """The run to make after `attempts`, or what they come to. `hurry`: nothing new is begun, the best is confirmed."""
-    again = blamed(attempts)
+    again = died(attempts) or blamed(attempts)
     if again is not None and not hurry:
         return again
     loss = believed_loss(contest, attempts)
@@ -40,25 +50,29 @@ def next_at_rate(contest: Contest, attempts: Sequence[Attempt], *, hurry: bool) 
     if found is not None:
         return Trial(number=found[0], rate_per_s=_rate(contest), fidelity=found[1], why=found[2])
     if not met:
-        return Settled(number=None, why="nothing meets the objective" if not hurry else "the budget is spent")
+        return Settled(number=None, why="nothing meets the objective" if not hurry else SPENT)
     order = loss.mean + 1e-3 * believed_latency(contest, attempts).mean
     # Without time for more, what is confirmed is enough, even where another now looks a little better.
-    proven = {one.number for one in attempts if one.trial.fidelity == "confirm" and one.met} & set(met)
-    candidates = proven if hurry and proven else met
-    best = min(candidates, key=lambda number: (float(order[number]), number))
-    return confirming(best, _rate(contest), attempts, hurry=hurry)
+    sure = [number for number in met if _is_confirmed(number, _rate(contest), attempts)] if hurry else []
+    best = min(sure or met, key=lambda number: (float(order[number]), number))
+    return confirming(best, _rate(contest), attempts)
 
 
 def met_settings(attempts: Sequence[Attempt]) -> list[int]:
-    """The settings whose best run so far met the objective."""
+    """The settings whose best run so far met the objective, unless those that were to confirm it say otherwise."""
     last: dict[int, Attempt] = {}
     for one in attempts:
         if not one.failure and not one.blame:
             held = last.get(one.number)
-            if held is None or one.requests >= held.requests or one.trial.fidelity == "confirm":
+            if held is None or one.requests >= held.requests:
                 last[one.number] = one
     out = out_of_contest(attempts)
-    return [number for number, one in last.items() if one.met and number not in out]
+    confirmed = {one.number for one in attempts if one.trial.fidelity == "confirm" and voice_of(one) == "met"}
+    return [
+        number
+        for number, one in last.items()
+        if (one.met or number in confirmed) and number not in out and math.isinf(refuted(number, attempts))
+    ]
 
 
 def believed_latency(contest: Contest, attempts: Sequence[Attempt]) -> Belief:
@@ -83,6 +97,11 @@ def believed_loss(contest: Contest, attempts: Sequence[Attempt]) -> Belief:
             seen = [Seen(one.number, math.log(one.joules_a_request), 0.1) for one in attempts if one.joules_a_request]
             return believe(contest.log_energy_j(), resemblance(contest.settings) + _UNKNOWN_SCALE**2, seen)
     return believed_latency(contest, attempts)
+
+
+def _is_confirmed(number: int, rate_per_s: float, attempts: Sequence[Attempt]) -> bool:
+    found = confirming(number, rate_per_s, attempts)
+    return isinstance(found, Settled) and found.confirmed
 
 
 def _rate(contest: Contest) -> float:

@@ -18,6 +18,8 @@ Fidelity = Literal["short", "long", "confirm"]
 """How well something is measured. A run that confirms is as long as a long one, and decides by itself."""
 
 _GENERATOR_CHECKS = frozenset(("generator on time", "generator CPU", "calibration rate", "calibration latency"))
+# A short run that misses beside other work only turns the search another way; one that confirms would end it.
+_MACHINE_CHECKS = frozenset(("steal", "other work", "clock"))
 _RESAMPLES = 500
 
 
@@ -37,7 +39,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     `percentile_s` is the objective's percentile over all requests, with a 95% interval, None where it is infinite or
     there is none. `good_per_s` counts the answers within the limit. `memory_bytes` and `joules_a_request` are None
     where the machine does not tell. `seconds` is what the run took with everything. `blame` says why a run that missed
-    shows the generator and not the server; `failure` why there is no run.
+    shows the generator, or one that was to confirm other work, and not the server; `failure` why there is no run, and
+    `died` whether that is because the server's process ended. `generator_cpu` is the share of a core that the busiest
+    generator used.
     """
 
     trial: Trial
@@ -61,6 +65,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     blame: str = ""
     failure: str = ""
+    died: bool = False
+    generator_cpu: float = 0.0
 
     @property
     def number(self) -> int:
@@ -90,13 +96,14 @@ def judge_attempt(trial: Trial, recorded: Recorded, aim: Aim, seconds: float) ->
     low, high = bootstrap_interval([recorded.latency_blocks], quantile_of(objective.percentile), resamples=_RESAMPLES)
     latency_s = samples.latency_s
     faults = tuple(check.name for check in run.certificate.faults)
-    generators = [check for check in run.certificate.faults if check.name in _GENERATOR_CHECKS]
+    blamable = _GENERATOR_CHECKS | (_MACHINE_CHECKS if trial.fidelity == "confirm" else frozenset())
+    blamed = [check for check in run.certificate.faults if check.name in blamable]
     energy = run.resources.energy_j
     return Attempt(
         trial=trial,
         folder=recorded.directory.name,
         seconds=seconds,
-        met=verdict.met and not too_large,
+        met=verdict.met and not too_large and len(latency_s) > 0,
         sure=verdict.sure,
         chance_met=evidence.chance_met,
         chance_missed=evidence.chance_missed,
@@ -112,13 +119,14 @@ def judge_attempt(trial: Trial, recorded: Recorded, aim: Aim, seconds: float) ->
         valid=run.certificate.valid,
         faults=faults,
         why="memory" if too_large else verdict.why,
-        blame="" if verdict.met or not generators else f"{generators[0].name}: {generators[0].found}",
+        blame="" if verdict.met or not blamed else f"{blamed[0].name}: {blamed[0].found}",
+        generator_cpu=run.counts.generator_cpu,
     )
 
 
-def failed_attempt(trial: Trial, folder: str, failure: str, seconds: float) -> Attempt:
+def failed_attempt(trial: Trial, folder: str, failure: str, seconds: float, *, died: bool = False) -> Attempt:
     """A run that there is not."""
-    return Attempt(trial=trial, folder=folder, seconds=seconds, failure=failure)
+    return Attempt(trial=trial, folder=folder, seconds=seconds, failure=failure, died=died)
 
 
 def memory_of(recorded: Recorded) -> int | None:

@@ -2,19 +2,21 @@
 what makes the runs.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from mlserve.stats import minimum_samples
 from mlserve.tuning.choosing.at_rate import next_at_rate
 from mlserve.tuning.choosing.attempt import Attempt, Trial
 from mlserve.tuning.choosing.climb import next_climb
 from mlserve.tuning.choosing.contest import Contest
-from mlserve.tuning.choosing.standing import Settled
+from mlserve.tuning.choosing.standing import Settled, unconfirmed
 
 __all__ = ["Pace", "choose", "next_trial"]
 
-# Stops a search that would go on for ever, whatever it was asked.
+# Stops a search that would go on for ever, whatever it was asked; as many more may confirm what it found.
 _MOST_ATTEMPTS = 500
 
 
@@ -30,24 +32,37 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     overhead_s: float = 8.0
 
     def duration_s(self, trial: Trial, least_requests: int) -> float:
-        """How long to measure; a little longer than planned where the rate is so low that too few would be seen."""
+        """How long to measure. What confirms goes on until so many requests were surely due; others are a little longer
+        than planned where the rate is so low that too few would be seen.
+        """
         planned_s = self.short_s if trial.fidelity == "short" else self.long_s
-        return max(planned_s, min(1.1 * least_requests / trial.rate_per_s, 2 * planned_s))
+        enough_s = _surely(least_requests) / trial.rate_per_s
+        return max(planned_s, enough_s if trial.fidelity == "confirm" else min(enough_s, 2 * planned_s))
 
-    def run_s(self, duration_s: float, attempts: Sequence[Attempt]) -> float:
+    def run_s(self, duration_s: float, attempts: Sequence[Attempt] = ()) -> float:
         """What a run of `duration_s` takes with everything, as those so far tell."""
         found = [one.seconds for one in attempts if one.trial.fidelity == "short" and not one.failure]
         usual_s = max(0.0, sum(found) / len(found) - self.short_s - self.warm_up_s) if found else self.overhead_s
         return self.warm_up_s + duration_s + usual_s
 
-    def affords(self, trial: Trial, attempts: Sequence[Attempt]) -> bool:
-        """Whether `trial` leaves time to confirm the best. One run is always made, and so is what confirms."""
-        if not attempts or trial.fidelity == "confirm":
+    def least_budget_s(self, rate_per_s: float, least_requests: int) -> float:
+        """In what one short run at `rate_per_s` and one that confirms it fit; see `affords`."""
+        short, confirm = (Trial(number=0, rate_per_s=rate_per_s, fidelity=one) for one in ("short", "confirm"))
+        both_s = sum(self.run_s(self.duration_s(one, least_requests)) for one in (short, confirm))
+        return both_s - self.run_s(self.long_s)
+
+    def affords(self, trial: Trial, attempts: Sequence[Attempt], least_requests: int) -> bool:
+        """Whether `trial` leaves time to confirm the best. One run is always made; what confirms may go over the budget
+        by a long run.
+        """
+        if not attempts:
             return True
-        spent_s = sum(one.seconds for one in attempts)
-        planned_s = self.short_s if trial.fidelity == "short" else self.long_s
-        needed_s = self.run_s(planned_s, attempts) + self.run_s(self.long_s, attempts)
-        return spent_s + needed_s <= self.budget_s
+        left_s = self.budget_s - sum(one.seconds for one in attempts)
+        confirm = msgspec.structs.replace(trial, fidelity="confirm")
+        confirm_s = self.run_s(self.duration_s(confirm, least_requests), attempts)
+        if trial.fidelity == "confirm":
+            return confirm_s <= left_s + self.run_s(self.long_s, attempts)
+        return self.run_s(self.duration_s(trial, least_requests), attempts) + confirm_s <= left_s
 
 
 def choose(
@@ -69,7 +84,17 @@ def choose(
 def next_trial(contest: Contest, pace: Pace, attempts: Sequence[Attempt]) -> Trial | Settled:
     """The run to make after `attempts`, or what they come to."""
     step = next_climb if contest.seeks_rate else next_at_rate
+    least = minimum_samples(contest.aim.objective.percentile)
     found = step(contest, attempts, hurry=False)
-    if isinstance(found, Trial) and (not pace.affords(found, attempts) or len(attempts) >= _MOST_ATTEMPTS):
-        return step(contest, attempts, hurry=True)
-    return found
+    if isinstance(found, Settled):
+        return found
+    if not pace.affords(found, attempts, least) or len(attempts) >= _MOST_ATTEMPTS:
+        found = step(contest, attempts, hurry=True)
+    if isinstance(found, Settled) or (pace.affords(found, attempts, least) and len(attempts) < 2 * _MOST_ATTEMPTS):
+        return found
+    return unconfirmed(found.number, found.rate_per_s, attempts)
+
+
+def _surely(requests: int) -> float:
+    """How many to expect so that at least `requests` come: four standard deviations of a Poisson count more."""
+    return requests + 4 * math.sqrt(requests)

@@ -10,18 +10,15 @@ from mlserve.runs.production import Evidence, Expected, Production, ServeChoice
 from mlserve.stats import bootstrap_interval, quantile, quantile_of
 from mlserve.tuning.choosing.attempt import Attempt, memory_of
 from mlserve.tuning.choosing.contest import Contest
+from mlserve.tuning.choosing.standing import proof_of
 from mlserve.tuning.choosing.verdict import Verdict
 
 __all__ = ["evidence_of", "production_of"]
 
 
 def evidence_of(attempts: Sequence[Attempt], number: int) -> list[Attempt]:
-    """The runs that what is said of a setting rests on: those that confirmed it; where none did, those that met the
-    objective.
-    """
-    met = [one for one in attempts if one.number == number and one.met]
-    confirmed = [one for one in met if one.trial.fidelity == "confirm"]
-    return confirmed[-1:] or met[-1:]
+    """The run that what is said of a setting rests on; see `proof_of`."""
+    return proof_of(attempts, number)[-1:]
 
 
 def production_of(contest: Contest, verdict: Verdict, runs: Sequence[Recorded], store: Path) -> Production:

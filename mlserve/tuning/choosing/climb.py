@@ -14,52 +14,65 @@ from mlserve.stats import Floats
 from mlserve.tuning.choosing.attempt import Attempt, Trial
 from mlserve.tuning.choosing.belief import Belief, Seen, believe, expected_gain, resemblance
 from mlserve.tuning.choosing.contest import Contest
-from mlserve.tuning.choosing.standing import Settled, blamed, confirming, out_of_contest
+from mlserve.tuning.choosing.standing import SPENT, Settled, blamed, confirming, died, out_of_contest, refuted
 from mlserve.tuning.search import Bracket, Step, bracket_of
 
-__all__ = ["believed_rate", "brackets_of", "next_climb"]
+__all__ = ["believed_rate", "brackets_of", "held_per_s", "next_climb"]
 
 _WORTH_TRYING = 0.005
 _COARSE, _FINE = 1.12, 1.05
 _ABOVE = 1.02
 """How much more than the leader a challenger must bear."""
 _FIRST = 0.9
+_FIRST_MOST_PER_S = 10_000.0
+"""Half of what one generator holds (docs/benchmarking.md, "Measured"); from there on its own use of its core tells."""
+_MOST_CPU, _TELLING_CPU = 0.75, 0.1
+"""Of its core a generator may use 80%; below a tenth, what it uses is not that of its requests."""
 _MOST_FALLS, _MOST_GIVEN_UP = 6, 3
 _MOST_PER_S = 1e6
 
 
 def next_climb(contest: Contest, attempts: Sequence[Attempt], *, hurry: bool) -> Trial | Settled:
     """The run to make after `attempts`, or what they come to. `hurry`: nothing new is begun, the best is confirmed."""
-    again = blamed(attempts)
+    brackets = brackets_of(attempts)
+    leader = _leader(brackets, contest.handicap(), out_of_contest(attempts))
+    # Before any rate was met, one that the generator could not offer gives way to a lower one.
+    again = died(attempts) or (blamed(attempts) if leader is not None else None)
     if again is not None and not hurry:
         return again
-    brackets = brackets_of(attempts)
-    belief = believed_rate(contest, attempts)
-    handicap = contest.handicap()
-    leader = _leader(brackets, handicap, out_of_contest(attempts))
+    belief, handicap = believed_rate(contest, attempts), contest.handicap()
     if leader is None:
         return _first(attempts, belief, handicap, brackets, hurry=hurry)
     if not hurry:
         found = (
-            _climb(leader, brackets[leader], belief, _COARSE)
+            _climb(leader, brackets[leader], belief, attempts, _COARSE)
             or _challenge(leader, brackets, attempts, belief, handicap)
-            or _climb(leader, brackets[leader], belief, _FINE)
+            or _climb(leader, brackets[leader], belief, attempts, _FINE)
         )
         if found is not None:
             return found
-    return confirming(leader, brackets[leader].passed_per_s, attempts, hurry=hurry)
+    return confirming(leader, brackets[leader].passed_per_s, attempts)
 
 
 def brackets_of(attempts: Sequence[Attempt]) -> dict[int, Bracket]:
-    """Between which rates each setting's highest lies. A rate that the generator could not offer twice is not met."""
+    """Between which rates each setting's highest lies. A rate that the generator could not offer twice is not met, nor
+    one that a run was to confirm and did not.
+    """
     steps: dict[int, list[Step]] = {}
     for one in attempts:
         if one.failure:
             continue
         mine = steps.setdefault(one.number, [])
         once = [step for step in mine if step.rate_per_s == one.rate_per_s and step.blame]
-        mine.append(Step(rate_per_s=one.rate_per_s, met=one.met, sure=one.sure, blame="" if once else one.blame))
-    return {number: bracket_of(mine) for number, mine in steps.items()}
+        blame = one.blame if one.trial.fidelity == "confirm" or not once else ""
+        mine.append(Step(rate_per_s=one.rate_per_s, met=one.met, sure=one.sure, blame=blame))
+    return {number: _capped(bracket_of(mine), mine, refuted(number, attempts)) for number, mine in steps.items()}
+
+
+def held_per_s(attempts: Sequence[Attempt]) -> float:
+    """What the generator can offer, by the share of its core that runs so far took; infinite while none shows it."""
+    telling = [one for one in attempts if one.generator_cpu >= _TELLING_CPU and not one.failure]
+    return max((_MOST_CPU * one.rate_per_s / one.generator_cpu for one in telling), default=math.inf)
 
 
 def believed_rate(contest: Contest, attempts: Sequence[Attempt]) -> Belief:
@@ -79,6 +92,14 @@ def believed_rate(contest: Contest, attempts: Sequence[Attempt]) -> Belief:
     return believe(foretold, covariance, seen)
 
 
+def _capped(bracket: Bracket, steps: Sequence[Step], refuted_per_s: float) -> Bracket:
+    """With the lowest rate that was refuted as one that failed, whatever short runs said of it."""
+    if refuted_per_s >= bracket.failed_per_s:
+        return bracket
+    below = [step for step in steps if step.rate_per_s < refuted_per_s]
+    return Bracket(passed_per_s=bracket_of(below).passed_per_s, failed_per_s=refuted_per_s)
+
+
 def _middle(number: int, bracket: Bracket) -> Seen:
     """Anywhere between the two ends is as likely as anywhere else; chance moves the ends a little."""
     low, high = math.log(bracket.passed_per_s), math.log(bracket.failed_per_s)
@@ -94,27 +115,37 @@ def _first(
     attempts: Sequence[Attempt], belief: Belief, handicap: Floats, brackets: dict[int, Bracket], *, hurry: bool
 ) -> Trial | Settled:
     """While no rate was met: the most promising setting, at ever lower rates; then another."""
-    falls = {number: sum(one.number == number for one in attempts) for number in brackets}
+    falls = {number: _missed_in_a_row(number, attempts) for number in brackets}
     given_up = {number for number, count in falls.items() if count >= _MOST_FALLS} | out_of_contest(attempts)
     left = [number for number in range(len(belief.mean)) if number not in given_up]
     if hurry or not left or len(given_up - out_of_contest(attempts)) >= _MOST_GIVEN_UP:
-        return Settled(number=None, why="the budget is spent" if hurry else "no rate meets the objective")
+        return Settled(number=None, why=SPENT if hurry else "no rate meets the objective")
     begun = [number for number in left if number in brackets]
     best = begun[0] if begun else max(left, key=lambda number: float(belief.mean[number] - handicap[number]))
-    rate = _FIRST * math.exp(belief.mean[best])
+    rate = min(_FIRST * math.exp(belief.mean[best]), _FIRST_MOST_PER_S, held_per_s(attempts))
     if best in brackets:
-        rate = min(rate, brackets[best].failed_per_s * 0.85 ** (2 ** falls[best] / 2))
+        lowest = min(one.rate_per_s for one in attempts if one.number == best and not one.failure)
+        rate = min(rate, min(lowest, brackets[best].failed_per_s) * 0.85 ** (2 ** falls[best] / 2))
     return _trial(best, rate, "looking for a rate that meets it")
 
 
-def _climb(leader: int, bracket: Bracket, belief: Belief, narrow: float) -> Trial | None:
+def _missed_in_a_row(number: int, attempts: Sequence[Attempt]) -> int:
+    """How many of a setting's runs missed since the last that met the objective, at rates that one had met, if any."""
+    mine = [one for one in attempts if one.number == number and not one.failure]
+    met = [place for place, one in enumerate(mine) if one.met]
+    highest = max((mine[place].rate_per_s for place in met), default=math.inf)
+    return sum(one.rate_per_s <= highest for one in mine[met[-1] + 1 if met else 0 :])
+
+
+def _climb(leader: int, bracket: Bracket, belief: Belief, attempts: Sequence[Attempt], narrow: float) -> Trial | None:
     """The leader between what it met and what it did not; None where these are near enough."""
     passed, failed = bracket.passed_per_s, bracket.failed_per_s
     if math.isinf(failed):
-        if passed >= _MOST_PER_S:
+        most = min(_MOST_PER_S, held_per_s(attempts))
+        if passed * narrow >= most:
             return None
         believed = math.exp(belief.mean[leader])
-        return _trial(leader, min(max(1.15 * passed, 1.03 * believed), 2 * passed, _MOST_PER_S), "how high it goes")
+        return _trial(leader, min(max(1.15 * passed, 1.03 * believed), 2 * passed, most), "how high it goes")
     middle = _rounded(math.sqrt(passed * failed))
     if failed <= narrow * passed or not passed < middle < failed:
         return None
@@ -128,10 +159,10 @@ def _challenge(
     best = math.log(brackets[leader].passed_per_s) - float(handicap[leader])
     gain = expected_gain(Belief(handicap - belief.mean, belief.spread), -best)
     needed = np.exp(best + handicap) * _ABOVE
-    out = out_of_contest(attempts) | {leader}
+    out, most = out_of_contest(attempts) | {leader}, held_per_s(attempts)
     for number in range(len(gain)):
         beaten = number in brackets and brackets[number].failed_per_s <= needed[number] * 1.01
-        if number in out or beaten:
+        if number in out or beaten or needed[number] > most:
             gain[number] = 0.0
     found = int(np.argmax(gain))
     return _trial(found, float(needed[found]), "may bear more") if gain[found] > _WORTH_TRYING else None

@@ -14,6 +14,8 @@ __all__ = ["Contest", "cost_per_1000", "cost_per_h", "label_of"]
 
 # A queue without end has no latency, and a setting that never meets the objective no rate; both have logarithms here.
 _LONGEST, _LOWEST = 30.0, 0.01
+# Of what a server bears: so much that it is an easy load, and not so little that its end is many runs away.
+_EASY = 0.1
 
 
 class Contest(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +44,7 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
         return self.cores if options.device != "cpu" else min(options.workers * max(options.threads, 1), self.cores)
 
     def cost_at(self, number: int, rate_per_s: float) -> float:
-        """What 1,000 requests cost there (see `cost_per_1000`); with a price of 1 where none is known."""
+        """What 1,000 requests cost there (see `cost_per_1000`); in hours of the machine where no price is known."""
         return cost_per_1000(self.aim.price_per_h or 1.0, self.cores_of(number) / self.cores, rate_per_s)
 
     def log_latency_s(self) -> Floats:
@@ -51,8 +53,12 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
         return np.log([min(max(one.objective_s, 1e-7), longest_s) for one in self.predictions])
 
     def log_rate_per_s(self) -> Floats:
-        """[n] the logarithm of the foretold highest rate."""
-        highest = max((one.max_rate_per_s for one in self.predictions), default=0.0) or 1.0
+        """[n] the logarithm of the foretold highest rate; where none is foretold of any setting, a rate from which a
+        search comes to theirs soon.
+        """
+        highest = max((one.max_rate_per_s for one in self.predictions), default=0.0)
+        if not highest:
+            return np.log([max(_EASY * one.alone_per_s, 1.0) for one in self.predictions])
         return np.log([max(one.max_rate_per_s, _LOWEST * highest) for one in self.predictions])
 
     def log_energy_j(self) -> Floats:

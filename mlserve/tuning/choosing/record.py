@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -15,22 +16,57 @@ from mlserve.tuning.choosing.verdict import Verdict
 from mlserve.tuning.prediction.prediction import Prediction
 from mlserve.tuning.setting import Setting
 
-__all__ = ["SEARCH_FILE", "TUNE_FILE", "Foretold", "Record", "Search", "as_written", "read_record", "write_record"]
+__all__ = [
+    "SEARCH_FILE",
+    "TUNE_FILE",
+    "Foretold",
+    "Made",
+    "Making",
+    "Record",
+    "Search",
+    "as_written",
+    "read_record",
+    "read_search",
+    "write_record",
+]
 
 SEARCH_FILE, TUNE_FILE = "search.json", "tune.json"
+
+File = TypeVar("File", bound=msgspec.Struct)
 
 # 1: first format
 FORMAT_VERSION = 1
 
 
+class Making(msgspec.Struct, frozen=True, kw_only=True):
+    """Of what variants were made: a model's file, the digests of its content and of the rows it was judged by ("" for
+    made-up ones), and which variants were asked for, none for what is sensible.
+    """
+
+    file: str
+    content: str
+    data: str = ""
+    variants: tuple[str, ...] = ()
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """The versions that were made for a search, and of each variant that was not kept why."""
+
+    asked: Making
+    versions: tuple[str, ...]
+    refused: dict[str, str] = {}
+
+
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for, as `search.json` keeps it: a search in the same folder goes on only if it asks for the same.
 
-    `models` are the versions that may be served; `plan` says what requests hold, in which order, and the first seed.
+    `models` are the versions that may be served, `made` where they were made for this search; `plan` says what requests
+    hold, in which order, and the first seed.
     """
 
     format_version: int = FORMAT_VERSION
     models: tuple[str, ...]
+    made: Made | None = None
     protocols: tuple[Protocol, ...]
     aim: Aim
     plan: Plan
@@ -49,6 +85,8 @@ class Foretold(msgspec.Struct, frozen=True, kw_only=True):
     mean_batch_rows: float
     utilization: float
     max_rate_per_s: float
+    alone_per_s: float = 0.0
+    disturbed: float = 0.0
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +103,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     settled: Settled | None = None
     verdict: Verdict | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing else ran when what predictions rest on was timed."""
+        return not any(one.disturbed for one in self.predictions)
 
     def predicted(self) -> tuple[Prediction, ...]:
         """What was foretold."""
@@ -83,6 +126,8 @@ def as_written(predictions: Sequence[Prediction]) -> tuple[Foretold, ...]:
             mean_batch_rows=one.mean_batch_rows,
             utilization=one.utilization,
             max_rate_per_s=one.max_rate_per_s,
+            alone_per_s=one.alone_per_s,
+            disturbed=one.disturbed,
         )
         for one in predictions
     )
@@ -96,12 +141,26 @@ def write_record(directory: Path, record: Record) -> None:
 
 
 def read_record(directory: Path) -> Record | None:
-    """What `tune.json` in `directory` says; None where there is none. Raises UsageError for one that is damaged."""
-    path = directory / TUNE_FILE
+    """What `tune.json` in `directory` says; None where there is none. Raises UsageError for one that is damaged, or
+    of another mlserve.
+    """
+    return _read(directory / TUNE_FILE, Record)
+
+
+def read_search(directory: Path) -> Search | None:
+    """What `search.json` in `directory` says; None where there is none. Raises UsageError for one that is damaged, or
+    of another mlserve.
+    """
+    return _read(directory / SEARCH_FILE, Search)
+
+
+def _read(path: Path, type_: type[File]) -> File | None:
     if not path.is_file():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
+        return msgspec.json.decode(path.read_bytes(), type=type_)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path} is of another mlserve than this one: {error}; choose another folder") from error
     except msgspec.DecodeError as error:
         raise UsageError(f"{path} is damaged: {error}; remove it, or choose another folder for --out") from error
 
@@ -116,6 +175,8 @@ def _prediction(one: Foretold) -> Prediction:
         mean_batch_rows=one.mean_batch_rows,
         utilization=one.utilization,
         max_rate_per_s=one.max_rate_per_s,
+        alone_per_s=one.alone_per_s,
+        disturbed=one.disturbed,
     )
 
 

@@ -65,16 +65,16 @@ def this_machine(generators: int = 1) -> Machinery:
     )
 
 
-def versions_for(store: Store, ref: str, aim: Aim, variants: Sequence[str]) -> tuple[list[Artifact], dict[str, str]]:
-    """The versions that `ref` means, and by its name why each other is left out: all of a name, or just the one that
-    NAME@VERSION says.
+def versions_for(
+    store: Store, refs: Sequence[str], aim: Aim, variants: Sequence[str]
+) -> tuple[list[Artifact], dict[str, str]]:
+    """The versions that `refs` mean, all of one model, and by its name why each other is left out: all of a name, or
+    just the one that NAME@VERSION says.
 
     Of each variant the newest is taken. Raises StoreError for what there is not, UsageError where none is left.
     """
-    name, at, _ = ref.partition("@")
-    every = [store.resolve(ref)] if at else [store.get(name, version) for version in store.versions(name)]
-    if not every:
-        every = [store.resolve(ref)]  # says that there is none
+    name = refs[0].partition("@")[0]
+    every = [artifact for ref in refs for artifact in _meant(store, ref)]
     left_out: dict[str, str] = {}
     newest = {artifact.manifest.variant: artifact for artifact in every}
     kept = []
@@ -125,6 +125,11 @@ def layouts(cores: int, *, few: bool = False) -> list[tuple[int, int]]:
     found = [(workers, threads) for workers in counts for threads in counts if workers * threads <= cores]
     whole = [(workers, cores // workers) for workers in counts]
     return list(dict.fromkeys([(1, cores), (cores, 1)])) if few else sorted({*found, *whole})
+
+
+def _meant(store: Store, ref: str) -> list[Artifact]:
+    every = [] if "@" in ref else [store.get(ref, version) for version in store.versions(ref)]
+    return every or [store.resolve(ref)]  # which says so where there is none
 
 
 def _objection(artifact: Artifact, newest: Artifact, aim: Aim, variants: Sequence[str]) -> str:

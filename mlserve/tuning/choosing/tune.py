@@ -2,10 +2,9 @@
 
 import re
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -16,6 +15,7 @@ from mlserve.bench.progress import Progress
 from mlserve.errors import MlserveError, UsageError
 from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Plan
+from mlserve.runs.run import RUN_FILE
 from mlserve.runs.samples import Samples
 from mlserve.stats import minimum_samples
 from mlserve.tuning.campaign import is_finished, make_room, open_campaign
@@ -24,11 +24,12 @@ from mlserve.tuning.choosing.choose import Pace, next_trial
 from mlserve.tuning.choosing.contest import Contest, label_of
 from mlserve.tuning.choosing.foretelling import OpensPredictor, foretell
 from mlserve.tuning.choosing.record import SEARCH_FILE, Record, Search, as_written, read_record, write_record
+from mlserve.tuning.choosing.servers import Servers
 from mlserve.tuning.choosing.space import Space
 from mlserve.tuning.choosing.verdict import Verdict, best_so_far, conclude_search
 from mlserve.tuning.find_max import Judge
 from mlserve.tuning.measuring import Measure, measure_run, read_recorded
-from mlserve.tuning.opening import Contender, Opens, SubjectOf
+from mlserve.tuning.opening import Opens
 from mlserve.tuning.setting import Setting
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Tuning:
         self._search, self._pace, self._directory = search, pace, directory
         self._opens, self._measure = opens, measure
         open_campaign(directory, SEARCH_FILE, search)
+        _sweep(directory)
         self._before = read_record(directory)
         self._contest: Contest | None = None
 
@@ -80,21 +82,29 @@ class Tuning:
         """How much of the budget is gone."""
         return sum(one.seconds for one in self.attempts)
 
+    @property
+    def is_foretold(self) -> bool:
+        """Whether the folder has predictions that `foretell` takes, on as many cores as then."""
+        before = self._before
+        return before is not None and bool(before.predictions) and (bool(before.attempts) or before.quiet)
+
     def foretell(self, space: Space, opens: OpensPredictor, cores: int, on_step: Callable[[str], None]) -> None:
-        """Has every setting foretold, or takes what was foretold before: then nothing is measured for it again."""
+        """Has every setting foretold, or takes what was foretold before: then nothing is measured for it again, unless
+        the machine was busy then and no run rests on it yet.
+        """
         aim, before = self._search.aim, self._before
-        if before is not None and before.predictions and before.cores == cores:
+        if before is not None and self.is_foretold and before.cores == cores:
             predictions, failed = before.predicted(), before.left_out
         else:
             predictions, failed = foretell(space, aim, opens, on_step)
         self._contest = Contest(predictions=predictions, aim=aim, cores=cores)
         self.left_out = {**space.left_out, **failed}
-        if before is None:
+        if before is None or not before.attempts:
             self._write(None)
 
     def run(self, watcher: Watcher) -> Verdict:
         """Makes the runs that are not there yet, until enough is known or the budget is spent."""
-        with _Servers(self._opens) as servers:
+        with Servers(self._opens) as servers:
             while isinstance(found := next_trial(self.contest, self._pace, self.attempts), Trial):
                 self._make(found, servers, watcher)
         self.settled = found
@@ -102,10 +112,10 @@ class Tuning:
         self._write(verdict)
         return verdict
 
-    def make(self, trial: Trial, watcher: Watcher) -> Attempt:
-        """One run that nobody's search asked for."""
-        with _Servers(self._opens) as servers:
-            return self._make(trial, servers, watcher)
+    def make(self, trials: Iterable[Trial], watcher: Watcher) -> list[Attempt]:
+        """Runs that no search asked for, one after the other; what is there already is not made again."""
+        with Servers(self._opens) as servers:
+            return [self._make(trial, servers, watcher) for trial in trials]
 
     def verdict(self) -> Verdict:
         """What is known by now."""
@@ -125,7 +135,7 @@ class Tuning:
         """Every run there is."""
         return [self.read(one.folder) for one in self.attempts if not one.failure]
 
-    def _make(self, trial: Trial, servers: "_Servers", watcher: Watcher) -> Attempt:
+    def _make(self, trial: Trial, servers: Servers, watcher: Watcher) -> Attempt:
         attempt = self._attempt(trial, servers, watcher)
         self.attempts.append(attempt)
         if len(self.attempts) > len(self._before.attempts if self._before else ()):
@@ -133,30 +143,32 @@ class Tuning:
         watcher.ends(attempt, self._label(trial.number), self._best())
         return attempt
 
-    def _attempt(self, trial: Trial, servers: "_Servers", watcher: Watcher) -> Attempt:
+    def _attempt(self, trial: Trial, servers: Servers, watcher: Watcher) -> Attempt:
         """The run of `trial`: read where it is there already, else made."""
         number = len(self.attempts)
         name = _folder(number, trial, self.contest.settings[trial.number])
         folder = self._directory / name
-        failure = folder / _FAILURE_FILE
+        if (failed := _read_failure(folder)) is not None:
+            return failed_attempt(trial, name, failed.reason, self._seconds_before(name), died=failed.died)
         if is_finished(folder):
             return judge_attempt(trial, self.read(name), self._search.aim, self._seconds_before(name))
-        if failure.is_file():
-            reason = str(msgspec.json.decode(failure.read_bytes())["reason"])
-            return failed_attempt(trial, name, reason, self._seconds_before(name))
         began_s = time.monotonic()
         watcher.begins(trial, self._label(trial.number), self.spent_s)
         setting, plan = self.contest.settings[trial.number], self._plan(trial, number)
         make_room(folder)
+        fault = ""
         try:
-            subject_of = servers.open(setting)
-            self._measure(subject_of, plan, folder, name, watcher.moves, self._decide(trial, plan))
+            self._measure(servers.open(setting), plan, folder, name, watcher.moves, self._decide(trial, plan))
         except UsageError:
             raise  # every run would say so
         except MlserveError as error:
+            fault = str(error)
+        ended = servers.ended()
+        if fault or ended:
             servers.close()
-            failure.write_bytes(msgspec.json.encode({"reason": str(error)}) + b"\n")
-            return failed_attempt(trial, name, str(error), time.monotonic() - began_s)
+            failed = _Failure(reason=ended or fault, died=bool(ended))
+            _write_failure(folder, failed)
+            return failed_attempt(trial, name, failed.reason, time.monotonic() - began_s, died=failed.died)
         return judge_attempt(trial, self.read(name), self._search.aim, time.monotonic() - began_s)
 
     def _plan(self, trial: Trial, number: int) -> Plan:
@@ -211,34 +223,6 @@ class Tuning:
         write_record(self._directory, record)
 
 
-class _Servers:
-    """One server at a time: the last that was asked for goes on until another is."""
-
-    def __init__(self, opens: Opens) -> None:
-        self._opens, self._stack = opens, ExitStack()
-        self._key: object = None
-        self._subject_of: SubjectOf | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def open(self, setting: Setting) -> SubjectOf:
-        key = (setting.model, setting.options)
-        if key != self._key or self._subject_of is None:
-            self.close()
-            contender = Contender(setting.model, setting.model)
-            self._subject_of = self._stack.enter_context(self._opens(contender, setting.options))
-            self._key = key
-        return self._subject_of
-
-    def close(self) -> None:
-        self._subject_of, self._key = None, None
-        self._stack.close()
-
-
 class _OnlyMissed:
     """Ends a run that surely misses the objective; one that meets it goes on, for its latency is wanted."""
 
@@ -250,6 +234,32 @@ class _OnlyMissed:
             return None
         stop = self._judge(samples, elapsed_s)
         return None if self._judge.verdict is None or self._judge.verdict.met else stop
+
+
+def _sweep(directory: Path) -> None:
+    """Removes folders of runs that never began."""
+    for folder in directory.glob("[0-9][0-9][0-9]-*"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    """What `failure.json` keeps of a run that there is not; see Attempt."""
+
+    reason: str
+    died: bool = False
+
+
+def _read_failure(folder: Path) -> _Failure | None:
+    path = folder / _FAILURE_FILE
+    return msgspec.json.decode(path.read_bytes(), type=_Failure) if path.is_file() else None
+
+
+def _write_failure(folder: Path, failure: _Failure) -> None:
+    """What a dead server left is no run, and is kept under another name."""
+    (folder / _FAILURE_FILE).write_bytes(msgspec.json.encode(failure) + b"\n")
+    if is_finished(folder):
+        (folder / RUN_FILE).rename(folder / f"{RUN_FILE}.failed")
 
 
 def _folder(number: int, trial: Trial, setting: Setting) -> str:

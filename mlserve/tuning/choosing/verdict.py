@@ -14,9 +14,8 @@ from mlserve.tuning.choosing.attempt import Attempt
 from mlserve.tuning.choosing.belief import Belief
 from mlserve.tuning.choosing.climb import believed_rate, brackets_of
 from mlserve.tuning.choosing.contest import Contest, label_of
-from mlserve.tuning.choosing.standing import Settled
-from mlserve.tuning.choosing.words import missed_words, needed_words, unmeasured_words
-from mlserve.units import format_rate
+from mlserve.tuning.choosing.standing import SPENT, Settled, out_of_contest, proof_of
+from mlserve.tuning.choosing.words import blamed_words, missed_words, needed_words, unmeasured_words
 
 __all__ = ["State", "Tried", "Verdict", "best_so_far", "chance_of_flip", "conclude_search", "importance"]
 
@@ -24,6 +23,8 @@ State = Literal["picked", "met", "missed", "failed"]
 
 _RESAMPLES = 1000
 _NEAR = 0.2
+# The variance of logarithms that differ by 1%.
+_ALIKE = 1e-4
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +47,8 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The pick, None where nothing met the objective; then `nearest` says what came next to it, and `needed` what would
-    help. `figure` names what `value`s are: requests/s, good answers/s, seconds, price of 1,000 requests, joules.
+    help. `figure` names what `value`s are: requests/s, good answers/s, seconds, price or machine hours of 1,000
+    requests, joules.
 
     `flip` is the probability that the runner-up is better after all, by what was measured; None where there is none, or
     nothing tells. `importance` is the share of the variance over all settings that each knob explains by itself.
@@ -79,10 +81,11 @@ def conclude_search(
     tried = [_tried(contest, attempts, number, pick) for number in dict.fromkeys(one.number for one in attempts)]
     order = sorted(tried, key=lambda one: _place(contest, one))
     chosen = next((one for one in order if one.number == pick), None)
-    runner_up = next((one for one in order if one.state == "met"), None)
+    runner_up = next((one for one in order if one.state == "met"), None) if chosen else None
     pairs = [(one.predicted, one.measured) for one in tried if one.predicted and one.measured]
     confirmed = settled is not None and settled.confirmed
-    last = _last(attempts, pick)
+    proof = proof_of(attempts, pick)
+    last = proof[-1] if proof else None
     return Verdict(
         pick=chosen,
         confirmed=confirmed,
@@ -98,22 +101,25 @@ def conclude_search(
         near=sum(abs(found / said - 1) <= _NEAR for said, found in pairs),
         compared=len(pairs),
         nearest="" if chosen else missed_words(contest, attempts),
-        needed="" if chosen else needed_words(contest, attempts),
+        needed="" if chosen else needed_words(contest, attempts, spent=settled is not None and settled.why == SPENT),
     )
 
 
 def importance(knobs: Mapping[str, Sequence[str]], belief: Belief) -> dict[str, float]:
     """The share of the variance over all settings that each knob explains by itself, the greatest first: the variance
     of its values' means over the whole (first-order effects: Sobol 1993). What knobs do together is in none of them.
+    Empty where all settings are alike.
     """
     whole = float(belief.mean.var())
+    if whole < _ALIKE:
+        return {}
     found = {}
     for name, column in knobs.items():
         values = np.array(column)
         means: Floats = np.zeros(len(values))
         for value in set(column):
             means[values == value] = belief.mean[values == value].mean()
-        found[name] = float(means.var()) / whole if whole else 0.0
+        found[name] = float(means.var()) / whole
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -163,37 +169,36 @@ def best_so_far(contest: Contest, attempts: Sequence[Attempt]) -> int | None:
     """The setting that leads, confirmed or not; None where nothing met the objective yet."""
     if contest.seeks_rate:
         handicap = contest.handicap()
-        passed = {number: one.passed_per_s for number, one in brackets_of(attempts).items() if one.passed_per_s}
+        brackets, out = brackets_of(attempts), out_of_contest(attempts)
+        passed = {at: one.passed_per_s for at, one in brackets.items() if one.passed_per_s and at not in out}
         return max(passed, key=lambda number: math.log(passed[number]) - float(handicap[number]), default=None)
     loss = believed_loss(contest, attempts)
     return min(met_settings(attempts), key=lambda number: float(loss.mean[number]), default=None)
 
 
-def _last(attempts: Sequence[Attempt], number: int | None) -> Attempt | None:
-    """The run that the figures of a setting are taken from: the last that confirmed it, else the last it met."""
-    mine = [one for one in attempts if one.number == number and one.met]
-    return next((one for one in reversed(mine) if one.trial.fidelity == "confirm"), mine[-1] if mine else None)
-
-
 def _tried(contest: Contest, attempts: Sequence[Attempt], number: int, pick: int | None) -> Tried:
     mine = [one for one in attempts if one.number == number]
     label = label_of(contest.settings[number], contest.settings)
-    last = _last(attempts, number)
+    proof = proof_of(attempts, number)
+    last = proof[-1] if proof else None
     ran = [one for one in mine if not one.failure]
     prediction = contest.predictions[number]
     if not ran:
         return Tried(number=number, label=label, state="failed", why=mine[-1].failure)
+    bracket = brackets_of(mine).get(number)
     if contest.seeks_rate:
-        bracket = brackets_of(mine).get(number)
         whole = bracket is not None and bracket.passed_per_s and bracket.failed_per_s < math.inf
         measured = math.sqrt(bracket.passed_per_s * bracket.failed_per_s) if bracket and whole else None
         predicted: float | None = prediction.max_rate_per_s
     else:
         measured = next((one.percentile_s for one in reversed(ran) if one.percentile_s), None)
         predicted = prediction.objective_s if math.isfinite(prediction.objective_s) else None
-    met = last is not None and (contest.seeks_rate or number in met_settings(attempts))
+    if contest.seeks_rate:
+        met = last is not None and bracket is not None and bracket.passed_per_s > 0
+    else:
+        met = last is not None and number in met_settings(attempts)
     value = _value(contest, number, last, mine) if last and met else (None, None, None)
-    why = "" if number == pick else _why(contest, mine[-1], met=met)
+    why = "" if number == pick else _why(contest, mine, met=met)
     return Tried(
         number=number,
         label=label,
@@ -229,14 +234,18 @@ def _value(
     return passed or last.rate_per_s, passed or None, failed if failed < math.inf else None
 
 
-def _why(contest: Contest, last: Attempt, *, met: bool) -> str:
+def _why(contest: Contest, mine: Sequence[Attempt], *, met: bool) -> str:
+    last = mine[-1]
     if last.failure:
         return last.failure
-    if last.blame:
-        return f"the generator could not offer {format_rate(last.rate_per_s)} ({last.blame})"
-    if last.met or (met and not contest.seeks_rate):
+    if met:
         return "met the objective; another is better"
-    return missed_words(contest, [last], with_label=False)
+    missed = [one for one in mine if not one.met and not one.failure and not one.blame]
+    if missed:
+        fresh = [one for one in missed if one.trial.fidelity == "confirm"]
+        words = missed_words(contest, fresh or missed, with_label=False)
+        return f"a fresh run did not confirm it: {words}" if fresh else words
+    return blamed_words(last) if last.blame else "met the objective; no VALID run confirmed it"
 
 
 def _place(contest: Contest, one: Tried) -> tuple[int, float]:
@@ -252,6 +261,6 @@ def _figure(contest: Contest) -> str:
         "throughput": "requests/s",
         "goodput": "good answers/s",
         "latency": contest.aim.objective.name,
-        "cost": "price of 1,000",
+        "cost": "price of 1,000" if contest.aim.price_per_h is not None else "machine hours for 1,000",
         "energy": "J a request",
     }[contest.aim.goal]

@@ -9,7 +9,7 @@ import msgspec
 from mlserve.bench.progress import Progress
 from mlserve.runs.load import Plan
 from mlserve.tuning.evidence import Objective
-from mlserve.tuning.find_max import Quest, StepRun, find_max
+from mlserve.tuning.find_max import Found, Quest, StepRun, find_max
 from mlserve.tuning.gating.side import Side
 from mlserve.tuning.measuring import Measure, OnProgress
 from mlserve.tuning.opening import SubjectOf
@@ -32,9 +32,10 @@ class RateSearch(msgspec.Struct, frozen=True, kw_only=True):
     on_progress: OnProgress
     measure: Measure
 
-    def highest(self, name: str, folder: str, number: int) -> float:
-        """The highest rate of the side called `name` (requests/s), 0.0 where none met the objective. `number` is that
-        of the pair: each search has arrivals of its own.
+    def highest(self, name: str, folder: str, number: int) -> tuple[float, bool]:
+        """The highest rate of the side called `name` (requests/s), and whether it is that at most: where none met the
+        objective, it is the lowest that did not. 0.0 where runs that can be believed are too few to tell. `number` is
+        that of the pair: each search has arrivals of its own.
         """
         side = self.sides[name]
         quest = Quest(
@@ -53,7 +54,15 @@ class RateSearch(msgspec.Struct, frozen=True, kw_only=True):
             _Listener(self.on_progress),
             self.measure,
         )
-        return found.passed_per_s
+        return _rate_of(found)
+
+
+def _rate_of(found: Found) -> tuple[float, bool]:
+    """What a search found. A rate so low that nothing was due in its run meets every objective, and shows nothing."""
+    if any(one.samples.ok.any() for one in found.best):
+        return found.passed_per_s, False
+    failed = [step.rate_per_s for step in found.steps if not step.verdict.met and not step.blame]
+    return (min(failed), True) if failed and found.end != "spoilt" else (0.0, False)
 
 
 class _Listener:

@@ -1,11 +1,13 @@
 """The live gate: base and candidate measured in turn, A B B A, until the limits are decided or the time is up.
 
 Every run is kept as it comes; the same gate in the same folder goes on where it stopped. What looks like a regression
-is not believed before servers that were started afresh, under schedules of their own, have shown it again.
+is not believed before servers that were started afresh, under schedules of their own, have shown it again. Neither is
+a candidate that does not work at all, where the base does, before it was started once more.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -13,20 +15,24 @@ import msgspec
 
 from mlserve.bench.progress import Progress
 from mlserve.errors import UsageError
+from mlserve.report.gating.blame import does_not_work, is_spoilt, machine_faults
 from mlserve.report.gating.calibration import GateCalibration
-from mlserve.report.gating.decision import decide_pairs
+from mlserve.report.gating.decision import broken, decide_pairs
 from mlserve.report.gating.evidence import Pair
+from mlserve.report.gating.figures import KeptFigures
 from mlserve.report.gating.limits import Limit
 from mlserve.report.gating.result import GateResult
 from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Plan
+from mlserve.stats import minimum_samples
 from mlserve.tuning.campaign import is_finished, make_room, open_campaign
 from mlserve.tuning.evidence import Objective
+from mlserve.tuning.gating.calibrated import CalibratedRuns
 from mlserve.tuning.gating.highest_rate import RateSearch
-from mlserve.tuning.gating.servers import OpensSide, Servers
+from mlserve.tuning.gating.servers import OpensSide, Servers, SideBroke
 from mlserve.tuning.gating.side import Side
-from mlserve.tuning.gating.turn import Turn, pair_plan
-from mlserve.tuning.measuring import Measure, measure_run, read_recorded
+from mlserve.tuning.gating.turn import SIDES, Turn, pair_plan
+from mlserve.tuning.measuring import Measure, read_recorded
 
 __all__ = ["GATE_FILE", "Course", "LiveGate", "Watcher", "check_gate", "run_gate"]
 
@@ -37,6 +43,10 @@ FORMAT_VERSION = 1
 # Until a pair has shown it: starting server and generators, calibrating, and the last answers.
 _OVERHEAD_S = 6.0
 _MOST_ATTEMPTS = 3
+# A candidate that does not work has to show it twice, by servers that were started one after the other.
+_ENOUGH_BREAKS = 2
+# A Poisson load has more or less than it should; a run is refused only where it never could hold enough.
+_LEAST_SHARE = 0.9
 
 
 class LiveGate(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +62,11 @@ class LiveGate(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective | None = None
     resolution: float = 0.05
     keep_servers: bool = False
+
+    @property
+    def one_process_a_side(self) -> bool:
+        """Whether the runs of a side all ask the same process."""
+        return self.keep_servers or None in (self.base.options, self.candidate.options)
 
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +104,14 @@ def check_gate(asked: LiveGate) -> None:
     running = [side.name for side in (asked.base, asked.candidate) if side.options is None]
     if "start_up" in metrics and running:
         raise UsageError(f"start_up of {running[0]} is not known, for it runs already; give a model, or no such limit")
+    plan = asked.plan
+    enough = minimum_samples(plan.percentile)
+    if not plan.closed and not plan.precision and plan.rate_per_s * plan.duration_s < _LEAST_SHARE * enough:
+        raise UsageError(
+            f"{plan.rate_per_s:g} requests/s for {plan.duration_s:g} s are {plan.rate_per_s * plan.duration_s:g} "
+            f"requests a run, and p{100 * plan.percentile:g} takes {enough}; raise --rps or --duration, or limit a "
+            "lower percentile"
+        )
 
 
 def run_gate(
@@ -99,33 +122,48 @@ def run_gate(
     budget_s: float,
     *,
     calibration: GateCalibration | None = None,
-    measure: Measure = measure_run,
+    measure: Measure | None = None,
     now_s: Callable[[], float] = time.monotonic,
 ) -> GateResult:
     """Measures into `directory` what is not there yet, and decides.
 
-    It ends when the limits are decided, when another pair would not fit into `budget_s` seconds of this call, or when
-    a pair stays INVALID however often it is taken. Raises UsageError where the folder cannot be used, BenchError where
-    a server does not start or a run breaks down; all finished runs are kept.
+    It ends when the limits are decided, when the candidate was found twice not to work where the base does, when
+    another pair would not fit into `budget_s` seconds of this call, or when a pair stays INVALID however often this
+    call takes it. `measure` takes one run, None for a real one. Raises UsageError where the folder cannot be used,
+    BenchError where the base does not start or its run breaks down; all finished runs are kept.
     """
     check_gate(asked)
     open_campaign(directory, GATE_FILE, asked)
     sides = {"base": asked.base, "candidate": asked.candidate}
     with Servers(opens, sides, keep=asked.keep_servers) as servers:
-        pairs = _Pairs(asked, directory, servers, watcher, measure)
+        pairs = _Pairs(asked, directory, servers, watcher, measure or CalibratedRuns())
         budget = _Budget(asked.plan, budget_s, now_s)
+        figures = KeptFigures()
         first: list[Pair] = []
         fresh: list[Pair] = []
         result: GateResult | None = None
-        while result is None or not (result.settled or budget.is_out or pairs.spoilt):
+        while result is None or pairs.unconfirmed or not (result.settled or budget.is_out or pairs.spoilt):
             confirming = result is not None and bool(result.suspected)
             taken = fresh if confirming else first
             if confirming and not fresh:
                 servers.restart()
-            turn = Turn(number=len(taken) + 1, fresh=confirming)
-            taken.append(pairs.take(turn, budget.course(first, fresh), budget))
-            budget.pair_ended()
-            result = decide_pairs(first, asked.limits, fresh=fresh, calibration=calibration)
+            pair = pairs.take(Turn(number=len(taken) + 1, fresh=confirming), budget.course(first, fresh), budget)
+            if pair is not None:
+                taken.append(pair)
+                budget.pair_ended(measured=pairs.measured)
+                result = decide_pairs(
+                    first,
+                    asked.limits,
+                    fresh=fresh,
+                    calibration=calibration,
+                    figure=figures,
+                    resolution=asked.resolution,
+                    kept=asked.one_process_a_side,
+                )
+            if len(pairs.breaks) >= _ENOUGH_BREAKS:
+                result = broken(result, pairs.breaks)
+                break
+            assert result is not None
             watcher.judged(result, budget.course(first, fresh))
     return result
 
@@ -139,12 +177,13 @@ class _Budget:
         self._longest_s = 2 * (plan.warm_up_s + plan.duration_s + _OVERHEAD_S)
         self._measured = False
 
-    def pair_ended(self) -> None:
-        """One pair is over, measured or read again."""
+    def pair_ended(self, *, measured: bool) -> None:
+        """One pair is over; one that was only read again says nothing of how long they take."""
         now_s = self._now_s()
         took_s, self._pair_s = now_s - self._pair_s, now_s
-        self._longest_s = max(self._longest_s, took_s) if self._measured else took_s
-        self._measured = True
+        if measured:
+            self._longest_s = max(self._longest_s, took_s) if self._measured else took_s
+        self._measured = self._measured or measured
 
     @property
     def is_out(self) -> bool:
@@ -158,43 +197,91 @@ class _Budget:
 
 
 class _Pairs:
-    """Takes pairs of runs into the folder of a gate; those that are finished are read. `spoilt`: a pair was INVALID
-    as often as it was taken.
+    """Takes pairs of runs into the folder of a gate; those that are finished are read.
+
+    `spoilt`: the last pair was INVALID as often as it was taken. `measured`: a run of it was made now, and not read.
+    `breaks` says of each time that the candidate did not work, and the base did, how; the last time is `unconfirmed`
+    until it was tried once more.
     """
 
     def __init__(self, asked: LiveGate, directory: Path, servers: Servers, watcher: Watcher, measure: Measure) -> None:
         self._asked, self._directory, self._servers = asked, directory, servers
         self._watcher, self._measure = watcher, measure
         self._search = self._rate_search()
-        self.spoilt = False
+        self._base_works = False
+        self.spoilt = self.measured = self.unconfirmed = False
+        self.breaks: list[str] = []
 
-    def take(self, turn: Turn, course: Course, budget: _Budget) -> Pair:
-        """One pair, taken again while it is INVALID and there is time."""
-        for attempt in range(1, _MOST_ATTEMPTS + 1):
-            last = attempt == _MOST_ATTEMPTS or budget.is_out
-            runs = self._attempt(turn, attempt, course, last=last)
-            self.spoilt = not _all_valid(runs)
-            if last or not self.spoilt:
-                break
-        rates = None
-        if self._search is not None and not self.spoilt:
-            found = {side: self._search.highest(side, turn.folder(side), turn.number) for side in turn.order}
-            rates = found["base"], found["candidate"]
-        return Pair(baseline=runs["base"], candidate=runs["candidate"], max_rates=rates)
+    def take(self, turn: Turn, course: Course, budget: _Budget) -> Pair | None:
+        """One pair, taken again while it is INVALID and there is time; None where the candidate broke too often.
 
-    def _attempt(self, turn: Turn, attempt: int, course: Course, *, last: bool) -> dict[str, Recorded]:
-        """Both runs of a pair; only the first where that is INVALID, unless this is the last attempt."""
+        Attempts of an earlier call that are INVALID are passed over, and do not count among those of this one.
+        """
+        self.measured, tries = False, 0
+        for attempt in count(1):
+            is_known = is_finished(self._directory / turn.folder(turn.order[0], attempt))
+            last = not is_known and (tries + 1 >= _MOST_ATTEMPTS or budget.is_out)
+            tries += not is_known
+            pair = self._attempt(turn, attempt, course, last=last)
+            if len(self.breaks) >= _ENOUGH_BREAKS:
+                return pair
+            self.spoilt = pair is None or is_spoilt(pair)
+            if pair is not None and (not self.spoilt or (last and not self.unconfirmed)):
+                return pair if self.spoilt or self._search is None else self._with_rates(pair, turn, self._search)
+        raise AssertionError("attempts do not end")
+
+    def _attempt(self, turn: Turn, attempt: int, course: Course, *, last: bool) -> Pair | None:
+        """Both runs of a pair; None where the first is disturbed, unless this is the `last` attempt, and where the
+        candidate breaks. The base comes first after that, to show that it works still.
+        """
         runs: dict[str, Recorded] = {}
         plan = pair_plan(self._asked.plan, turn, attempt)
-        for side in turn.order:
-            if last or _all_valid(runs):
-                runs[side] = self._run(side, turn, plan, attempt, course)
-        return runs
+        for side in SIDES if self.unconfirmed else turn.order:
+            is_known = is_finished(self._directory / turn.folder(side, attempt))
+            if last or is_known or not any(map(machine_faults, runs.values())):
+                try:
+                    runs[side] = self._run(side, turn, plan, attempt, course)
+                except SideBroke as error:
+                    self._broke(error)
+                    return None
+                self._base_works = self._base_works or side == "base"
+        if len(runs) < len(SIDES):
+            return None
+        pair = Pair(baseline=runs["base"], candidate=runs["candidate"])
+        how = does_not_work(pair)
+        self.unconfirmed = bool(how)
+        if how:
+            self.breaks.append(f"candidate ({self._asked.candidate.name}): {how}")
+            self._servers.restart()
+        return pair
+
+    def _broke(self, error: SideBroke) -> None:
+        """Keeps what broke the candidate, for another start to confirm. Raises `error` where it is the base's, or where
+        nobody knows yet whether the base works.
+        """
+        self._servers.restart()
+        if error.side == "base" or not self._base_works:
+            raise error
+        self.unconfirmed = True
+        self.breaks.append(str(error))
+
+    def _with_rates(self, pair: Pair, turn: Turn, search: RateSearch) -> Pair | None:
+        """`pair` with the highest rates of both; None where the candidate broke too often for them."""
+        while len(self.breaks) < _ENOUGH_BREAKS:
+            try:
+                found = {side: search.highest(side, turn.folder(side), turn.number) for side in turn.order}
+            except SideBroke as error:
+                self._broke(error)
+                continue
+            (base, base_at_most), (other, other_at_most) = found["base"], found["candidate"]
+            return Pair(pair.baseline, pair.candidate, (base, other), (base_at_most, other_at_most))
+        return None
 
     def _run(self, name: str, turn: Turn, plan: Plan, attempt: int, course: Course) -> Recorded:
         folder = self._directory / turn.folder(name, attempt)
         if is_finished(folder):
             return read_recorded(folder)
+        self.measured = True
         side = self._side(name)
         self._watcher.begins(side, turn, course)
         with self._servers.asked(name) as subject_of:
@@ -221,7 +308,3 @@ class _Pairs:
             on_progress=self._watcher.moves,
             measure=self._measure,
         )
-
-
-def _all_valid(runs: Mapping[str, Recorded]) -> bool:
-    return all(one.run.certificate.valid for one in runs.values())

@@ -5,21 +5,30 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
-from mlserve.errors import BenchError, MlserveError
+from mlserve.errors import BenchError, MlserveError, UsageError
 from mlserve.tuning.gating.side import Side
 from mlserve.tuning.opening import SubjectOf
 
-__all__ = ["OpensSide", "Servers"]
+__all__ = ["OpensSide", "Servers", "SideBroke"]
 
 OpensSide = Callable[[Side], AbstractContextManager[SubjectOf]]
 """How a side is opened for as long as a block lasts."""
+
+
+class SideBroke(BenchError):
+    """The server of `side`, "base" or "candidate", did not start, crashed, or could not be asked."""
+
+    def __init__(self, side: str, message: str) -> None:
+        super().__init__(message)
+        self.side = side
 
 
 class Servers:
     """Opens `sides`. What one process is lucky in, such as where its memory lies, lasts as long as it: so that every
     run has a process of its own, unless `keep` leaves both up. They share the cores, and one is loaded at a time.
 
-    Raises BenchError, naming the side, for whatever goes wrong with a server.
+    Raises SideBroke for whatever goes wrong with a server, and UsageError for what was asked of it wrongly; both name
+    the side.
     """
 
     def __init__(self, opens: OpensSide, sides: Mapping[str, Side], *, keep: bool) -> None:
@@ -45,8 +54,10 @@ class Servers:
             try:
                 subject_of = self._kept(name) if self._keep else stack.enter_context(self._opens(self._sides[name]))
                 yield subject_of
+            except UsageError as error:
+                raise UsageError(f"{name} ({self._sides[name].name}): {error}") from error
             except MlserveError as error:
-                raise BenchError(f"{name} ({self._sides[name].name}): {error}") from error
+                raise SideBroke(name, f"{name} ({self._sides[name].name}): {error}") from error
 
     def _kept(self, name: str) -> SubjectOf:
         if name not in self._open:

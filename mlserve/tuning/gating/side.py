@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from mlserve.errors import UsageError
+from mlserve.model.onnx_file import inspect_onnx
 from mlserve.runs.production import Production
 from mlserve.tuning.opening import Contender, settled
 from mlserve.tuning.serving import ServerOptions
@@ -30,9 +31,11 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 def side_of(where: str, store: Path, options: ServerOptions) -> Side:
     """A URL, NAME[@VERSION|@ALIAS] or FILE.onnx; a name is settled to the version that it means now.
 
-    Raises StoreError for what there is not.
+    Raises StoreError, or the error of a model file, for what there is not, before anything is measured.
     """
     contender = settled(Contender(where, where), store)
+    if contender.is_file:
+        inspect_onnx(Path(where))
     if contender.running:
         return Side(contender=contender, store=str(store))
     return Side(contender=contender, store=str(store), options=options)

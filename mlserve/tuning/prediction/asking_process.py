@@ -1,29 +1,32 @@
-"""The process that asks a server at several paces, with the clients that load tests use.
+"""The process that asks a server at several paces and in bursts, with the clients that load tests use.
 
 python -m mlserve.tuning.prediction.asking_process JOB RESULT    (started by `transport`)
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import psutil
 
+from mlserve.bench.cores import own_cores
 from mlserve.bench.generator.generator import Generator, Share, open_client
 from mlserve.bench.generator.job import Job, Tick
 from mlserve.runs.load import Plan
 from mlserve.runs.samples import OK, Sample
+from mlserve.tuning.prediction.bursts import BurstCost, burst_cost
+from mlserve.tuning.prediction.processor import MOST_WAITED, Others, used_s, waited_s
 from mlserve.tuning.prediction.times import Phase, levels_of
 
 __all__ = ["AskingJob", "AskingResult", "main"]
 
 _LEAD_S = 0.1
-_USERS = 16
-# At most so many requests a second, and so much of what the server bears.
-_BUSY_PER_S, _BUSY = 1500.0, 0.25
+# At most so many requests a second, and so much of what the server bears if each comes alone.
+_BUSY_PER_S, _BUSY = 1500.0, 0.5
 _RESTED_PER_S, _RESTED = 80.0, 0.05
 _FEWEST = 20
 _WARM_UP_S = 0.1
@@ -31,13 +34,13 @@ _LONGER = (1, 3, 9)
 
 
 class AskingJob(msgspec.Struct, frozen=True, kw_only=True):
-    """The requests of `job`, of `rows` rows each, which ask where their time went, for about `budget_s`; to a server
-    whose processes are `pids`.
+    """The requests of `job`, which ask where their time went, for about `budget_s`; to a server whose processes are
+    `pids`, on the cores `cpus`.
     """
 
     job: Job
-    rows: int
     pids: tuple[int, ...]
+    cpus: tuple[int, ...]
     budget_s: float
 
 
@@ -45,19 +48,44 @@ class AskingResult(msgspec.Struct, frozen=True, kw_only=True):
     """See PathTimes; `fault` says why there is nothing."""
 
     fault: str = ""
+    cost: BurstCost | None = None
     rested: Phase | None = None
     busy: Phase | None = None
-    full: Phase | None = None
+    others: float = 0.0
 
 
-class _Rows:
-    """A sink that keeps what it takes."""
+class _Slice(NamedTuple):
+    """The rows of about a tenth of a second; how long threads of ours waited for a core meanwhile; and what others used
+    of all the cores' time.
+    """
 
-    def __init__(self) -> None:
-        self.rows: list[Sample] = []
+    rows: Sequence[Sample]
+    waited_s: float
+    others_s: float
+    whole_s: float
+
+
+class _Slices:
+    """A sink that keeps what it takes, with what others did meanwhile."""
+
+    def __init__(self, asking: AskingJob) -> None:
+        self.slices: list[_Slice] = []
+        self._cpus, self._pids = {*asking.cpus, *own_cores()}, [os.getpid(), *asking.pids]
+        self._others, self._waited_s = Others(self._cpus, self._pids), waited_s(self._pids)
 
     def take(self, rows: Sequence[Sample], tick: Tick) -> None:
-        self.rows += rows
+        others_s, whole_s = self._others.spent()
+        now_s = waited_s(self._pids)
+        self.slices.append(_Slice(list(rows), now_s - self._waited_s, others_s, whole_s))
+        self._others, self._waited_s = Others(self._cpus, self._pids), now_s
+
+
+class _Asked(NamedTuple):
+    """What one pace showed, and what others used of the cores meanwhile, of all their time."""
+
+    phase: Phase
+    others_s: float
+    whole_s: float
 
 
 def main() -> None:
@@ -71,63 +99,76 @@ def main() -> None:
 
 
 def _asked(asking: AskingJob) -> AskingResult:
-    """The closed loop first: it shows how many requests the server bears."""
+    """The bursts first: they show how many requests the server bears."""
     plan, budget_s = asking.job.plan, asking.budget_s
-    closed = {"arrivals": "closed", "users": _USERS, "rate_per_s": 0.0}
-    full = _phase(asking, msgspec.structs.replace(plan, **closed, duration_s=0.2 * budget_s))
-    most_per_s = 1 / full.gap_s
+    cost = burst_cost(asking.job, asking.pids, 0.2 * budget_s)
+    most_per_s = 1 / (cost.turn_s + cost.request_s)
     busy_per_s, rested_per_s = min(_BUSY_PER_S, _BUSY * most_per_s), min(_RESTED_PER_S, _RESTED * most_per_s)
-    busy = _phase(asking, msgspec.structs.replace(plan, rate_per_s=busy_per_s, duration_s=0.3 * budget_s))
-    rested = _phase(asking, msgspec.structs.replace(plan, rate_per_s=rested_per_s, duration_s=0.5 * budget_s))
-    return AskingResult(full=full, busy=busy, rested=rested)
+    busy, rested = (
+        _phase(asking, msgspec.structs.replace(plan, rate_per_s=rate, duration_s=share * budget_s), cost.request_s)
+        for rate, share in ((busy_per_s, 0.3), (rested_per_s, 0.5))
+    )
+    others = max(0.0, busy.others_s + rested.others_s) / (busy.whole_s + rested.whole_s)
+    return AskingResult(cost=cost, busy=busy.phase, rested=rested.phase, others=min(others, 1.0))
 
 
-def _phase(asking: AskingJob, plan: Plan) -> Phase:
-    """Requests by `plan`, of which the first tenth of a second is not counted.
+def _phase(asking: AskingJob, plan: Plan, request_s: float) -> _Asked:
+    """Requests by `plan`, of which the first tenth of a second is not counted, nor what others disturbed.
 
     A busy machine may answer hardly any in so short a time, which is then made longer. Raises ValueError where too few
     answers are good all the same.
     """
     for longer in _LONGER:
-        duration_s = max(longer * plan.duration_s, _FEWEST / plan.rate_per_s if plan.rate_per_s else 0.0)
-        rows, used_s = _asked_by(asking, msgspec.structs.replace(plan, duration_s=duration_s, warm_up_s=_WARM_UP_S))
-        good = [row for row in rows if row.status == OK and row.compute_ns is not None]
-        warm = [row for row in good if row.scheduled_ns >= _WARM_UP_S * 1e9]
+        duration_s = max(longer * plan.duration_s, _FEWEST / plan.rate_per_s)
+        before_s = used_s(asking.pids)
+        slices = _asked_by(asking, msgspec.structs.replace(plan, duration_s=duration_s, warm_up_s=_WARM_UP_S))
+        spent_s = used_s(asking.pids) - before_s
+        rows = [row for each in slices for row in each.rows]
+        good = [row for row in rows if _is_good(row)]
+        calm = _calm(slices)
+        warm = [row for each in calm for row in each.rows if _is_good(row) and row.scheduled_ns >= _WARM_UP_S * 1e9]
         if len(warm) >= _FEWEST and len(good) > len(rows) / 2:
-            return _phase_of(asking, rows, good, warm, used_s)
+            return _Asked(
+                _phase_of(rows, warm, _turn_s(good, spent_s, request_s)),
+                sum(each.others_s for each in calm),
+                sum(each.whole_s for each in calm),
+            )
     faults = ", ".join(sorted({row.status for row in rows} - {OK})) or "none failed"
     raise ValueError(f"{len(good)} of {len(rows)} requests were answered in time and told where theirs went; {faults}")
 
 
-def _asked_by(asking: AskingJob, plan: Plan) -> tuple[list[Sample], float]:
-    """The rows of a load, and the processor time that the server used meanwhile."""
+def _asked_by(asking: AskingJob, plan: Plan) -> list[_Slice]:
+    """A load."""
     job = msgspec.structs.replace(asking.job, plan=plan)
-    sink = _Rows()
+    sink = _Slices(asking)
     generator = Generator(job, Share(), open_client(job.address, job), lambda _: None, sink)
-    before_s = _used_s(asking.pids)
     generator.run(time.monotonic_ns() + round(_LEAD_S * 1e9))
-    return sink.rows, _used_s(asking.pids) - before_s
+    return sink.slices
 
 
-def _phase_of(
-    asking: AskingJob, rows: Sequence[Sample], good: Sequence[Sample], warm: Sequence[Sample], used_s: float
-) -> Phase:
-    shares = np.array([asking.rows / (row.batch_rows or asking.rows) for row in good])
-    computed_s = np.array([row.compute_ns or 0 for row in good]) / 1e9
+def _calm(slices: Sequence[_Slice]) -> Sequence[_Slice]:
+    """All of them where others hardly had the cores; else the half, of those with rows, in which ours waited least."""
+    if sum(each.others_s for each in slices) <= MOST_WAITED * sum(each.whole_s for each in slices):
+        return slices
+    some = sorted((each for each in slices if each.rows), key=lambda each: each.waited_s / each.whole_s)
+    return some[: (len(some) + 1) // 2]
+
+
+def _is_good(row: Sample) -> bool:
+    return row.status == OK and row.compute_ns is not None
+
+
+def _turn_s(good: Sequence[Sample], spent_s: float, request_s: float) -> float | None:
+    """Processor time of a turn of the server at this pace, in each of which it ran once: what is left of `spent_s`."""
+    runs = sum(row.rows / row.batch_rows for row in good if row.batch_rows)
+    run_s = float(np.median([row.compute_ns or 0 for row in good])) / 1e9
+    return max(0.0, (spent_s - len(good) * request_s) / runs - run_s) if runs else None
+
+
+def _phase_of(rows: Sequence[Sample], warm: Sequence[Sample], turn_s: float | None) -> Phase:
     outside_s = np.array([(row.done_ns or 0) - row.scheduled_ns - (row.compute_ns or 0) for row in warm]) / 1e9
     due_s = np.array([row.scheduled_ns for row in rows]) / 1e9
-    return Phase(
-        gap_s=float(np.ptp(due_s)) / len(due_s),
-        cpu_s=max(0.0, used_s / len(rows) - float((computed_s * shares).mean())),
-        turns=float(shares.mean()),
-        outside_s=levels_of(outside_s),
-    )
-
-
-def _used_s(pids: Sequence[int]) -> float:
-    """The processor time of a server's processes so far."""
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(each.user + each.system for each in times)
+    return Phase(gap_s=float(np.ptp(due_s)) / len(due_s), outside_s=levels_of(outside_s), turn_s=turn_s)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How long runs of a version take on the server's cores: measured once, in a process like the server's."""
 
 import os
+import time
 
 from mlserve.bench.cores import own_cores, split_cores
 from mlserve.engines.engine import EngineSettings
@@ -53,4 +54,11 @@ def measure_engine(version: Version, options: ServerOptions, most_rows: int, bud
     found = run_child(_MODULE, job, split_cores(own_cores(), options.spare_cores)[0], TimingResult)
     if found.fault:
         raise EngineError(f"{version.name} cannot be timed: {found.fault}")
-    return EngineTimes(key=key, together=found.together, kinds=found.kinds, times=found.times, waited=found.waited)
+    return EngineTimes(
+        key=key,
+        together=found.together,
+        kinds=found.kinds,
+        times=found.times,
+        waited=found.waited,
+        taken_at_s=time.time(),
+    )

@@ -18,6 +18,7 @@ from mlserve.errors import Overloaded
 from mlserve.serve.batching import batcher
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.stats import Floats
+from mlserve.tuning.prediction.connections import Connections
 
 __all__ = ["Arrivals", "Costs", "Path", "Runs", "Simulated", "SimulatedServer", "simulate"]
 
@@ -25,8 +26,6 @@ __all__ = ["Arrivals", "Costs", "Path", "Runs", "Simulated", "SimulatedServer", 
 _READING = 0.5
 # A pause before a run that leaves caches and clocks as they were, and one after which they are cold.
 _WARM_S, _COLD_S = 3e-4, 1e-2
-# As clients of ours over gRPC: bench/clients/http2_pool.py.
-_SHARED_CONNECTIONS = 4
 
 
 class Arrivals(msgspec.Struct, frozen=True):
@@ -53,17 +52,39 @@ class Runs(msgspec.Struct, frozen=True):
 
 
 class Path(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request costs beside its run (seconds): `turn_s` of processor time for each turn of the server and
-    `request_s` for each request in it; and `busy_s`, `rested_s`, the quantiles [levels] of what passes outside the
-    server, where the last request was `busy_gap_s` ago, or `rested_gap_s`.
+    """What a request costs beside its run (seconds): of processor time, `request_s`, and `turn_s` for each turn of the
+    server after a pause of `rested_gap_s`, `busy_turn_s` (the same, for None) for one after at most `busy_gap_s`; and
+    `rested_s`, `busy_s`, the quantiles [levels] of what passes outside the server after such pauses.
     """
 
     turn_s: float = 0.0
+    busy_turn_s: float | None = None
     request_s: float = 0.0
     busy_s: Sequence[float] = (0.0,)
     rested_s: Sequence[float] = (0.0,)
     busy_gap_s: float = _WARM_S
     rested_gap_s: float = _COLD_S
+
+    def turn_after_s(self, gap_s: float) -> float:
+        """What a turn costs whose first request came `gap_s` after the server had last done something."""
+        if self.busy_turn_s is None:
+            return self.turn_s
+        cold = _share_of(gap_s, self.busy_gap_s, self.rested_gap_s)
+        return self.busy_turn_s + cold * (self.turn_s - self.busy_turn_s)
+
+    def outside_s(self, lot: float, gap_s: float) -> float:
+        """What of a request after a pause of `gap_s` passes outside the server; `lot` in [0, 1) is its luck."""
+        busy_s, rested_s = (each[int(lot * len(each))] for each in (self.busy_s, self.rested_s))
+        return busy_s + _share_of(gap_s, self.busy_gap_s, self.rested_gap_s) * (rested_s - busy_s)
+
+    def each_outside_s(self, lots: Sequence[float], gap_s: Sequence[float]) -> Floats:
+        """The same of many [n]."""
+        levels = (np.array(lots) * len(self.busy_s)).astype(np.int64)
+        busy_s = np.array(self.busy_s)[levels]
+        spent_s: Floats = busy_s + _share(gap_s, self.busy_gap_s, self.rested_gap_s) * (
+            np.array(self.rested_s)[levels] - busy_s
+        )
+        return spent_s
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,11 +112,28 @@ class SimulatedServer(msgspec.Struct, frozen=True, kw_only=True):
 class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it: latency [n] from the instant due, infinite for a request that was refused. `utilization` is the
     share of the workers' time that their engines ran.
+
+    `most_rows` is how many rows were there at once, at most; `typical_s` how long its runs typically took, at most,
+    which decides where they are; `moved`: that changed.
     """
 
     latency_s: Floats
     mean_batch_rows: float
     utilization: float
+    most_rows: int
+    typical_s: float
+    moved: bool
+
+    def same_for(self, rows: int, other_rows: int, runs: Runs) -> bool:
+        """Whether a server that differs in its most rows alone, `other_rows` and not `rows`, does the very same: where
+        neither was ever reached, and runs stay where they are (the most rows tell how long a run takes at first).
+        """
+        if self.most_rows >= min(rows, other_rows) or self.moved:
+            return False
+        begins_s, begins_other_s = (runs.mean_s(0, each) for each in (rows, other_rows))
+        if min(begins_s, begins_other_s) > batcher.INLINE_LIMIT_S:
+            return True
+        return self.typical_s + max(0.0, begins_other_s - begins_s) <= batcher.INLINE_LIMIT_S
 
 
 def simulate(arrivals: Arrivals, server: SimulatedServer, costs: Costs, seed: int = 0) -> Simulated:
@@ -104,9 +142,12 @@ def simulate(arrivals: Arrivals, server: SimulatedServer, costs: Costs, seed: in
     simulation.run()
     span_s = max(simulation.now_s - float(arrivals.due_s[0]), 1e-12)
     return Simulated(
-        latency_s=np.array(simulation.latency_s),
+        latency_s=np.array(simulation.latency_s) + simulation.outside_s(),
         mean_batch_rows=simulation.ran_rows / max(simulation.ran, 1),
         utilization=min(simulation.ran_s / (server.workers * span_s), 1.0),
+        most_rows=simulation.most_rows,
+        typical_s=simulation.most_typical_s,
+        moved=simulation.moved,
     )
 
 
@@ -153,7 +194,8 @@ class _Simulation:
         self._rng = np.random.default_rng([seed, 1])
         self._lots = self._rng.random(count).tolist()
         self._run_lots = self._rng.random(count).tolist()
-        self._clients = _Clients(server, self._workers, self._rng)
+        self._connections = Connections(server.workers, self._rng, shared=server.shared_connections)
+        self._were_queued: list[int] = []
         self._connection = [0] * count
         self._gap_s = [0.0] * count
         self._steps: list[_Step] = []
@@ -164,6 +206,7 @@ class _Simulation:
         self.latency_s = [inf] * count
         self.ran = self.ran_rows = 0
         self.ran_s = 0.0
+        self.most_rows, self.most_typical_s, self.moved = 0, typical_s, False
 
     def run(self) -> None:
         """Until every request is answered."""
@@ -196,7 +239,8 @@ class _Simulation:
                 coming += 1
 
     def _arrive(self, ticket: int) -> None:
-        connection, worker = self._clients.send(self.now_s)
+        connection, number = self._connections.send(self.now_s)
+        worker = self._workers[number]
         self._connection[ticket] = connection
         self._gap_s[ticket] = 0.0 if worker.looping or worker.computing else self.now_s - worker.ended_s
         worker.inbox.append(ticket)
@@ -210,11 +254,12 @@ class _Simulation:
             self._begin(worker.steps.popleft())
         elif worker.outbox:
             tickets = worker.outbox.popleft()
-            cost_s = (1 - _READING) * (path.turn_s + len(tickets) * path.request_s)
+            turn_s = path.turn_after_s(self._gap_s[tickets[0]])
+            cost_s = (1 - _READING) * (turn_s + len(tickets) * path.request_s)
             self._begin(_Step(worker, "answer", cost_s, 1, tickets))
         elif worker.inbox:
             tickets, worker.inbox = worker.inbox, []
-            turn_s = _READING * path.turn_s if worker.queues else path.turn_s
+            turn_s = path.turn_after_s(self._gap_s[tickets[0]]) * (_READING if worker.queues else 1)
             self._begin(_Step(worker, "read", turn_s + len(tickets) * _READING * path.request_s, 1, tickets))
 
     def _begin(self, step: _Step) -> None:
@@ -247,7 +292,7 @@ class _Simulation:
             case "run":
                 self._ran(worker, step)
                 if worker.typical_s > batcher.INLINE_LIMIT_S:
-                    worker.queues = True
+                    worker.queues = self.moved = True
                 self._answer(step.tickets, self._inline)
             case "answer":
                 self._answer(step.tickets, self._queued)
@@ -260,9 +305,11 @@ class _Simulation:
                     worker.window.push(ticket, self._rows[ticket], self.now_s, self._kinds[ticket])
                 except Overloaded:
                     self._left -= 1
-                    self._clients.answered(self._connection[ticket], self.now_s)
+                    self._connections.answered(self._connection[ticket], self.now_s)
+            self.most_rows = max(self.most_rows, worker.window.waiting_rows)
             self._compute(worker)
             return
+        self.most_rows = max(self.most_rows, sum([self._rows[ticket] for ticket in tickets]))
         path = self._inline
         for batch in self._together(tickets):
             cost_s = self._run_s(batch) + len(batch) * (1 - _READING) * path.request_s
@@ -300,68 +347,53 @@ class _Simulation:
         level = int(self._run_lots[self.ran % len(self._run_lots)] * len(busy_s))
         self.ran += 1
         self.ran_rows += rows
-        cold = _share(self._gap_s[batch[0]], _WARM_S, _COLD_S)
+        cold = _share_of(self._gap_s[batch[0]], _WARM_S, _COLD_S)
         return busy_s[level] + cold * (rested_s[level] - busy_s[level])
 
     def _ran(self, worker: _Worker, step: _Step) -> None:
         took_s = self.now_s - step.started_s
         self.ran_s += took_s
         worker.typical_s += 0.1 * (took_s - worker.typical_s)
+        self.most_typical_s = max(self.most_typical_s, worker.typical_s)
 
     def _give_up_thread(self, worker: _Worker) -> None:
         if worker.was_quick and worker.typical_s < batcher.INLINE_LIMIT_S / 2 and not worker.window.waiting_rows:
-            worker.queues = False
+            worker.queues, self.moved = False, True
 
     def _answer(self, tickets: list[int], path: Path) -> None:
-        """The requests of a batch, one after the other: the last is answered now."""
-        apart_s = (1 - _READING) * path.request_s
-        for place, ticket in enumerate(reversed(tickets)):
-            level = int(self._lots[ticket] * len(path.busy_s))
-            cold = _share(self._gap_s[ticket], path.busy_gap_s, path.rested_gap_s)
-            outside_s = path.busy_s[level] + cold * (path.rested_s[level] - path.busy_s[level])
-            answered_s = self.now_s - place * apart_s + outside_s
+        """The requests of a batch, one after the other: the last is answered now. What passes outside comes later on,
+        unless it decides which connection is free.
+        """
+        answered_s, apart_s = self.now_s, (1 - _READING) * path.request_s
+        for ticket in reversed(tickets):
             self.latency_s[ticket] = answered_s - self._due_s[ticket]
-            self._clients.answered(self._connection[ticket], answered_s)
+            if self._connections.matter:
+                outside_s = path.outside_s(self._lots[ticket], self._gap_s[ticket])
+                self._connections.answered(self._connection[ticket], answered_s + outside_s)
+            answered_s -= apart_s
+        if path is self._queued:
+            self._were_queued += tickets
         self._left -= len(tickets)
 
-
-class _Clients:
-    """Which worker gets a request: the one that accepted its connection, by a hash that nobody can foretell."""
-
-    def __init__(self, server: SimulatedServer, workers: list[_Worker], rng: np.random.Generator) -> None:
-        self._workers, self._rng, self._shared = workers, rng, server.shared_connections
-        self._worker_of: list[int] = []
-        self._idle: list[int] = []
-        self._busy: list[tuple[float, int]] = []
-        self._sent = 0
-        if self._shared:
-            self._worker_of = rng.integers(len(workers), size=_SHARED_CONNECTIONS).tolist()
-
-    def send(self, now_s: float) -> tuple[int, _Worker]:
-        """The connection that the next request takes, and whose it is."""
-        if len(self._workers) == 1:
-            return 0, self._workers[0]
-        if self._shared:
-            connection = self._sent % _SHARED_CONNECTIONS
-            self._sent += 1
-        else:
-            while self._busy and self._busy[0][0] <= now_s:
-                self._idle.append(heappop(self._busy)[1])
-            if self._idle:
-                connection = self._idle.pop()
-            else:
-                connection = len(self._worker_of)
-                self._worker_of.append(int(self._rng.integers(len(self._workers))))
-        return connection, self._workers[self._worker_of[connection]]
-
-    def answered(self, connection: int, at_s: float) -> None:
-        """`connection` is free from `at_s` on."""
-        if len(self._workers) > 1 and not self._shared:
-            heappush(self._busy, (at_s, connection))
+    def outside_s(self) -> Floats:
+        """What of each request [n] passes outside the server."""
+        spent_s = self._inline.each_outside_s(self._lots, self._gap_s)
+        spent_queued_s = self._queued.each_outside_s(self._lots, self._gap_s)
+        spent_s[self._were_queued] = spent_queued_s[self._were_queued]
+        return spent_s
 
 
-def _share(gap_s: float, warm_s: float, cold_s: float) -> float:
-    """How cold all is after a pause of `gap_s`, from 0 to 1: by its logarithm, as what was seen at several rates."""
+def _share(gap_s: Sequence[float] | Floats, warm_s: float, cold_s: float) -> Floats:
+    """How cold all is after pauses of `gap_s` [n], from 0 to 1: by its logarithm, as what was seen at several rates."""
+    pauses_s: Floats = np.asarray(gap_s, np.float64)
+    if cold_s <= warm_s:
+        return (pauses_s > warm_s).astype(np.float64)
+    share: Floats = np.log(np.clip(pauses_s, warm_s, cold_s) / warm_s) / log(cold_s / warm_s)
+    return share
+
+
+def _share_of(gap_s: float, warm_s: float, cold_s: float) -> float:
+    """Of one pause."""
     if gap_s <= warm_s:
         return 0.0
     return 1.0 if gap_s >= cold_s else log(gap_s / warm_s) / log(cold_s / warm_s)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from mlserve.errors import UsageError
 from mlserve.runs.machine import Machine
+from mlserve.tuning.prediction.processor import MOST_WAITED
 
 __all__ = [
     "LEVELS",
@@ -24,14 +25,11 @@ __all__ = [
 ]
 
 # 1: first format
-FORMAT_VERSION = 1
+# 2: turn_s and request_s of a path, which bursts tell; what others used meanwhile
+FORMAT_VERSION = 2
 
 LEVELS = 200
 """Of a distribution, so many quantiles are kept: those at (i + 0.5) / 200."""
-
-
-# More shows in a percentile.
-_MOST_WAITED = 0.05
 
 
 class EngineKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +61,8 @@ class RowTimes(msgspec.Struct, frozen=True, kw_only=True):
 class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """`kinds[body]` is the kind of each request's rows: rows of one kind can share a run, unless not `together`.
 
-    `waited` is the share of the time in which its threads waited for a core that others had.
+    `waited` is the share of the time in which its threads waited for a core that others had; `taken_at_s` is when, by
+    `time.time`.
     """
 
     key: EngineKey
@@ -71,11 +70,12 @@ class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[int, ...]
     times: tuple[RowTimes, ...]
     waited: float = 0.0
+    taken_at_s: float = 0.0
 
     @property
     def disturbed(self) -> bool:
         """Whether other work made them longer than they are."""
-        return self.waited > _MOST_WAITED
+        return self.waited > MOST_WAITED
 
     @property
     def most_rows(self) -> int:
@@ -84,30 +84,37 @@ class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests at one pace to a server whose model does nothing. `outside_s` are quantiles of latency without the run.
-
-    `cpu_s` is the processor time that the server used for a request beside the run, `turns` the share of requests
-    that began a run: 1 where none shared one.
+    """Requests at one pace to a server whose model does nothing: quantiles of their latency without the run; and what
+    each turn of the server took of processor time, None where that was not measured at this pace.
     """
 
     gap_s: float
-    cpu_s: float
-    turns: float
     outside_s: tuple[float, ...]
+    turn_s: float | None = None
 
 
 class PathTimes(msgspec.Struct, frozen=True, kw_only=True):
     """One protocol, with requests like those of `interface`, where runs are on the event loop (`inline`) or not.
 
-    `rested` requests came one by one, `busy` ones soon after one another, and `full` ones kept the server's core busy.
+    Of processor time beside runs, each turn of the server took `turn_s`, and each request in it `request_s`. `rested`
+    requests came one by one, `busy` ones soon after one another. `waited` is the share of the cores' time that others
+    used meanwhile; `taken_at_s` is when, by `time.time`.
     """
 
     protocol: str
     interface: str
     inline: bool
+    turn_s: float
+    request_s: float
     rested: Phase
     busy: Phase
-    full: Phase
+    waited: float = 0.0
+    taken_at_s: float = 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work made them longer than they are."""
+        return self.waited > MOST_WAITED
 
 
 class ServiceTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,9 +130,18 @@ class ServiceTimes(msgspec.Struct, frozen=True, kw_only=True):
         return next((each for each in self.engines if each.key == key and _covers(each, rows)), None)
 
     @property
-    def disturbed(self) -> tuple[EngineTimes, ...]:
-        """Those that were measured while other work ran."""
-        return tuple(each for each in self.engines if each.disturbed)
+    def disturbed(self) -> float:
+        """The largest share of the time in which others had the cores while something was timed, where that was enough
+        to show; 0.0 where the machine was quiet.
+        """
+        engines = (each.waited for each in self.engines if each.disturbed)
+        return max((*engines, *(each.waited for each in self.paths if each.disturbed)), default=0.0)
+
+    def quiet(self, since_s: float) -> "ServiceTimes":
+        """Without those that were taken before `since_s`, by `time.time`, while other work ran."""
+        engines = tuple(each for each in self.engines if not each.disturbed or each.taken_at_s >= since_s)
+        paths = tuple(each for each in self.paths if not each.disturbed or each.taken_at_s >= since_s)
+        return msgspec.structs.replace(self, engines=engines, paths=paths)
 
     def path(self, protocol: str, interface: str, *, inline: bool) -> PathTimes | None:
         """The times of a protocol, if they were measured."""
@@ -156,11 +172,13 @@ def read_times(path: Path, machine: Machine) -> ServiceTimes:
     if not path.is_file():
         return ServiceTimes(machine=machine)
     try:
-        held = msgspec.json.decode(path.read_bytes(), type=ServiceTimes)
+        content = path.read_bytes()
+        if msgspec.json.decode(content, type=_Format).format_version != FORMAT_VERSION:
+            return ServiceTimes(machine=machine)
+        held = msgspec.json.decode(content, type=ServiceTimes)
     except (msgspec.DecodeError, OSError) as error:
         raise UsageError(f"{path} holds no measured times: {error}; delete it, and they are measured again") from error
-    same = held.format_version == FORMAT_VERSION and _essence(held.machine) == _essence(machine)
-    return held if same else ServiceTimes(machine=machine)
+    return held if _essence(held.machine) == _essence(machine) else ServiceTimes(machine=machine)
 
 
 def write_times(path: Path, times: ServiceTimes) -> None:
@@ -172,6 +190,10 @@ def write_times(path: Path, times: ServiceTimes) -> None:
         partial.rename(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}; choose another folder") from error
+
+
+class _Format(msgspec.Struct):
+    format_version: int
 
 
 def _covers(times: EngineTimes, rows: int) -> bool:

@@ -23,6 +23,8 @@ from mlserve.model.tensors import Tensors
 from mlserve.serve.batching.lengths import LadderSignature
 from mlserve.serve.tasks.carried import Carried
 from mlserve.serve.tasks.signing import open_signature
+from mlserve.stats import Floats
+from mlserve.tuning.prediction.processor import MOST_WAITED, waited_s
 from mlserve.tuning.prediction.times import RowTimes, levels_of
 from mlserve.wire import grpc
 from mlserve.wire.signature import Signature
@@ -70,16 +72,35 @@ class _Cell:
         self.kind, self.rows, self.choices = kind, rows, choices
         self.busy_s: list[float] = []
         self.rested_s: list[float] = []
+        self.waited_s: list[float] = []
         self.spent_s = 0.0
 
     def time(self, engine: Engine) -> None:
         """One run after a pause and one right after another."""
         inputs = self.choices[len(self.busy_s) % len(self.choices)]
-        began_s = time.perf_counter()
+        began_s, before_s = time.perf_counter(), waited_s()
         time.sleep(_PAUSE_S)
         self.rested_s.append(_timed_s(engine, inputs))
         self.busy_s.append(_timed_s(engine, inputs))
+        self.waited_s.append(waited_s() - before_s)
         self.spent_s += time.perf_counter() - began_s
+
+    def took_s(self) -> Floats:
+        """How long each pause and both runs took, without what came between."""
+        took_s: Floats = np.array(self.busy_s) + self.rested_s + _PAUSE_S
+        return took_s
+
+    def calm(self) -> "_Cell":
+        """Without the half that waited longest, if threads waited for a core to an extent that shows."""
+        took_s = self.took_s()
+        if sum(self.waited_s) <= MOST_WAITED * took_s.sum():
+            return self
+        calmest = np.argsort(np.array(self.waited_s) / took_s, kind="stable")[: max(_FEWEST, len(took_s) // 2)]
+        calm = _Cell(self.kind, self.rows, self.choices)
+        calm.busy_s, calm.rested_s, calm.waited_s = (
+            [values[number] for number in calmest] for values in (self.busy_s, self.rested_s, self.waited_s)
+        )
+        return calm
 
 
 def main() -> None:
@@ -101,12 +122,12 @@ def _timed(job: TimingJob) -> TimingResult:
         opened.engine.run(cell.choices[0])
     rng = np.random.default_rng(job.seed)
     share_s = job.budget_s / len(cells)
-    began_s, waited_s = time.perf_counter(), _waited_s()
     while todo := [cell for cell in cells if _goes_on(cell, share_s)]:
         for number in rng.permutation(len(todo)):
             todo[number].time(opened.engine)
-    waited = (_waited_s() - waited_s) / (time.perf_counter() - began_s)
     opened.engine.close()
+    cells = [cell.calm() for cell in cells]
+    took_s = sum(float(cell.took_s().sum()) for cell in cells)
     return TimingResult(
         together=opened.signature.together,
         kinds=tuple(kinds),
@@ -114,7 +135,7 @@ def _timed(job: TimingJob) -> TimingResult:
             RowTimes(kind=cell.kind, rows=cell.rows, busy_s=levels_of(cell.busy_s), rested_s=levels_of(cell.rested_s))
             for cell in cells
         ),
-        waited=waited,
+        waited=min(1.0, sum(sum(cell.waited_s) for cell in cells) / took_s),
     )
 
 
@@ -179,18 +200,6 @@ def _timed_s(engine: Engine, inputs: Tensors) -> float:
     before_s = time.perf_counter()
     engine.run(inputs)
     return time.perf_counter() - before_s
-
-
-def _waited_s() -> float:
-    """How long this process's threads could have run so far, but others had their core; 0.0 where nobody tells.
-
-    The second number of /proc/PID/task/TID/schedstat (Linux, Documentation/scheduler/sched-stats.rst).
-    """
-    try:
-        told = [path.read_text().split() for path in Path("/proc/self/task").glob("*/schedstat")]
-    except OSError:  # a thread has just ended
-        return 0.0
-    return sum(int(each[1]) for each in told) / 1e9
 
 
 if __name__ == "__main__":

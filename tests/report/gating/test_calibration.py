@@ -5,7 +5,7 @@ import pytest
 
 from mlserve.errors import UsageError
 from mlserve.report.gating.absolute import decide_against
-from mlserve.report.gating.calibration import calibrate, read_calibration, write_calibration
+from mlserve.report.gating.calibration import Calibrated, calibrate, read_calibration, unfit, write_calibration
 from mlserve.report.gating.decision import decide_pairs
 from mlserve.report.gating.limits import parse_gate_limits
 from mlserve.report.gating.result import Finding, GateResult, MetricVerdict
@@ -98,3 +98,47 @@ def test_a_session_differs_from_another_by_at_least_what_pairs_of_runs_do(side, 
     assert verdicts[8.0].verdict == "fail"
     assert verdicts[4.0].verdict != "fail"
     assert any("they may differ by more" in note for note in verdicts[8.0].notes)
+
+
+def test_a_calibration_of_another_model_load_or_way_of_serving_is_not_used(made_runs, side, pairs_of):
+    base, other = side(), side(seed=40)
+
+    def of(**said):
+        usual = {"model": base.model.name, "conditions": base.conditions, "duration_s": 4.0, "limits": P50}
+        return calibrate(APART, made_runs.MACHINE, Calibrated(**(usual | said)))
+
+    assert unfit(of(), base) == ""
+    assert "is of another model (vit against minilm)" in unfit(of(model="vit"), base)
+    faster = msgspec.structs.replace(base.conditions, rate_per_s=300.0)
+    assert "is of another load" in unfit(of(conditions=faster), base)
+    assert "runs of 9 s against 4 s" in unfit(of(duration_s=9.0), base)
+    assert "were kept up" in unfit(of(kept=True), base)
+    assert unfit(of(kept=True), base, kept=True) == ""
+    pairs = pairs_of(base, other)
+    refused = decide_pairs(pairs, P50, calibration=of(model="vit"))
+    assert refused.false_alarms is None
+    assert any("is of another model" in note for note in refused.notes)
+    assert decide_pairs(pairs, P50, calibration=of()).false_alarms is not None
+
+
+def test_servers_that_stay_up_are_judged_by_what_processes_differ_by_where_that_is_known(made_runs, side, pairs_of):
+    base, slow = side(), side(made_runs.Load(5.0), seed=40)
+    pairs, one = pairs_of(base, slow), side()
+    kept = Calibrated(model=one.model.name, conditions=one.conditions, duration_s=4.0, limits=P50, kept=True)
+    unknown = decide_pairs(pairs, P50, kept=True)
+    assert (unknown.about, unknown.suspected) == ("processes", ("p50",))
+    known = decide_pairs(pairs, P50, kept=True, calibration=calibrate(APART, made_runs.MACHINE, kept))
+    assert (known.about, known.suspected) == ("servers", ())  # processes differ by 8%: half a gate of noise
+
+
+def test_highest_rates_and_memory_that_agree_exactly_are_not_known_exactly(side, pairs_of, made_runs):
+    base, same = side(), side(seed=40)
+    rated = pairs_of(base, same, (1000.0, 910.0))
+    rate = decide_pairs(rated, parse_gate_limits(["max_rate=10%"])).metrics[-1]
+    assert rate.verdict == "inconclusive"
+    assert rate.difference.low < 0.9
+    assert rate.difference.high > 0.91
+    fine = decide_pairs(rated, parse_gate_limits(["max_rate=10%"]), resolution=0.002).metrics[-1]
+    assert fine.verdict == "pass"
+    memory = decide_pairs(pairs_of(base, base), parse_gate_limits(["memory=5%"])).metrics[-1]
+    assert memory.difference is None or memory.difference.low < 1.0 < memory.difference.high

@@ -37,8 +37,8 @@ def test_a_whole_file_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LEAST + 'limit = "p50"\n', "unknown field `limit`"),
-        (LEAST + "[load]\nrate = 4\n", r"unknown field `rate`.*\$\.load"),
+        (LEAST + 'limit = "p50"\n', "there is no key limit; did you mean limits\\?"),
+        (LEAST + "[load]\nrate = 4\n", r"there is no key rate in \[load\]"),
         (LEAST + 'mode = "relativ"\n', r"relativ.*\$\.mode"),
         (LEAST + 'budget = "soon"\n', "'soon' is no duration"),
         (LEAST + "[load]\nrps = 4\nusers = 2\n", "load has rps and users"),

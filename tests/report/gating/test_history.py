@@ -54,6 +54,14 @@ def test_one_entry_that_is_off_and_too_few_entries_are_no_change():
     assert change_points(np.zeros(20)) == []
 
 
+@pytest.mark.parametrize(("before", "after"), [(4, 4), (5, 5), (4, 6)])
+def test_a_clear_step_is_found_in_few_sessions_too(before, after):
+    """Eight or ten have so few orders that the rarest of them is no rarer than 1%."""
+    noise = np.random.default_rng(before).normal(0.0, 0.01, before + after)
+    assert change_points(noise + np.repeat([0.0, 0.1], [before, after])) == [before]
+    assert change_points(noise) == []
+
+
 def test_the_same_history_has_the_same_changes_every_time():
     steps = np.concatenate([level(0.0, 9, 6), level(0.06, 9, 7)])
     assert change_points(steps) == change_points(steps) != []

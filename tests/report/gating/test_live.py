@@ -1,8 +1,12 @@
 """A gate that goes on: it looks now and then, and believes a suspicion only when fresh runs show it too."""
 
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from mlserve.report.gating.decision import decide_pairs
+from mlserve.report.gating.figures import KeptFigures, figure_of
 from mlserve.report.gating.limits import parse_gate_limits
 from mlserve.report.gating.looks import LOOKS
 
@@ -72,7 +76,7 @@ def test_the_highest_rate_is_gated_downward(base, same, pairs_of):
     assert kept.verdict == "pass"
     metric = kept.metrics[-1]
     assert (metric.sense, metric.limit) == ("at least", 0.95)
-    assert 1.0 < metric.difference.low < metric.difference.change < metric.difference.high < 1.1
+    assert 0.95 < metric.difference.low < metric.difference.change < metric.difference.high < 1.1
     unknown = decide_pairs(pairs_of(base, same), parse_gate_limits(["max_rate=5%"]))
     assert "only a live gate seeks it" in unknown.reasons[0]
 
@@ -93,3 +97,15 @@ def test_an_invalid_pair_is_refused(side, made_runs, base, pairs_of):
     result = decide_pairs(pairs, P90)
     assert result.verdict == "inconclusive"
     assert "is INVALID" in result.reasons[0]
+
+
+def test_figures_that_are_kept_are_those_that_were_drawn(base, slow):
+    kept = KeptFigures()
+    drawn = [figure_of(P90[0], one) for one in (base.runs[0], slow.runs[0])]
+    folders = [msgspec.structs.replace(one.runs[0], directory=Path(name)) for name, one in (("a", base), ("b", slow))]
+    asked = [kept(P90[0], one, None) for one in folders]
+    assert asked == drawn
+    assert drawn[0] != drawn[1]
+    again = [kept(P90[0], one, None) for one in folders]
+    assert all(one is other for one, other in zip(again, asked, strict=True))
+    assert kept(parse_gate_limits(["p50=10%"])[0], folders[0], None) != asked[0]

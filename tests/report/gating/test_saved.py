@@ -226,7 +226,11 @@ def test_failures_count_though_they_made_the_run_invalid(side, made_runs, base):
     answered = msgspec.structs.replace(made_runs.LATE, name="answered", found="10% of the requests sent failed")
     result = decide(base, side(made_runs.Load(failed=0.1), checks=(answered,)), P90)
     assert result.verdict == "fail"
-    assert [metric.metric for metric in result.metrics] == ["error_rate"]
+    assert [(metric.metric, metric.verdict) for metric in result.metrics] == [
+        ("error_rate", "fail"),
+        ("p90", "inconclusive"),
+    ]
+    assert "in runs that are INVALID" in result.metrics[1].reason
 
 
 def test_a_limit_on_failures_can_be_tighter_or_looser(side, made_runs, base):
@@ -254,7 +258,7 @@ def test_an_invalid_run_leaves_it_open_whatever_the_figures_say(base, slow, side
     sides[which] = side(checks=(made_runs.ENOUGH, made_runs.LATE))
     result = decide(*sides.values(), P90)
     assert result.verdict == "inconclusive"
-    assert [metric.metric for metric in result.metrics] == ["error_rate"]
+    assert result.metrics[1].reason == "p90 is unknown: runs that it would rest on are INVALID"
     assert f"{which} minilm-fp32-rest-60rps" in result.reasons[0]
     assert "is INVALID: generator on time: p99 of requests left 9.10 ms late" in result.reasons[0]
     assert "Stop other work" in result.reasons[0]
@@ -300,3 +304,14 @@ def test_a_side_must_be_one_measurement(made_runs):
 def test_the_result_is_plain_data(base, slow):
     result = decide(base, slow, parse_gate_limits(["p90=10%,p90<=1ms,size=0%"]))
     assert msgspec.json.decode(msgspec.json.encode(result), type=type(result)) == result
+
+
+def test_it_is_said_where_errors_pass_only_because_nobody_limited_them(side):
+    told = "nobody limited error_rate"
+    few, limits = (side(runs=1), side(runs=1, seed=9)), ["p50<=1s"]
+    unasked = decide(*few, parse_gate_limits(limits))
+    assert unasked.metrics[0].difference.high > unasked.metrics[0].limit
+    assert any(told in note for note in unasked.notes)
+    asked = decide(*few, parse_gate_limits([*limits, "error_rate=50%"]))
+    assert asked.metrics[0].verdict == "pass"
+    assert not any(told in note for note in asked.notes)

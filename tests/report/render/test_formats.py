@@ -47,6 +47,7 @@ def test_a_picture_stands_alone_on_paper_of_its_own(demo_report):
     assert root.tag.endswith("svg")
     words = {part.text for part in root.iter() if part.text}
     assert {picture.kind, picture.title, "fp32", "int8"} <= words
+    assert any(word.startswith("How long the slowest requests wait.") for word in words)
     assert re.search(r'<rect [^>]*fill="#ffffff"', text)
     assert "var(" not in text
     assert len(text) < 40_000

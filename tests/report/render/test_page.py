@@ -10,10 +10,13 @@ import altair
 import msgspec
 import pytest
 
+from mlserve.report.measurement import read_runs
 from mlserve.report.render.charts import chart_groups
 from mlserve.report.render.html import render_html
 from mlserve.report.report import build_report
+from mlserve.report.slo import Slo
 
+WHEN = "2026-11-21T13:00:00+00:00"
 EVIL = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>\"'&<!--"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --hide-scrollbars"
 CONTRAST_OF_TEXT, CONTRAST_OF_LINES = 4.5, 3.0  # WCAG 2.2, AA: 1.4.3 and 1.4.11
@@ -53,7 +56,10 @@ class Page:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         driver.get(path.as_uri())
-        settled = "return [...document.querySelectorAll('.chart')].every(chart => 'drawn' in chart.dataset)"
+        settled = (
+            "return document.readyState === 'complete' && "
+            "[...document.querySelectorAll('.chart')].every(chart => 'drawn' in chart.dataset)"
+        )
         WebDriverWait(driver, 30).until(lambda _: self.run(settled))
 
     def run(self, script):
@@ -69,6 +75,15 @@ class Page:
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith(("about:", "data:")) and url != self.driver.current_url]
+
+    def longest_task_s(self):
+        """For how long at most the page did not answer, 0 where nothing took longer than a twentieth of a second."""
+        return self.driver.execute_async_script(
+            """const done = arguments[0];
+               const told = entries => done(Math.max(0, ...entries.map(one => one.duration)) / 1000);
+               new PerformanceObserver(list => told(list.getEntries())).observe({type: "longtask", buffered: true});
+               setTimeout(() => told([]), 300)"""
+        )
 
     def drawn(self):
         """For each chart, how many of its lines have a shape that can be seen."""
@@ -312,6 +327,22 @@ def test_the_buttons_zoom_in_and_back(browser, demo_page):
     assert page.faults() == []
 
 
+def test_the_buttons_zoom_each_axis_about_its_own_middle(browser, demo_page):
+    page = Page(browser, demo_page)
+    across = """return [...document.querySelectorAll("#choice-0 .role-axis-label")].map(
+                  axis => [...axis.querySelectorAll("text")].map(one => +one.textContent))"""
+    before = page.run(across)
+    page.run(
+        """const figure = document.querySelector("#choice-0").closest("figure");
+           [...figure.querySelectorAll(".tools button")].find(one => one.textContent === '+').click()"""
+    )
+    after = page.run(across)
+    assert len(before) == len(after) == 2
+    for all_of_it, part in zip(before, after, strict=True):
+        assert part != all_of_it
+        assert max(all_of_it) / 2 < max(part) <= max(all_of_it)
+
+
 def test_a_wheel_zooms_with_a_key_and_scrolls_without(browser, demo_page):
     page = Page(browser, demo_page)
     turn = """const svg = document.querySelector("#timeline-0 svg");
@@ -343,6 +374,54 @@ def test_the_page_prints(browser, demo_page):
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
     assert pdf.startswith(b"%PDF")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 20
+
+
+CUT_OFF = """
+const edge = document.documentElement.clientWidth + 1;
+const wide = [...document.querySelectorAll("table, svg, pre, dl")].filter(one => one.checkVisibility());
+return wide.filter(one => one.getBoundingClientRect().right > edge).length
+"""
+A4_WITHIN_MARGINS = 688  # CSS pixels
+
+
+def test_on_paper_nothing_is_cut_off_at_the_edge(browser, demo_page, search_page, many_page, tmp_path):
+    wide = tmp_path / "wide.html"
+    wide.write_text(demo_page.read_text().replace("</main>", "<table style='width: 2000px'><td>.</table></main>"))
+    for path, cut_off in ((demo_page, 0), (search_page, 0), (many_page, 0), (wide, 1)):
+        page = Page(browser, path, width=A4_WITHIN_MARGINS)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        page.run("dispatchEvent(new Event('beforeprint'))")
+        assert page.run("return document.querySelectorAll('details[open]').length") > 0
+        assert page.run(CUT_OFF) == cut_off
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.fixture(scope="module")
+def search_page(search_folder, tmp_path_factory):
+    report = build_report(read_runs([search_folder]), max_accuracy_loss=0.01, created_at="2026-11-21T13:00:00+00:00")
+    path = tmp_path_factory.mktemp("search") / "report.html"
+    path.write_text(render_html(report), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_the_page_of_a_search_shows_the_pick_what_it_beat_and_why(browser, search_page, scheme, width):
+    page = Page(browser, search_page, scheme=scheme, width=width)
+    assert page.run("return document.querySelector('#decision').textContent") == "Serve int8 rest 1x1 batch 4"
+    rows = page.run("return [...document.querySelectorAll('.search tbody tr')].map(row => row.textContent)")
+    assert len(rows) == 4
+    assert "the pick" in rows[0]
+    assert "2.05 times the pick's p99" in rows[2]
+    assert "missed" in rows[3]
+    assert page.run("return [...document.querySelectorAll('.knobs dt')].map(one => one.textContent)") == [
+        "variant",
+        "largest batch",
+        "protocol",
+    ]
+    assert page.run("return document.querySelectorAll('#prediction-0 .mark-symbol path').length") == 4
+    assert "foretold" in page.hover("#prediction-0 .mark-symbol path")
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    assert page.faults() == []
 
 
 def test_what_can_be_used_can_be_reached_by_keyboard_and_has_a_name(browser, demo_page):
@@ -384,6 +463,7 @@ def test_200_runs_are_one_page_that_is_read_by_filter_order_and_choice(browser, 
     assert many_page.stat().st_size < 6_000_000
     page = Page(browser, many_page)
     assert page.faults() == []
+    assert page.longest_task_s() < 5  # so long that a busy machine does not matter: half a second when it is idle
     assert page.run("return document.querySelectorAll('.chart').length") <= 16
     shown = "return [...document.querySelectorAll('#result-rows tbody tr')].filter(row => !row.hidden).length"
     assert page.run(shown) == 200
@@ -430,3 +510,72 @@ def test_every_kind_of_chart_is_what_vega_lite_allows(demo_report):
     for group in chart_groups(demo_report):
         for chart in group.charts:
             altair.Chart.from_dict(chart.spec, validate=True)
+
+
+@pytest.fixture(scope="module")
+def objective_pages(demo_runs, tmp_path_factory):
+    """The demo's page against a limit far above all latencies, and one among them."""
+    runs = read_runs([demo_runs])[:4]
+    found = {}
+    for limit_s in (0.2, 0.012):
+        report = build_report(runs, max_accuracy_loss=0.01, created_at=WHEN, slo=Slo(limit_s=limit_s))
+        found[limit_s] = tmp_path_factory.mktemp("objective") / "report.html"
+        found[limit_s].write_text(render_html(report), encoding="utf-8")
+    return found
+
+
+@pytest.mark.parametrize("limit_s", [0.2, 0.012])
+def test_the_objective_is_named_in_each_chart_and_does_not_flatten_it(browser, objective_pages, limit_s):
+    page = Page(browser, objective_pages[limit_s])
+    found = page.run(
+        """return ["distribution-0", "timeline-0", "choice-0"].map(name => {
+             const svg = document.querySelector(`#${name} svg`), frame = svg.getBoundingClientRect();
+             const words = [...svg.querySelectorAll("text")].find(one => one.textContent.startsWith("SLO: "));
+             const box = words.getBoundingClientRect();
+             const lines = [...svg.querySelectorAll(".mark-line path")].map(one => one.getBoundingClientRect());
+             return {words: words.textContent, inside: box.left >= frame.left && box.right <= frame.right &&
+               box.top >= frame.top && box.bottom <= frame.bottom,
+               top: Math.min(...lines.map(one => one.top)) - frame.top, height: frame.height};
+           })"""
+    )
+    assert all(one["inside"] for one in found)
+    assert all(one["words"].endswith(("↑", "→")) == (limit_s == 0.2) for one in found)
+    assert all(one["top"] < one["height"] / 2 for one in found[:2])
+
+
+def test_on_a_phone_the_sections_are_one_line_and_so_are_the_pill_and_the_command(browser, objective_pages):
+    measure = """return ["nav ul", ".pill", ".next button"].map(name => {
+        const one = document.querySelector(name), line = parseFloat(getComputedStyle(one).lineHeight) || 20;
+        return one.getBoundingClientRect().height / line; })"""
+    beside = """const [code, button] = ["#next-step", ".next button"].map(one =>
+        document.querySelector(one).getBoundingClientRect());
+        return button.top < code.bottom && button.left >= code.right"""
+    phone = Page(browser, objective_pages[0.2], width=390)
+    assert all(lines < 2 for lines in phone.run(measure))
+    assert phone.run(beside)
+    assert phone.run("return document.documentElement.scrollWidth") <= 390
+
+
+def test_of_many_runs_paper_has_what_does_not_hold_and_how_often(browser, made_runs, tmp_path):
+    def printed(count):
+        runs = [
+            made_runs.record(made_runs.Load(4.0), minute=number, seed=number, duration_s=8.0, checks=(check,))
+            for number, check in enumerate((made_runs.LATE, made_runs.LATE, made_runs.ENOUGH)[:count])
+        ]
+        path = tmp_path / f"{count}.html"
+        report = build_report(runs, max_accuracy_loss=0.01, created_at=WHEN)
+        path.write_text(render_html(report), encoding="utf-8")
+        page = Page(browser, path)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        page.run("dispatchEvent(new Event('beforeprint'))")
+        text = page.run("return document.querySelector('section[aria-labelledby=certificates]').innerText")
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+        return text
+
+    many = printed(3)
+    assert "2 of 3: " in many
+    assert "1 of 3 runs is VALID" in many
+    assert made_runs.ENOUGH.found not in many
+    few = printed(1)
+    assert "1 of 1" not in few
+    assert made_runs.LATE.found in few

@@ -3,6 +3,7 @@
 import math
 from itertools import islice
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,8 @@ from mlserve.tuning.choosing.choose import Pace, choose, next_trial
 from mlserve.tuning.choosing.contest import Contest
 from mlserve.tuning.choosing.simulated import SimulatedSystem
 from mlserve.tuning.choosing.standing import Settled
+from mlserve.tuning.choosing.verdict import conclude_search
+from mlserve.tuning.choosing.words import needed_words
 from mlserve.tuning.evidence import Objective
 
 P99 = Objective(percentile=0.99, limit_s=0.02, max_errors=0.001)
@@ -137,13 +140,100 @@ def test_a_pick_that_its_fresh_run_does_not_confirm_gives_way_to_the_next(contes
     assert (end.number, end.confirmed) == (1, True)
 
 
-def test_an_invalid_confirmation_is_made_again_once(contest):
+def test_where_nothing_is_foretold_to_meet_it_the_search_begins_with_an_easy_load_of_what_the_parts_bear(contest):
+    """As on a machine that was busy while they were timed, where a first run at 0.5/s would be far from everything."""
+    hopeless = contest(("a", 0.5, 0.0), ("b", 0.5, 0.0), goal="throughput", rate_per_s=None)
+    fast = tuple(msgspec.structs.replace(one, alone_per_s=1000.0) for one in hopeless.predictions)
+    first = next_trial(msgspec.structs.replace(hopeless, predictions=fast), PACE, [])
+    assert 50 < first.rate_per_s < 150
+    assert next_trial(hopeless, PACE, []).rate_per_s < 2  # the negative control: nothing is known
+
+
+def confirmed(met, *, valid=True, rate=100.0, **more):
+    return ran(0, rate, met, fidelity="confirm", valid=valid, faults=() if valid else ("other work",), **more)
+
+
+def test_an_invalid_confirmation_is_made_again_and_after_three_the_pick_stands_unconfirmed(contest):
     one = contest(("a", 0.005, 200.0))
-    done = [ran(0, 100.0, True), ran(0, 100.0, True, fidelity="confirm", valid=False)]
-    assert next_trial(one, PACE, done).fidelity == "confirm"
-    end = next_trial(one, PACE, [*done, ran(0, 100.0, True, fidelity="confirm", valid=False)])
-    assert isinstance(end, Settled)
-    assert end.confirmed
+    done = [ran(0, 100.0, True)]
+    for _ in range(3):
+        found = next_trial(one, PACE, done)
+        assert found.fidelity == "confirm"
+        done.append(confirmed(True, valid=False))
+    end = next_trial(one, PACE, done)
+    assert (end.number, end.confirmed, end.why) == (0, False, "its 3 fresh runs were INVALID: other work")
+    proven = next_trial(one, PACE, [*done[:-1], confirmed(True)])
+    assert (proven.number, proven.confirmed) == (0, True)
+
+
+def test_a_confirmation_that_other_work_made_miss_is_spoilt_and_one_that_the_server_missed_counts(contest):
+    one = contest(("a", 0.005, 200.0))
+    late = confirmed(False, valid=False, latency_s=0.3, blame="other work: 90% of a core")
+    again = next_trial(one, PACE, [ran(0, 100.0, True), late])
+    assert (again.number, again.fidelity) == (0, "confirm")
+    missed = msgspec.structs.replace(late, blame="", faults=("answered",))
+    end = next_trial(one, PACE, [ran(0, 100.0, True), missed])
+    assert (end.number, end.why) == (None, "nothing meets the objective")
+
+
+def test_a_confirmation_that_misses_lowers_the_rate_that_is_sought(contest):
+    one = contest(("a", 0.005, 110.0), goal="throughput", rate_per_s=None)
+    done = [ran(0, 100.0, True), ran(0, 104.0, False, latency_s=0.03)]
+    found = next_trial(one, PACE, done)
+    assert found.fidelity == "confirm"
+    lower = next_trial(one, PACE, [*done, confirmed(False, rate=found.rate_per_s, latency_s=0.03)])
+    assert lower.fidelity == "short"
+    assert 80 < lower.rate_per_s < 100
+    spent = Pace(budget_s=65.0, overhead_s=4.0)
+    lower_met = [ran(0, 90.0, True), *done, confirmed(False, latency_s=0.03)]
+    last = next_trial(one, spent, lower_met)
+    assert (last.rate_per_s, last.fidelity) == (90.0, "confirm")
+    end = next_trial(one, spent, [*lower_met, confirmed(True, rate=90.0)])
+    assert (end.rate_per_s, end.confirmed) == (90.0, True)
+
+
+def test_what_confirms_goes_over_the_budget_by_a_long_run_at_most(contest):
+    one, poor = contest(("a", 0.005, 200.0)), Pace(budget_s=60.0, overhead_s=0.0, long_s=20.0)
+    done = [ran(0, 100.0, True)]
+    taken_s = sum(each.seconds for each in done)
+    while isinstance(next_trial(one, poor, done), Trial):
+        done.append(msgspec.structs.replace(confirmed(True, valid=False), seconds=29.0))
+        taken_s += 29.0
+    assert 60.0 < taken_s <= 60.0 + 29.0
+    end = next_trial(one, poor, done)
+    assert (end.confirmed, end.why) == (False, "its 2 fresh runs were INVALID: other work; the budget is spent")
+
+
+def test_what_confirms_is_long_enough_for_the_percentile_and_the_least_budget_counts_it():
+    pace = Pace(budget_s=60.0, short_s=1.0, long_s=3.0)
+    confirm = Trial(number=0, rate_per_s=20.0, fidelity="confirm")
+    assert 20 * pace.duration_s(confirm, 459) >= 459 + 4 * 459**0.5
+    assert pace.duration_s(msgspec.structs.replace(confirm, fidelity="short"), 459) == 2.0
+    assert pace.least_budget_s(20.0, 459) > 25
+    assert pace.least_budget_s(2000.0, 459) < 15
+
+
+def test_a_first_rate_is_one_that_the_generator_holds_and_one_that_it_could_not_offer_gives_way_to_a_lower(contest):
+    fast = contest(("a", 0.005, 50_000.0), goal="throughput", rate_per_s=None)
+    first = next_trial(fast, PACE, [])
+    assert first.rate_per_s == 10_000
+    late = ran(0, first.rate_per_s, False, latency_s=0.5, blame="generator CPU: 100% of a core", generator_cpu=1.0)
+    lower = next_trial(fast, PACE, [late])
+    assert (lower.number, lower.fidelity) == (0, "short")
+    assert lower.rate_per_s < 7_600
+    met = ran(0, lower.rate_per_s, True, generator_cpu=0.74)
+    assert next_trial(fast, PACE, [late, met]).fidelity == "confirm"  # the generator has no more to give
+    easy = ran(0, lower.rate_per_s, True, generator_cpu=0.05)
+    assert next_trial(fast, PACE, [easy]).rate_per_s > 1.1 * lower.rate_per_s  # the negative control
+
+
+def test_a_server_that_died_is_asked_once_more_and_is_out_after_that(contest):
+    two = contest(("a", 0.005, 200.0), ("b", 0.006, 200.0))
+    dead = Attempt(
+        trial=Trial(number=0, rate_per_s=100.0, fidelity="short"), folder="", seconds=1.0, failure="x", died=True
+    )
+    assert next_trial(two, PACE, [dead]) == dead.trial
+    assert next_trial(two, PACE, [dead, dead]).number == 1
 
 
 def test_a_run_that_showed_the_generator_is_made_again_and_is_then_no_evidence(contest):
@@ -187,3 +277,23 @@ def test_whatever_runs_say_the_search_ends(seed, goal, share):
 
     last = list(islice(choose(system.contest(), pace, anything), 500))[-1]
     assert last[1] is not None
+
+
+def test_advice_never_names_a_limit_that_was_asked_for_and_missed(contest):
+    """p99 within 20 ms: a run at 15 ms whose queue grew missed it for another reason than its latency."""
+    one = contest(("a", 0.005, 200.0))
+    for found_s, says in ((0.015, "a faster model, or more machines"), (0.03, "--slo p99=33ms, a faster model")):
+        missed = ran(0, 100.0, False, latency_s=found_s, why="the queue grows")
+        assert needed_words(one, [missed], spent=False).startswith(says)
+        assert needed_words(one, [missed], spent=True).startswith("raise --budget, as a run takes about 10.0 s")
+    spoilt = ran(0, 100.0, False, latency_s=0.5, blame="generator on time: 9 ms")
+    assert needed_words(one, [spoilt], spent=False).startswith("stop other work")
+
+
+def test_where_nothing_was_picked_nothing_is_a_runner_up(contest):
+    one = contest(("a", 0.005, 110.0), ("b", 0.006, 110.0), goal="throughput", rate_per_s=None)
+    done = [ran(0, 100.0, True), ran(1, 90.0, True)]
+    nothing = Settled(number=None, why="no rate meets the objective")
+    assert conclude_search(one, done, nothing, None).runner_up is None
+    picked = msgspec.structs.replace(nothing, number=0, rate_per_s=100.0)
+    assert conclude_search(one, done, picked, None).runner_up.number == 1

@@ -56,7 +56,7 @@ def test_versions_that_may_lose_too_much_or_were_never_judged_are_left_out_with_
         ("int4", accuracy(0.05, 0.07), QUANTIZED),
         ("mystery", None, QUANTIZED),
     )
-    kept, left_out = versions_for(made, "tiny", aim, ())
+    kept, left_out = versions_for(made, ["tiny"], aim, ())
     assert [one.manifest.variant for one in kept] == ["fp32", "int8"]
     assert set(left_out) == {"tiny@3 (int4)", "tiny@4 (mystery)"}
     assert "never measured" in left_out["tiny@4 (mystery)"]
@@ -65,26 +65,26 @@ def test_versions_that_may_lose_too_much_or_were_never_judged_are_left_out_with_
 
 def test_of_a_variant_the_newest_counts_and_a_version_can_be_named(store, aim):
     made = store(("fp32", None, IMPORTED), ("fp32", None, IMPORTED))
-    kept, left_out = versions_for(made, "tiny", aim, ())
+    kept, left_out = versions_for(made, ["tiny"], aim, ())
     assert [one.ref for one in kept] == ["tiny@2"]
     assert left_out == {"tiny@1 (fp32)": "tiny@2 is a newer one"}
-    assert [one.ref for one in versions_for(made, "tiny@1", aim, ())[0]] == ["tiny@1"]
+    assert [one.ref for one in versions_for(made, ["tiny@1"], aim, ())[0]] == ["tiny@1"]
 
 
 def test_what_cannot_be_chosen_from_is_refused(store, aim, objective):
     made = store(("fp32", None, IMPORTED))
     with pytest.raises(UsageError, match=r"--variants int8: tiny has fp32"):
-        versions_for(made, "tiny", aim, ("int8",))
+        versions_for(made, ["tiny"], aim, ("int8",))
     with pytest.raises(StoreError, match="other"):
-        versions_for(made, "other", aim, ())
+        versions_for(made, ["other"], aim, ())
     small = Aim(objective=objective, max_memory_bytes=100)
     with pytest.raises(UsageError, match=r"no version of tiny may be served: .* larger than --max-memory"):
-        versions_for(made, "tiny", small, ())
+        versions_for(made, ["tiny"], small, ())
 
 
 def test_another_engine_is_tried_only_where_the_accuracy_stays_as_it_was_judged(store, aim):
     made = store(("fp32", None, IMPORTED), ("int8", accuracy(0.0, 0.0), QUANTIZED))
-    kept, _ = versions_for(made, "tiny", aim, ())
+    kept, _ = versions_for(made, ["tiny"], aim, ())
     space = settings_of(kept, ("rest",), aim, Machinery(cores=1, engines=("openvino",)))
     engines = {(one.variant, one.options.engine) for one in space.settings}
     assert engines == {("fp32", "onnxruntime"), ("fp32", "openvino"), ("int8", "onnxruntime")}
@@ -92,10 +92,10 @@ def test_another_engine_is_tried_only_where_the_accuracy_stays_as_it_was_judged(
 
 def test_delays_leave_half_the_limit_and_rows_that_depend_on_each_other_are_not_batched(store, aim, objective):
     one_way = Machinery(cores=1)
-    kept, _ = versions_for(store(("fp32", None, IMPORTED), rows_independent=False), "tiny", aim, ())
+    kept, _ = versions_for(store(("fp32", None, IMPORTED), rows_independent=False), ["tiny"], aim, ())
     assert {one.options.max_batch_rows for one in settings_of(kept, ("rest",), aim, one_way).settings} == {1}
     tight = Aim(objective=type(objective)(percentile=0.99, limit_s=0.003, max_errors=0.0))
-    kept, _ = versions_for(store(("int8", None, IMPORTED)), "tiny@2", aim, ())
+    kept, _ = versions_for(store(("int8", None, IMPORTED)), ["tiny@2"], aim, ())
     delays = {one.options.max_delay_ms for one in settings_of(kept, ("rest",), tight, one_way).settings}
     assert delays == {0.0, 1.0}
 
@@ -110,7 +110,7 @@ def test_layouts_never_take_more_cores_than_there_are_and_some_take_all(cores):
 
 
 def test_a_large_machine_does_not_make_more_settings_than_can_be_foretold(store, aim):
-    kept, _ = versions_for(store(*((f"v{number}", None, IMPORTED) for number in range(4))), "tiny", aim, ())
+    kept, _ = versions_for(store(*((f"v{number}", None, IMPORTED) for number in range(4))), ["tiny"], aim, ())
     large = Machinery(cores=63, devices=("cpu", "cuda"), engines=("openvino",))
     space = settings_of(kept, ("rest", "rest-binary", "grpc"), aim, large)
     assert len(space.settings) <= MOST_SETTINGS

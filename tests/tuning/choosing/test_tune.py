@@ -1,5 +1,11 @@
 """A search in a folder: every run kept, gone on with where it stopped, and its verdict."""
 
+import os
+import signal
+import subprocess
+from contextlib import contextmanager
+from typing import NamedTuple
+
 import msgspec
 import pytest
 
@@ -7,6 +13,7 @@ from mlserve.errors import EngineError, UsageError
 from mlserve.report.measurement import read_runs
 from mlserve.runs.load import Plan
 from mlserve.runs.production import read_production, write_production
+from mlserve.runs.run import Check
 from mlserve.tuning.choosing.aim import Aim
 from mlserve.tuning.choosing.choose import Pace
 from mlserve.tuning.choosing.chosen import evidence_of, production_of
@@ -44,23 +51,38 @@ def foretells(settings, objective, rate_per_s):
     ]
 
 
+class Running(NamedTuple):
+    name: str
+    pids: tuple[int, ...]
+
+
 class Servers:
-    """Each version's own formula server. What was run is in `runs`; `stop_at` raises at that run."""
+    """Each version's own formula server, beside a process that stands for it. What was run is in `runs`; `stop_at`
+    raises at that run, and those `killed`, from 1, lose their process. `faults` are as FormulaServer has them.
+    """
 
-    def __init__(self, make, stop_at=None, broken=()):
-        self._server, self._stop_at, self._broken = make(), stop_at, broken
-        self.runs, self.foretold = [], 0
+    def __init__(self, make, stop_at=None, broken=(), killed=(), faults=None):
+        self._server, self._stop_at, self._broken, self._killed = make(faults=faults), stop_at, broken, killed
+        self.runs, self.foretold, self.opened = [], 0, []
 
+    @contextmanager
     def opens(self, contender, options):
         if contender.name in self._broken:
             raise EngineError(f"{contender.name} does not load")
-        return self._server.opens(contender, options)
+        with self._server.opens(contender, options), subprocess.Popen(["sleep", "600"]) as process:
+            self.opened.append(contender.name)
+            try:
+                yield lambda _: Running(contender.name, (process.pid,))
+            finally:
+                process.kill()
 
     def measure(self, subject_of, plan, folder, label, on_progress, decide):
         if len(self.runs) == self._stop_at:
             (folder / "samples.arrow").write_bytes(b"")
             raise KeyboardInterrupt
         self.runs.append(label)
+        if len(self.runs) in self._killed:
+            os.kill(subject_of(plan.protocol).pids[0], signal.SIGKILL)
         self._server.service_s = SERVICE_S[subject_of(plan.protocol).name]
         return self._server.measure(subject_of, plan, folder, label, on_progress, decide)
 
@@ -183,8 +205,82 @@ def test_where_nothing_meets_the_objective_the_nearest_is_told_and_what_would_he
     assert read_record(tmp_path / "out").verdict == verdict
 
 
+def test_predictions_made_beside_other_work_are_made_again_until_a_run_rests_on_them(tmp_path, servers, quiet, at_100):
+    def tuning(mine, disturbed):
+        mine.predictor = lambda _: (
+            lambda *asked: [msgspec.structs.replace(one, disturbed=disturbed) for one in foretells(*asked)]
+        )
+        return mine.tuning(tmp_path / "out", at_100)
+
+    def kept():
+        return {one.disturbed for one in read_record(tmp_path / "out").predictions}
+
+    tuning(servers(), 0.3)
+    assert kept() == {0.3}
+    again = tuning(servers(stop_at=1), 0.2)
+    assert kept() == {0.2}
+    with pytest.raises(KeyboardInterrupt):
+        again.run(quiet)
+    tuning(servers(), 0.0)
+    assert kept() == {0.2}
+
+
+def test_a_run_whose_server_was_killed_is_made_again_on_a_fresh_one_and_is_no_slow_one(
+    tmp_path, servers, quiet, at_100
+):
+    mine = servers(killed=[1])
+    tuning = mine.tuning(tmp_path / "out", at_100)
+    verdict = tuning.run(quiet)
+    first, second = tuning.attempts[:2]
+    assert (first.failure, first.died) == ("the server ended with signal 9", True)
+    assert (second.trial, second.failure) == (first.trial, "")
+    assert mine.opened[:2] == ["quick@1", "quick@1"]
+    assert verdict.pick.label.startswith("quick")
+    assert len(read_runs([tmp_path / "out"])) == len(tuning.attempts) - 1
+    again = servers()
+    assert again.tuning(tmp_path / "out", at_100).run(quiet) == verdict
+    assert again.runs == []
+
+
+def test_a_setting_whose_server_dies_twice_is_out_with_the_reason(tmp_path, servers, quiet, at_100):
+    verdict = servers(killed=[1, 2]).tuning(tmp_path / "out", at_100).run(quiet)
+    assert verdict.pick.label.startswith("other")
+    quick = next(one for one in verdict.tried if one.label.startswith("quick"))
+    assert (quick.state, quick.why) == ("failed", "the server ended with signal 9")
+
+
+def test_a_pick_whose_fresh_runs_are_all_invalid_stands_as_not_confirmed(tmp_path, servers, quiet, at_100):
+    busy = Check(name="other work", ok=False, found="80% of a core", limit="at most 10%", advice="Stop it.")
+    tuning = servers(faults=lambda plan: [busy] if plan.duration_s == PACE.long_s else []).tuning(
+        tmp_path / "out", at_100
+    )
+    verdict = tuning.run(quiet)
+    assert (verdict.confirmed, verdict.valid) == (False, False)
+    assert verdict.why == "its 3 fresh runs were INVALID: other work"
+    assert [one.trial.fidelity for one in tuning.attempts[-3:]] == ["confirm"] * 3
+    proof = [tuning.read(one.folder) for one in evidence_of(tuning.attempts, verdict.pick.number)]
+    assert not production_of(tuning.contest, verdict, proof, tmp_path / "store").evidence.valid
+
+
 def test_the_file_of_a_search_that_is_damaged_is_refused(tmp_path, servers, quiet, at_100):
     servers().tuning(tmp_path / "out", at_100).run(quiet)
     (tmp_path / "out" / "tune.json").write_text("{")
     with pytest.raises(UsageError, match=r"tune\.json is damaged"):
+        servers().tuning(tmp_path / "out", at_100)
+
+
+def test_a_folder_of_a_run_that_never_began_is_swept_away_and_one_with_rows_is_kept(tmp_path, servers, quiet, at_100):
+    servers().tuning(tmp_path / "out", at_100)
+    for name in ("001-short-never-began", "002-short-began"):
+        (tmp_path / "out" / name).mkdir()
+    (tmp_path / "out" / "002-short-began" / "samples.arrow").write_bytes(b"")
+    servers().tuning(tmp_path / "out", at_100)
+    assert [path.name for path in (tmp_path / "out").glob("00*")] == ["002-short-began"]
+
+
+def test_the_file_of_another_mlserve_is_refused_as_such(tmp_path, servers, quiet, at_100):
+    servers().tuning(tmp_path / "out", at_100).run(quiet)
+    path = tmp_path / "out" / "tune.json"
+    path.write_text(path.read_text().replace('"cores"', '"kernels"'))
+    with pytest.raises(UsageError, match=r"tune\.json is of another mlserve than this one"):
         servers().tuning(tmp_path / "out", at_100)

@@ -1,9 +1,11 @@
-"""Two servers that are formulas, of which each answers in its own time."""
+"""Two servers that are formulas, of which each answers in its own time, or fails its share of requests."""
 
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from mlserve.runs.load import Plan
 from mlserve.tuning.gating.live import LiveGate
@@ -19,9 +21,10 @@ class TwoServers:
     is in `runs`, as (folder, seed), and `most_open` is how many were open at once.
     """
 
-    def __init__(self, make, service_s, *, noise=0.01, faults=None, broken=None):
+    def __init__(self, make, service_s, *, noise=0.01, faults=None, broken=None, failed=None):
         self._make, self._service_s, self._faults, self._broken = make, service_s, faults, broken or {}
         self._noise, self._rng = noise, np.random.default_rng(1)
+        self._failed = failed or {}
         self.runs, self.opened, self._open, self.most_open = [], [], 0, 0
 
     @contextmanager
@@ -43,9 +46,20 @@ class TwoServers:
         service_s = self._service_s[name] * float(np.exp(self._noise * self._rng.standard_normal()))
         faults = (lambda _: self._faults(folder.name)) if self._faults else None
         self.runs.append((folder.name, plan.seed))
-        return self._make(service_s=service_s, faults=faults).measure(
+        run = self._make(service_s=service_s, faults=faults).measure(
             subject_of, plan, folder, label, on_progress, decide
         )
+        self._fail(folder / "samples.parquet", self._failed.get(name, 0.0))
+        return run
+
+    def _fail(self, rows, share):
+        """Has the server answer so many of the requests with an error."""
+        table = parquet.read_table(rows)
+        failed = self._rng.random(len(table)) < share
+        statuses = np.where(failed, "500", np.array(table["status"].to_pylist(), dtype=object))
+        place = table.schema.get_field_index("status")
+        field = table.schema.field("status")
+        parquet.write_table(table.set_column(place, field, pa.array(statuses).cast(field.type)), rows)
 
 
 class Told:

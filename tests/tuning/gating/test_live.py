@@ -117,6 +117,34 @@ def test_a_pair_that_somebody_disturbed_is_taken_again_and_does_not_count(tmp_pa
     assert len({seed for _, seed in servers.runs[2:5]}) == 2
 
 
+def test_no_rate_of_the_candidate_that_meets_the_objective_is_a_bound_from_above(
+    tmp_path, two_servers, live_gate, told
+):
+    plan = msgspec.structs.replace(live_gate().plan, duration_s=2.0, rate_per_s=100.0)
+    said = {"plan": plan, "objective": parse_slo("p90=20ms"), "resolution": 0.2}
+    servers = two_servers(0.004, 0.03, noise=0.0)
+    result = run(live_gate("max_rate=10%", **said), tmp_path / "out", servers, told)
+    rate = next(one for one in result.metrics if one.metric == "max_rate")
+    assert (result.verdict, rate.verdict, rate.difference.low) == ("fail", "fail", 0.0)
+    turned = two_servers(0.03, 0.004, noise=0.0)
+    result = run(live_gate("max_rate=10%", **said), tmp_path / "turned", turned, told, budget_s=0.0)
+    assert "not even the base met the objective" in " ".join(result.reasons)
+
+
+def test_servers_that_stay_up_are_judged_as_the_processes_they_are(tmp_path, two_servers, live_gate, told):
+    result = run(live_gate(keep_servers=True), tmp_path / "out", two_servers(0.004, 0.006, noise=0.001), told)
+    p50 = next(one for one in result.metrics if one.metric == "p50")
+    assert (result.verdict, result.about, p50.confirmed) == ("fail", "processes", False)
+    fresh = run(live_gate(), tmp_path / "fresh", two_servers(0.004, 0.006, noise=0.001), told)
+    assert (fresh.verdict, fresh.about) == ("fail", "servers")
+
+
+def test_a_load_that_never_holds_what_a_percentile_takes_is_refused(tmp_path, two_servers, live_gate, told):
+    plan = msgspec.structs.replace(live_gate().plan, percentile=0.99)
+    with pytest.raises(UsageError, match=r"50 requests/s for 4 s are 200 requests a run, and p99 takes 459"):
+        run(live_gate("p99=5%", plan=plan), tmp_path / "out", two_servers(0.004, 0.004), told)
+
+
 def test_a_machine_that_is_always_disturbed_decides_nothing_and_does_not_go_on(tmp_path, two_servers, live_gate, told):
     servers = two_servers(0.004, 0.006, faults=lambda _: [NOBODY_ELSE])
     result = run(live_gate(), tmp_path / "out", servers, told)
@@ -134,11 +162,84 @@ def test_servers_stay_up_where_that_is_wanted_and_are_started_again_to_confirm(t
     assert servers.opened == ["main@1", "branch@1"] * 2
 
 
-def test_a_server_that_does_not_start_is_named(tmp_path, two_servers, live_gate, told):
+def test_a_candidate_that_does_not_start_where_the_base_does_fails(tmp_path, two_servers, live_gate, told):
     servers = two_servers(0.004, 0.004, broken={"branch@1": EngineError("there is no CUDA device")})
-    with pytest.raises(BenchError, match=r"^candidate \(branch@1\): there is no CUDA device"):
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert (result.verdict, result.settled) == ("fail", True)
+    assert result.broken == "candidate (branch@1): there is no CUDA device"
+    assert "another start confirms it" in result.reasons[0]
+    assert [name for name, _ in servers.runs] == ["01-base", "01-base-again2"]  # the base works still
+
+
+def test_a_base_that_does_not_start_is_an_error_that_names_it(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.004, broken={"main@1": EngineError("there is no CUDA device")})
+    with pytest.raises(BenchError, match=r"^base \(main@1\): there is no CUDA device"):
         run(live_gate(), tmp_path / "out", servers, told)
-    assert [name for name, _ in servers.runs] == ["01-base"]
+    assert servers.runs == []
+
+
+def test_what_was_asked_wrongly_is_no_fault_of_the_candidate(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.004, broken={"branch@1": UsageError("--data has no column x")})
+    with pytest.raises(UsageError, match=r"^candidate \(branch@1\): --data has no column x"):
+        run(live_gate(), tmp_path / "out", servers, told)
+
+
+def test_a_candidate_that_breaks_only_once_is_measured_on(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.004, noise=0.001, broken={"02-candidate": BenchError("connection refused")})
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert (result.verdict, result.broken) == ("pass", "")
+    names = [name for name, _ in servers.runs]
+    assert names[2:6] == ["02-base-again2", "02-candidate-again2", "03-base", "03-candidate"]
+
+
+def test_a_candidate_whose_requests_fail_in_their_own_runs_fails(tmp_path, two_servers, live_gate, told):
+    """Its runs are INVALID by its own doing, which is what a gate is to find."""
+    failing = Check(name="answered", ok=False, found="10% failed", limit="at most 1%", advice="Look into its log.")
+    servers = two_servers(
+        0.004,
+        0.004,
+        noise=0.001,
+        failed={"branch@1": 0.1},
+        faults=lambda name: [failing] if "candidate" in name else [],
+    )
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert (result.verdict, result.broken) == ("fail", "")
+    found = {one.metric: one.verdict for one in result.metrics}
+    assert found == {"error_rate": "fail", "p50": "inconclusive"}
+    assert not any("again" in name for name, _ in servers.runs)
+    assert any("INVALID by its own doing" in reason for reason in result.reasons)
+    assert len([name for name, _ in servers.runs if name.startswith("fresh-")]) >= 8
+
+
+def test_a_candidate_that_hardly_answers_fails_as_soon_as_another_start_shows_it(
+    tmp_path, two_servers, live_gate, told
+):
+    servers = two_servers(0.004, 0.004, failed={"branch@1": 0.97}, faults=lambda _: [NOBODY_ELSE])
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert (result.verdict, len(servers.runs)) == ("fail", 6)  # on however busy a machine
+    assert "requests failed, where the base answered its own" in result.broken
+    again = two_servers(0.004, 0.004)
+    assert run(live_gate(), tmp_path / "out", again, told).broken == result.broken
+    assert again.runs == []
+
+
+def test_a_gate_that_ended_by_disturbed_runs_goes_on_with_new_ones(tmp_path, two_servers, live_gate, told):
+    busy = two_servers(0.004, 0.004, noise=0.001, faults=lambda _: [NOBODY_ELSE])
+    assert run(live_gate(), tmp_path / "out", busy, told).verdict == "inconclusive"
+    quiet = two_servers(0.004, 0.004, noise=0.001)
+    result = run(live_gate(), tmp_path / "out", quiet, told)
+    assert result.verdict == "pass"
+    assert [name for name, _ in quiet.runs][:3] == ["01-base-again4", "01-candidate-again4", "02-candidate"]
+    assert not any("INVALID" in reason for reason in result.reasons)
+
+
+def test_where_neither_side_bears_the_load_nothing_is_decided(tmp_path, two_servers, live_gate, told):
+    slow = Check(name="rate reached", ok=False, found="20/s", limit="at least 47/s", advice="Lower --rps.")
+    servers = two_servers(0.004, 0.006, noise=0.001, faults=lambda _: [slow])
+    result = run(live_gate(), tmp_path / "out", servers, told)
+    assert (result.verdict, len(told.results)) == ("inconclusive", 1)
+    p50 = next(one for one in result.metrics if one.metric == "p50")
+    assert p50.reason == "p50 is unknown: no pair of runs can be believed"
 
 
 def test_the_highest_rate_is_sought_in_every_pair_where_it_is_limited(tmp_path, two_servers, live_gate, told):

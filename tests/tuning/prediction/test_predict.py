@@ -1,11 +1,14 @@
 import json
 import math
 import shutil
+import time
 
 import msgspec
 import numpy as np
 import pytest
 import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from mlserve.cli.what_if import what_if
@@ -64,7 +67,8 @@ def calm(file, waited):
     """As if the machine had been quiet, or not, while runs were timed: these tests run beside others."""
     times = read_times(file, read_machine())
     engines = tuple(msgspec.structs.replace(each, waited=waited) for each in times.engines)
-    write_times(file, msgspec.structs.replace(times, engines=engines))
+    paths = tuple(msgspec.structs.replace(each, waited=waited) for each in times.paths)
+    write_times(file, msgspec.structs.replace(times, engines=engines, paths=paths))
 
 
 def with_options(setting, **options):
@@ -81,8 +85,8 @@ def test_a_real_model_and_a_real_server_are_measured_and_kept(measured, setting)
     assert all(0 < each.busy_s[0] <= each.busy_s[-1] and len(each.busy_s) == LEVELS for each in engine.times)
     assert {(path.protocol, path.inline) for path in times.paths} == {("rest", True), ("rest", False)}
     for path in times.paths:
-        assert path.full.turns < path.busy.turns <= 1
-        assert 0 < way_of(path).request_s < 0.1
+        assert 1e-6 < path.request_s < 0.1
+        assert way_of(path).request_s == path.request_s
 
 
 def test_what_was_measured_is_not_measured_again(measured, setting, source):
@@ -97,26 +101,35 @@ def test_what_was_timed_beside_other_work_is_timed_again(measured, setting, sour
     file = tmp_path / "times.json"
     shutil.copyfile(measured[0], file)
     calm(file, waited=0.3)
+    disturbed = read_times(file, read_machine())
+    assert disturbed.disturbed == 0.3
+    now_s = time.time()
+    assert disturbed.quiet(now_s) == ServiceTimes(machine=disturbed.machine)
+    assert disturbed.quiet(now_s - 3600) == disturbed  # taken since then
+    write_times(file, msgspec.structs.replace(read_times(measured[0], read_machine()), engines=disturbed.engines))
     told = []
     open_predictor([setting], source, PLAN, file, told.append, QUICK)
-    assert len(told) == 1
-    assert told[0].startswith("timing runs")
-    version = open_version(setting.model, source, PLAN)
-    assert Predictor(read_times(measured[0], read_machine()), [version], PLAN).disturbed == 0
-    calm(file, waited=0.3)
-    assert Predictor(read_times(file, read_machine()), [version], PLAN).disturbed == 0.3
+    assert [step.partition(" of ")[0] for step in told] == ["timing runs"]
+    times = read_times(measured[0], read_machine())
+    assert times.quiet(now_s) == times  # the negative control
+    for times_of, share in ((times, 0.0), (disturbed, 0.3)):
+        (found,) = Predictor(times_of, [open_version(setting.model, source, PLAN)], PLAN)([setting], SLO, 20.0)
+        assert found.disturbed == share
 
 
 def raising(step):
     raise UsageError(f"would measure a device: {step}")
 
 
-def test_times_of_another_machine_are_left_out(measured):
+def test_times_of_another_machine_and_of_another_format_are_left_out(measured):
     machine = read_machine()
+    older = measured[0].with_name("older.json")
+    older.write_text('{"format_version": 1, "engines": 7}')
+    assert read_times(older, machine) == ServiceTimes(machine=machine)
     assert read_times(measured[0], msgspec.structs.replace(machine, cores=machine.cores + 1)).engines == ()
     assert read_times(measured[0].with_name("missing.json"), machine).engines == ()
     damaged = measured[0].with_name("damaged.json")
-    damaged.write_text('{"engines": 7')
+    damaged.write_text('{"format_version": 2, "engines": 7}')
     with pytest.raises(UsageError, match=r"holds no measured times.*delete it"):
         read_times(damaged, machine)
 
@@ -165,16 +178,16 @@ def test_a_model_that_cannot_be_opened_says_why(setting, source, tmp_path):
         measure_engine(version, setting.options, 2, 0.1)
 
 
-def made_up(version, options, run_s, outside_s=0.001, cores=None):
+def made_up(version, options, run_s, outside_s=0.001, turn_s=1e-4, cold_s=0.0):
     """Times as they might have been measured: `run_s` of the rows, and 1 ms outside."""
     key = engine_key(version, options)
-    rows = [RowTimes(kind=0, rows=n, busy_s=(run_s(n),), rested_s=(run_s(n),)) for n in (1, 2, 4, 8, 16, 32)]
+    rows = [RowTimes(kind=0, rows=n, busy_s=(run_s(n),), rested_s=(run_s(n) + cold_s,)) for n in (1, 2, 4, 8, 16, 32)]
     engine = EngineTimes(key=key, together=True, kinds=(0,) * len(version.payload.requests), times=tuple(rows))
-    phase = Phase(gap_s=0.001, cpu_s=1e-4, turns=1.0, outside_s=(outside_s,))
+    phase = Phase(gap_s=0.001, outside_s=(outside_s,))
     paths = tuple(
         PathTimes(
             protocol="rest", interface=version.interface, inline=inline, rested=phase, busy=phase,
-            full=msgspec.structs.replace(phase, turns=0.1, cpu_s=1e-5),
+            turn_s=turn_s, request_s=1e-5,
         )
         for inline in (True, False)
     )  # fmt: skip
@@ -233,24 +246,123 @@ def test_a_hollow_model_gives_what_the_other_gives(tmp_path):
     assert [answer[spec.name].dtype.name for spec in outputs] == ["float32", "float16", "int64", "object"]
 
 
-def invoke(*arguments):
+def invoke(*arguments, columns=200):
     app = typer.Typer()
     app.command()(what_if)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": str(columns)})
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    run_s=st.floats(0.0005, 0.02),
+    cold_s=st.sampled_from([0.0, 0.01, 0.05]),
+    rows=st.sampled_from([1, 8]),
+    workers=st.integers(1, 2),
+    share=st.floats(0.02, 0.9),
+)
+def test_whoever_bears_a_rate_keeps_the_limit_at_every_lower_one(setting, source, run_s, cold_s, rows, workers, share):
+    """A run takes `cold_s` longer after a pause: what is too slow where requests are rare bears no rate."""
+    version = open_version(setting.model, source, PLAN)
+    setting = with_options(setting, max_batch_rows=rows, workers=workers)
+    options = setting.options
+    times = made_up(version, options, lambda _: run_s, cold_s=cold_s)
+    predicts, slo = Predictor(times, [version], PLAN), parse_slo("p90=40ms")
+    (highest,) = predicts([setting], slo, None)
+    assert (highest.max_rate_per_s > 0) == (highest.objective_s <= slo.limit_s)
+    for rate in (share * highest.alone_per_s, 0.5 * highest.max_rate_per_s, 0.9 * highest.max_rate_per_s):
+        if rate:
+            (found,) = predicts([setting], slo, rate)
+            assert (found.max_rate_per_s >= rate) == (found.objective_s <= slo.limit_s)
+            if rate < 0.95 * highest.max_rate_per_s:
+                assert found.objective_s <= 1.1 * slo.limit_s
+
+
+def test_a_batch_that_is_never_filled_is_foretold_once_and_one_that_is_is_not(setting, source):
+    version = open_version(setting.model, source, PLAN)
+    times = made_up(version, setting.options, lambda rows: 0.002 + 0.001 * rows)
+    alike = [with_options(setting, max_batch_rows=rows) for rows in (8, 16, 32)]
+    together = Predictor(times, [version], PLAN)(alike, SLO, 50.0)
+    alone = [Predictor(times, [version], PLAN)([each], SLO, 50.0)[0] for each in alike]
+    assert together == alone
+    assert len({each.p99_s for each in together}) == 1
+    full = Predictor(times, [version], PLAN)(alike, SLO, 700.0)
+    assert full == [Predictor(times, [version], PLAN)([each], SLO, 700.0)[0] for each in alike]
+    assert len({each.p99_s for each in full}) == 3
+
+
+def test_one_slow_answer_of_few_is_not_the_tail_of_all():
+    quick, slow = [0.001] * 198 + [0.002] * 2, [0.001] * 199 + [0.056]
+    busy, rested = (Phase(gap_s=gap_s, outside_s=tuple(each)) for gap_s, each in ((0.001, quick), (0.01, slow)))
+    times = PathTimes(
+        protocol="rest", interface="", inline=True, turn_s=0.0, request_s=0.0, rested=rested, busy=busy,
+    )  # fmt: skip
+    assert max(way_of(times).rested_s) == pytest.approx(0.002)
+    spread = Phase(gap_s=0.01, outside_s=tuple(np.linspace(0.001, 0.021, LEVELS).tolist()))  # no single one: kept
+    assert max(way_of(msgspec.structs.replace(times, rested=spread)).rested_s) > 0.019
+
+
+def test_a_turn_at_a_busy_pace_costs_what_was_measured_there(setting, source):
+    version = open_version(setting.model, source, PLAN)
+    times = made_up(version, setting.options, lambda _: 0.0001, turn_s=0.002)
+    busy = Phase(gap_s=0.003, outside_s=(0.001,), turn_s=0.0002)
+    paths = tuple(msgspec.structs.replace(path, busy=busy) for path in times.paths)
+    quicker = msgspec.structs.replace(times, paths=paths)
+    cold, warm = (Predictor(each, [version], PLAN) for each in (times, quicker))
+    assert warm([setting], SLO, 400.0)[0].p50_s < 0.8 * cold([setting], SLO, 400.0)[0].p50_s
+    assert warm([setting], SLO, 5.0)[0].p50_s == pytest.approx(cold([setting], SLO, 5.0)[0].p50_s, rel=0.02)
+
+
+def test_half_a_path_that_was_disturbed_is_measured_again(measured, setting, source, tmp_path):
+    file = tmp_path / "times.json"
+    times = read_times(measured[0], read_machine())
+    inline, queued = times.paths
+    write_times(file, msgspec.structs.replace(times, paths=(msgspec.structs.replace(inline, waited=0.3), queued)))
+    with pytest.raises(UsageError, match=r"would measure.* what rest costs"):
+        open_predictor([setting], source, PLAN, file, raising, QUICK)
+    write_times(file, times)
+    open_predictor([setting], source, PLAN, file, raising, QUICK)  # the negative control
 
 
 def test_what_if_foretells_from_what_is_kept_best_first(measured, setting, source):
     said = ("--store", source.store, "--times", measured[0], "--slo", "p50=2s", "--duration", "2s", "--threads", "1")
-    said = (*said, "--max-batch-rows", "1,8")
-    found = invoke(setting.model, *said, "--json")
+    found = invoke(setting.model, *said, "--max-batch-rows", "1,8", "--json")
     assert found.exit_code == 0, found.output
     document = json.loads(found.stdout)
     rates = [each["max_rate_per_s"] for each in document["predictions"]]
     assert len(rates) == 2
     assert rates == sorted(rates, reverse=True)
-    table = invoke(setting.model, *said, "--rps", "50")
+    table = invoke(setting.model, *said, "--max-batch-rows", "8", "--rps", "50")
     assert "foretold, not measured" in table.stdout
-    assert "1 worker, 1 thread, 8 rows, 0 ms" in table.stdout
+    assert "tiny.onnx, cpu, rest, 1 worker, 1 thread, batch 8, delay 0 ms" in table.stdout
+
+
+def test_a_narrow_table_cuts_nothing_and_shows_what_is_the_same_once(setting, source, tmp_path):
+    """A model that takes one request at a time: no batch makes a difference, and every other knob does."""
+    paths = [tmp_path / folder / f"{folder * 9}.onnx" for folder in ("first", "second")]
+    times = ServiceTimes(machine=read_machine())
+    for path, run_s in zip(paths, (0.00015, 0.003), strict=True):
+        path.parent.mkdir()
+        shutil.copyfile(setting.model, path)
+        version = open_version(str(path), source, PLAN)
+        made = made_up(version, setting.options, lambda _, run_s=run_s: run_s)
+        times = times.with_engine(msgspec.structs.replace(made.engines[0], together=False))
+        for each in made.paths:
+            times = times.with_path(each)
+    file = tmp_path / "times.json"
+    write_times(file, times)
+    said = ("--store", source.store, "--times", file, "--rps", "20", "--threads", "1", "--slo", "p90=40ms")
+    flags = (*said, "--workers", "1,2", "--max-batch-rows", "1,8,32")
+    found = invoke(*paths, *flags, columns=80)
+    assert found.exit_code == 0, found.output
+    lines = found.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(found.stdout.split())
+    assert text.count("batch 1, 8, 32: the same here") == 1  # in what all have in common
+    for name in ("...secondsecond.onnx", "...stfirstfirst.onnx"):
+        assert text.count(name) == 2  # one line for each number of workers
+    rates = [each["max_rate_per_s"] for each in json.loads(invoke(*paths, *flags, "--json").stdout)["predictions"]]
+    assert len(rates) == 12
+    assert all(f"{rate:,.0f}/s" in text for rate in rates)
 
 
 def test_what_if_says_what_it_cannot_use(measured, setting, source):

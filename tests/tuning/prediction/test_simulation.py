@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlserve.bench.load.schedule import schedule
@@ -116,6 +116,7 @@ def test_reading_takes_a_core_from_the_run_only_where_there_is_but_one():
     assert narrow > 1.05 * wide
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 50), st.sampled_from([0.2, 0.5, 0.8]), st.sampled_from([1, 4, 32]))
 def test_a_higher_rate_never_lowers_the_mean_latency_beyond_chance(seed, load, max_rows):
     server, costs = SimulatedServer(max_rows=max_rows, cores=2), Costs(runs=runs(lambda rows: 0.004 + 0.001 * rows))

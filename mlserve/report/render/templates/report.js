@@ -58,7 +58,7 @@
     const view = views.get(place);
     if (!view) return;
     for (const name of zoomed(view)) {
-      const channel = nameOfScale(view, name);
+      const channel = nameOfScale(place, name);
       const [low, high] = view.scale(channel).domain();
       const log = view.scale(channel).type === "log";
       const [from, to] = log ? [Math.log(low), Math.log(high)] : [low, high];
@@ -70,8 +70,11 @@
     view.run();
   };
 
-  const nameOfScale = (view, signal) => (horizontal.has(signal.slice("zoom_".length)) ? "x" : "y");
-  const horizontal = new Set(["at", "nines", "offered"]);
+  const nameOfScale = (place, signal) => {
+    const field = signal.slice("zoom_".length);
+    const across = (layer) => layer.encoding?.x?.field === field;
+    return charts[place.dataset.chart].spec.layer.some(across) ? "x" : "y";
+  };
 
   const tools = (place) => {
     const bar = document.createElement("div");
