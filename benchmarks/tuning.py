@@ -32,6 +32,7 @@ from mlserve.model.store import Store
 from mlserve.optimize.flags import recipe_of
 from mlserve.optimize.importing import Source as ModelSource
 from mlserve.optimize.variants import Wish, optimize
+from mlserve.report.choice import Verdict
 from mlserve.runs.load import Plan, Protocol
 from mlserve.tuning.choosing.aim import Aim
 from mlserve.tuning.choosing.attempt import Attempt, Trial
@@ -41,7 +42,6 @@ from mlserve.tuning.choosing.record import Search
 from mlserve.tuning.choosing.simulated import SimulatedSystem
 from mlserve.tuning.choosing.space import Space, settings_of, this_machine, versions_for
 from mlserve.tuning.choosing.tune import Tuning
-from mlserve.tuning.choosing.verdict import Verdict
 from mlserve.tuning.evidence import Objective, parse_slo
 from mlserve.tuning.opening import Source, opener
 from mlserve.tuning.prediction.predict import open_predictor

@@ -10,6 +10,7 @@ __all__ = [
     "format_duration",
     "format_rate",
     "format_ratio",
+    "parse_bytes",
     "parse_duration_s",
     "parse_fraction",
     "parse_limits",
@@ -17,6 +18,8 @@ __all__ = [
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|m|h)?")
+_BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_SIZE = re.compile(r"(\d+(?:\.\d*)?)\s*((?:[kmg]i?)?b)?")
 
 
 def parse_duration_s(text: str) -> float:
@@ -29,6 +32,17 @@ def parse_duration_s(text: str) -> float:
     if not 0.0 < seconds < math.inf:
         raise UsageError(f"{text!r} is no duration; write a number above zero and a unit, such as 20s, 500ms or 1.5m")
     return seconds
+
+
+def parse_bytes(text: str) -> int:
+    """`"2GB"` -> 2_000_000_000, `"512MiB"` -> 536_870_912, `"90"` -> 90. Raises UsageError for anything else, zero
+    included.
+    """
+    match = _SIZE.fullmatch(text.strip().lower())
+    count = float(match[1]) * _BYTES[match[2] or ""] if match else 0.0
+    if not 1 <= count < math.inf:
+        raise UsageError(f"{text!r} is no size; write a number above zero and a unit, such as 2GB or 512MiB")
+    return round(count)
 
 
 def parse_fraction(text: str, *, most_bare: float = math.inf) -> float:

@@ -9,7 +9,7 @@ from mlserve.report import choice, diff, report
 from mlserve.report.gating import calibration, gate_file, history, result
 from mlserve.runs import lock, production, run
 from mlserve.tuning import find_max, grid
-from mlserve.tuning.choosing import aim, attempt, record, verdict
+from mlserve.tuning.choosing import aim, attempt, record
 from mlserve.tuning.gating import live
 from mlserve.tuning.prediction import times
 
@@ -57,7 +57,7 @@ def test_the_number_of_a_format_is_the_one_that_is_written(heading, module):
     [
         ("`run.json`", [run.Run, lock.Lock]),
         (FOLDER, [live.LiveGate, record.Search, aim.Aim]),
-        ("`tune.json`", [record.Record, record.Foretold, attempt.Attempt, verdict.Verdict, verdict.Tried]),
+        ("`tune.json`", [record.Record, record.Foretold, attempt.Attempt, choice.Verdict, choice.Tried]),
         ("`production.toml`", [production.Production, production.ServeChoice]),
         ("`production.toml`", [production.Expected, production.Evidence]),
         ("`report.json`", [report.Report, report.Result, report.RunResult, diff.Diff, diff.ResultDiff]),

@@ -13,6 +13,7 @@ from mlserve.units import (
     format_duration,
     format_rate,
     format_ratio,
+    parse_bytes,
     parse_duration_s,
     parse_fraction,
     parse_limits,
@@ -56,6 +57,20 @@ def _tried(parse, text):
 def test_any_text_is_a_duration_above_zero_or_a_usage_error(text):
     value, message = _tried(parse_duration_s, text)
     assert repr(text) in message if value is None else 0 < value < math.inf
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2GB", 2_000_000_000), ("1.5 GiB", 1_610_612_736), ("512mb", 512_000_000), ("90", 90), ("7 B", 7)],
+)
+def test_a_size_is_a_number_and_a_unit(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "GB", "2TBs", "5PB", "-1MB", "2iB", "nan", "1e9GB"])
+def test_what_is_no_size_is_refused_with_an_example(text):
+    with pytest.raises(UsageError, match="such as 2GB"):
+        parse_bytes(text)
 
 
 @pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.1", 0.1), ("0", 0.0), (" 250% ", 2.5)])

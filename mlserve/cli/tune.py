@@ -18,13 +18,13 @@ from mlserve.cli.tune_shown import Watching, document, print_verdict
 from mlserve.cli.tune_wishes import Wanted, is_model_file, make_aim, make_pace, make_protocols, plan_of
 
 if TYPE_CHECKING:
+    from mlserve.report.choice import Verdict
     from mlserve.runs.load import Plan, Protocol
     from mlserve.tuning.choosing.aim import Aim
     from mlserve.tuning.choosing.choose import Pace
     from mlserve.tuning.choosing.record import Made, Search
     from mlserve.tuning.choosing.space import Machinery, Space
     from mlserve.tuning.choosing.tune import Tuning
-    from mlserve.tuning.choosing.verdict import Verdict
 
 __all__ = ["tune"]
 

@@ -17,11 +17,11 @@ from mlserve.units import format_duration, format_rate
 
 if TYPE_CHECKING:
     from mlserve.bench.progress import Progress as Moment
+    from mlserve.report.choice import Tried, Verdict
     from mlserve.tuning.choosing.attempt import Attempt, Trial
     from mlserve.tuning.choosing.contest import Contest
     from mlserve.tuning.choosing.space import Space
     from mlserve.tuning.choosing.tune import Tuning
-    from mlserve.tuning.choosing.verdict import Tried, Verdict
 
 __all__ = ["Watching", "document", "print_verdict", "value_text"]
 

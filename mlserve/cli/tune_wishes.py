@@ -1,7 +1,6 @@
 """From what was said to `mlserve tune` to what is wanted; flags that contradict each other are refused."""
 
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,7 +8,7 @@ import msgspec
 
 from mlserve.cli.price import parse_price
 from mlserve.errors import UsageError
-from mlserve.units import format_bytes, parse_duration_s
+from mlserve.units import format_bytes, parse_bytes, parse_duration_s
 
 if TYPE_CHECKING:
     from mlserve.runs.load import Plan, Protocol
@@ -22,11 +21,9 @@ __all__ = [
     "make_aim",
     "make_pace",
     "make_protocols",
-    "parse_bytes",
     "plan_of",
 ]
 
-_BYTES = {"": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _SHORT_SHARE, _SHORTEST_S = 5, 1.0
 # What Python and the libraries of a server take before any model.
 _LEAST_MEMORY = 30_000_000
@@ -52,7 +49,7 @@ def make_aim(wanted: Wanted) -> "Aim":
     from mlserve.tuning.evidence import parse_slo
 
     goal = _goal(wanted)
-    memory = parse_bytes(wanted.max_memory, "--max-memory") if wanted.max_memory else None
+    memory = parse_bytes(wanted.max_memory) if wanted.max_memory else None
     if memory is not None and memory < _LEAST_MEMORY:
         raise UsageError(
             f"--max-memory {wanted.max_memory}: a server takes more than {format_bytes(_LEAST_MEMORY)} whatever it "
@@ -108,15 +105,6 @@ def plan_of(batch_rows: int, seed: int) -> "Plan":
     from mlserve.runs.load import Plan
 
     return check_plan(Plan(rate_per_s=1.0, duration_s=1.0, warm_up_s=1.0, batch_rows=batch_rows, seed=seed))
-
-
-def parse_bytes(text: str, flag: str) -> int:
-    """`"2GB"` -> 2_000_000_000, `"512MiB"` -> 536_870_912. Raises UsageError for anything else, zero included."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmg]i?b)?", text.strip().lower())
-    found = float(match[1]) * _BYTES[match[2] or ""] if match else 0.0
-    if not 1 <= found < math.inf:
-        raise UsageError(f"{flag} {text!r} is no size; write a number and a unit, such as 2GB or 512MiB")
-    return round(found)
 
 
 def is_model_file(what: str, store: Path) -> bool:

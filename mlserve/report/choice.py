@@ -11,13 +11,14 @@ from mlserve.report.measurement import Recorded
 from mlserve.report.slo import Slo
 from mlserve.units import format_duration, format_rate
 
-__all__ = ["NEAR", "Choice", "Tried", "read_choice"]
+__all__ = ["FORMAT_VERSION", "NEAR", "SEARCH_FILE", "TUNE_FILE", "Choice", "Tried", "Verdict", "read_choice"]
 
 NEAR = 0.2
 """How far from what was measured a prediction may be to count as near."""
 
-_SEARCH_FILE, _TUNE_FILE = "search.json", "tune.json"
-_FORMAT_VERSION = 1  # of tune.json, that is read here
+SEARCH_FILE, TUNE_FILE = "search.json", "tune.json"
+# Of both. 1: first format
+FORMAT_VERSION = 1
 _File = TypeVar("_File", bound=msgspec.Struct)
 Goal = Literal["throughput", "goodput", "latency", "cost", "energy"]
 
@@ -38,6 +39,33 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     predicted: float | None = None
     measured: float | None = None
     runs: int = 0
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The pick, None where nothing met the objective; then `nearest` says what came next to it, and `needed` what would
+    help. `figure` names what `value`s are: requests/s, good answers/s, seconds, price or machine hours of 1,000
+    requests, joules.
+
+    `flip` is the probability that the runner-up is better after all, by what was measured; None where there is none, or
+    nothing tells. `importance` is the share of the variance over all settings that each knob explains by itself.
+    `near` of `compared` predictions were within 20% of what was measured.
+    """
+
+    pick: Tried | None
+    confirmed: bool
+    valid: bool
+    rate_per_s: float
+    figure: str
+    why: str
+    runner_up: Tried | None = None
+    flip: float | None = None
+    tried: tuple[Tried, ...] = ()
+    untried: dict[str, str] = {}
+    importance: dict[str, float] = {}
+    near: int = 0
+    compared: int = 0
+    nearest: str = ""
+    needed: str = ""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,30 +178,12 @@ class _Attempt(msgspec.Struct, frozen=True, kw_only=True):
     failure: str = ""
 
 
-class _Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    pick: Tried | None
-    confirmed: bool
-    valid: bool
-    rate_per_s: float
-    figure: str
-    why: str
-    runner_up: Tried | None = None
-    flip: float | None = None
-    tried: tuple[Tried, ...] = ()
-    untried: dict[str, str] = {}
-    importance: dict[str, float] = {}
-    near: int = 0
-    compared: int = 0
-    nearest: str = ""
-    needed: str = ""
-
-
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    format_version: int = _FORMAT_VERSION
+    format_version: int = FORMAT_VERSION
     predictions: tuple[msgspec.Raw, ...] = ()
     left_out: dict[str, str] = {}
     attempts: tuple[_Attempt, ...] = ()
-    verdict: _Verdict | None = None
+    verdict: Verdict | None = None
 
 
 def read_choice(runs: Sequence[Recorded]) -> Choice | None:
@@ -183,22 +193,22 @@ def read_choice(runs: Sequence[Recorded]) -> Choice | None:
     """
     folders = {one.directory.parent for one in runs}
     folder = next(iter(folders), None)
-    if folder is None or len(folders) > 1 or not (folder / _TUNE_FILE).is_file():
+    if folder is None or len(folders) > 1 or not (folder / TUNE_FILE).is_file():
         return None
-    record = _read(folder / _TUNE_FILE, _Record)
-    if record.format_version > _FORMAT_VERSION:
+    record = _read(folder / TUNE_FILE, _Record)
+    if record.format_version > FORMAT_VERSION:
         raise RunFileError(
-            f"{folder / _TUNE_FILE} has format {record.format_version}, and this mlserve reads {_FORMAT_VERSION}: it "
+            f"{folder / TUNE_FILE} has format {record.format_version}, and this mlserve reads {FORMAT_VERSION}: it "
             "is of a newer one; update mlserve, or move the file away to report on the runs alone"
         )
     names = {one.directory.name for one in runs}
     if record.verdict is None or not names >= {one.folder for one in record.attempts if not one.failure}:
         return None
-    aim = _read(folder / _SEARCH_FILE, _Search).aim
+    aim = _read(folder / SEARCH_FILE, _Search).aim
     return _choice(record, record.verdict, aim)
 
 
-def _choice(record: _Record, verdict: _Verdict, aim: _Aim) -> Choice:
+def _choice(record: _Record, verdict: Verdict, aim: _Aim) -> Choice:
     said = msgspec.structs.asdict(verdict)
     return Choice(
         slo=aim.objective,
@@ -213,7 +223,7 @@ def _choice(record: _Record, verdict: _Verdict, aim: _Aim) -> Choice:
     )
 
 
-def _proof(attempts: Sequence[_Attempt], verdict: _Verdict) -> tuple[str, ...]:
+def _proof(attempts: Sequence[_Attempt], verdict: Verdict) -> tuple[str, ...]:
     """The runs of the pick where it was proven, those that confirmed it if there are any."""
     if verdict.pick is None:
         return ()

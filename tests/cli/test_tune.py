@@ -15,17 +15,18 @@ from mlserve.bench.watching.energy import read_energy
 from mlserve.bench.watching.gpus import Gpus, load_nvml
 from mlserve.cli.price import Price, parse_price
 from mlserve.cli.tune_made import make_variants
-from mlserve.cli.tune_wishes import parse_bytes, plan_of
+from mlserve.cli.tune_wishes import plan_of
 from mlserve.errors import UsageError
 from mlserve.model.artifact import Artifact, Manifest, Step
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
+from mlserve.report.choice import SEARCH_FILE
 from mlserve.runs.load import Plan
 from mlserve.runs.machine import read_machine
 from mlserve.runs.production import read_production
 from mlserve.tuning.campaign import open_campaign
 from mlserve.tuning.choosing.aim import Aim
-from mlserve.tuning.choosing.record import SEARCH_FILE, Search
+from mlserve.tuning.choosing.record import Search
 from mlserve.tuning.choosing.space import settings_of, this_machine, versions_for
 from mlserve.tuning.evidence import parse_slo
 from mlserve.tuning.opening import Source
@@ -221,15 +222,10 @@ def test_energy_is_refused_where_nothing_counts_it(store, tmp_path, runner):
     assert (found.exit_code, "does not tell how much it uses" in found.stderr) == (2, True), found.stderr
 
 
-def test_sizes_and_prices_are_read_and_others_refused():
-    assert parse_bytes("2GB", "--max-memory") == 2_000_000_000
-    assert parse_bytes("1.5 GiB", "--max-memory") == 1_610_612_736
+def test_prices_are_read_and_others_refused():
     assert parse_price("1.20/h") == Price(1.2)
     assert parse_price("$.5 / h") == Price(0.5, before="$")
     assert parse_price("3 EUR/h") == Price(3.0, behind="EUR")
-    for text in ("", "0", "GB", "2TBs"):
-        with pytest.raises(UsageError, match="--max-memory"):
-            parse_bytes(text, "--max-memory")
     for text in ("", "0/h", "1.20", "-1/h", "$3 EUR/h", "1.20/day", "cheap"):
         with pytest.raises(UsageError, match="--price"):
             parse_price(text)

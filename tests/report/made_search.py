@@ -4,12 +4,12 @@ from pathlib import Path
 
 import msgspec
 
+from mlserve.report.choice import SEARCH_FILE, Tried, Verdict
 from mlserve.runs.load import Plan
 from mlserve.tuning.choosing.aim import Aim
 from mlserve.tuning.choosing.attempt import Attempt, Trial
-from mlserve.tuning.choosing.record import SEARCH_FILE, Record, Search, as_written, write_record
+from mlserve.tuning.choosing.record import Record, Search, as_written, write_record
 from mlserve.tuning.choosing.standing import Settled
-from mlserve.tuning.choosing.verdict import Tried, Verdict
 from mlserve.tuning.evidence import Objective
 from mlserve.tuning.prediction.prediction import Prediction
 from mlserve.tuning.serving import ServerOptions

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from mlserve.errors import UsageError
-from mlserve.units import parse_duration_s, parse_fraction
+from mlserve.units import parse_bytes, parse_duration_s, parse_fraction
 
 __all__ = ["ERROR_RATE", "FIXED", "METRICS", "Limit", "Sense", "Unit", "figure_unit", "parse_gate_limits"]
 
@@ -22,8 +22,6 @@ FIXED = ("accuracy", "size")
 
 _PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,3})?)")
 _LIMIT = re.compile(r"\s*([^\s<>=]+)\s*(<=|>=|=)\s*([^\s<>=]+)\s*")
-_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMG]?i?B)")
 _HIGHER_IS_BETTER = ("max_rate", "accuracy")
 
 
@@ -107,15 +105,8 @@ def _bound(metric: str, value: str) -> float:
         case "share":
             return parse_fraction(value, most_bare=1.0)
         case "bytes":
-            return _parse_bytes(metric, value)
+            return parse_bytes(value)
     return _parse_rate(metric, value)
-
-
-def _parse_bytes(metric: str, value: str) -> float:
-    match = _SIZE.fullmatch(value)
-    if not match or match[2] not in _BYTES or not float(match[1]):
-        raise UsageError(f"{metric}<={value}: that is no size; write a number above zero and a unit, such as 500MB")
-    return float(match[1]) * _BYTES[match[2]]
 
 
 def _parse_rate(metric: str, value: str) -> float:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlserve import __version__
+from mlserve.report.choice import Verdict
 from mlserve.report.measurement import Recorded
 from mlserve.runs.production import Evidence, Expected, Production, ServeChoice
 from mlserve.stats import bootstrap_interval, quantile, quantile_of
 from mlserve.tuning.choosing.attempt import Attempt, memory_of
 from mlserve.tuning.choosing.contest import Contest
 from mlserve.tuning.choosing.standing import proof_of
-from mlserve.tuning.choosing.verdict import Verdict
 
 __all__ = ["evidence_of", "production_of"]
 

@@ -8,17 +8,15 @@ from typing import TypeVar
 import msgspec
 
 from mlserve.errors import UsageError
+from mlserve.report.choice import FORMAT_VERSION, SEARCH_FILE, TUNE_FILE, Verdict
 from mlserve.runs.load import Plan, Protocol
 from mlserve.tuning.choosing.aim import Aim
 from mlserve.tuning.choosing.attempt import Attempt
 from mlserve.tuning.choosing.standing import Settled
-from mlserve.tuning.choosing.verdict import Verdict
 from mlserve.tuning.prediction.prediction import Prediction
 from mlserve.tuning.setting import Setting
 
 __all__ = [
-    "SEARCH_FILE",
-    "TUNE_FILE",
     "Foretold",
     "Made",
     "Making",
@@ -30,12 +28,7 @@ __all__ = [
     "write_record",
 ]
 
-SEARCH_FILE, TUNE_FILE = "search.json", "tune.json"
-
 File = TypeVar("File", bound=msgspec.Struct)
-
-# 1: first format
-FORMAT_VERSION = 1
 
 
 class Making(msgspec.Struct, frozen=True, kw_only=True):

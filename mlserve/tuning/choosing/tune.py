@@ -13,6 +13,7 @@ from mlserve.bench.course import Decide
 from mlserve.bench.generator.job import Stop
 from mlserve.bench.progress import Progress
 from mlserve.errors import MlserveError, UsageError
+from mlserve.report.choice import SEARCH_FILE, Verdict
 from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Plan
 from mlserve.runs.run import RUN_FILE
@@ -23,10 +24,10 @@ from mlserve.tuning.choosing.attempt import Attempt, Trial, failed_attempt, judg
 from mlserve.tuning.choosing.choose import Pace, next_trial
 from mlserve.tuning.choosing.contest import Contest, label_of
 from mlserve.tuning.choosing.foretelling import OpensPredictor, foretell
-from mlserve.tuning.choosing.record import SEARCH_FILE, Record, Search, as_written, read_record, write_record
+from mlserve.tuning.choosing.record import Record, Search, as_written, read_record, write_record
 from mlserve.tuning.choosing.servers import Servers
 from mlserve.tuning.choosing.space import Space
-from mlserve.tuning.choosing.verdict import Verdict, best_so_far, conclude_search
+from mlserve.tuning.choosing.verdict import best_so_far, conclude_search
 from mlserve.tuning.find_max import Judge
 from mlserve.tuning.measuring import Measure, measure_run, read_recorded
 from mlserve.tuning.opening import Opens

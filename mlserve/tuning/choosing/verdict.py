@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
-import msgspec
 import numpy as np
 
+from mlserve.report.choice import NEAR, Tried, Verdict
 from mlserve.report.measurement import Recorded
 from mlserve.stats import Floats, quantile_of, ratio_interval
 from mlserve.tuning.choosing.at_rate import believed_latency, believed_loss, met_settings
@@ -17,59 +16,11 @@ from mlserve.tuning.choosing.contest import Contest, label_of
 from mlserve.tuning.choosing.standing import SPENT, Settled, out_of_contest, proof_of
 from mlserve.tuning.choosing.words import blamed_words, missed_words, needed_words, unmeasured_words
 
-__all__ = ["State", "Tried", "Verdict", "best_so_far", "chance_of_flip", "conclude_search", "importance"]
-
-State = Literal["picked", "met", "missed", "failed"]
+__all__ = ["best_so_far", "chance_of_flip", "conclude_search", "importance"]
 
 _RESAMPLES = 1000
-_NEAR = 0.2
 # The variance of logarithms that differ by 1%.
 _ALIKE = 1e-4
-
-
-class Tried(msgspec.Struct, frozen=True, kw_only=True):
-    """A setting that was measured. `value` is what is to be high or low (see `Verdict.figure`), with an interval where
-    there is one: None where the objective was not met. `predicted_s` and `measured_s` are the objective's percentile at
-    the aim's rate, or rates (a second) where the rate is sought.
-    """
-
-    number: int
-    label: str
-    state: State
-    why: str = ""
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    predicted: float | None = None
-    measured: float | None = None
-    runs: int = 0
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The pick, None where nothing met the objective; then `nearest` says what came next to it, and `needed` what would
-    help. `figure` names what `value`s are: requests/s, good answers/s, seconds, price or machine hours of 1,000
-    requests, joules.
-
-    `flip` is the probability that the runner-up is better after all, by what was measured; None where there is none, or
-    nothing tells. `importance` is the share of the variance over all settings that each knob explains by itself.
-    `near` of `compared` predictions were within 20% of what was measured.
-    """
-
-    pick: Tried | None
-    confirmed: bool
-    valid: bool
-    rate_per_s: float
-    figure: str
-    why: str
-    runner_up: Tried | None = None
-    flip: float | None = None
-    tried: tuple[Tried, ...] = ()
-    untried: dict[str, str] = {}
-    importance: dict[str, float] = {}
-    near: int = 0
-    compared: int = 0
-    nearest: str = ""
-    needed: str = ""
 
 
 def conclude_search(
@@ -98,7 +49,7 @@ def conclude_search(
         tried=tuple(order),
         untried=unmeasured_words(contest, attempts, belief),
         importance=importance(contest.knobs(), belief),
-        near=sum(abs(found / said - 1) <= _NEAR for said, found in pairs),
+        near=sum(abs(found / said - 1) <= NEAR for said, found in pairs),
         compared=len(pairs),
         nearest="" if chosen else missed_words(contest, attempts),
         needed="" if chosen else needed_words(contest, attempts, spent=settled is not None and settled.why == SPENT),
