@@ -52,7 +52,7 @@ def main() -> None:
     production = TUNE / "production.toml"
     if not production.exists():
         sys.exit(f"nothing here keeps {slo}; see what was tried in {(TUNE / 'report' / 'report.html').resolve()}")
-    mlserve("plan", "--report", production, "--rps", WANTED_RPS, "--slo", slo, "--price", "0.10/h", accepted=(0, 1))
+    mlserve("plan", "--report", TUNE, "--rps", WANTED_RPS, "--slo", slo, "--price", "0.10/h", accepted=(0, 1))
     print(f"\ndone in {time.monotonic() - started_s:.0f} s; open {(TUNE / 'report' / 'report.html').resolve()}")
     print(f"serve what was picked: {shlex.join([*command(), 'serve', '--config', str(production)])}")
 

@@ -140,9 +140,19 @@ def _print(plans: list[_Plan], found: "tuple[Replica, ...]", objective: "Objecti
     )
     _say("replica", f"{best.replica.what}; {best.replica.how}")
     missed = "nothing faster was missed" if borne.missed_per_s is None else f"{format_rate(borne.missed_per_s)} missed"
-    _say("bears", f"{format_rate(borne.proven_per_s)} proven, {format_rate(borne.met_per_s)} met, {missed}")
+    proven = f"{format_rate(borne.safe_per_s)} proven, " if borne.proven else ""
+    _say("bears", f"{proven}{format_rate(borne.met_per_s)} met, {missed}")
+    if not borne.proven:
+        out.print(
+            f"{'not proven':<12}its VALID runs meet it, but are too short to exclude chance (1%): measure longer with "
+            f"mlserve bench NAME --find-max --slo {objective.text}",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     _say("replicas", f"{safe.bearing:,} bear the peak, {_spared(best.demand)}; {_range(total)}")
-    _say("load", f"{format_rate(safe.share_per_s)} each at the peak, {safe.share_per_s / borne.proven_per_s:.0%} of it")
+    _say("load", f"{format_rate(safe.share_per_s)} each at the peak, {safe.share_per_s / borne.safe_per_s:.0%} of it")
     if cost is not None and safe.cost_per_h is not None:
         machines = f"{safe.replicas:,} whole machine{'' if safe.replicas == 1 else 's'} at {cost.shown(cost.per_h)}"
         _say(
@@ -218,7 +228,7 @@ def _table(plans: list[_Plan], cost: Price | None) -> Table:
         table.add_row(
             f"{total.safe.replicas:,}",
             f"{total.likely.replicas:,}",
-            format_rate(total.bears.proven_per_s),
+            format_rate(total.bears.safe_per_s),
             "-" if missed is None else format_rate(missed),
             *([cost.shown(total.safe.cost_per_1000 or 0.0)] if cost else []),
             f"{one.replica.what}; {one.replica.how}",

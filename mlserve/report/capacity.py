@@ -3,7 +3,8 @@
 A replica is a server like the one that was measured, on a machine of its own like that one. A rate is *proven* where
 the evidence shows that the objective is met (a verdict that is wrong with at most 1%), *met* where the figures say so,
 *missed* where they say the contrary. What a replica bears lies between the highest proven rate and the lowest missed
-one: the count for the proven rate is safe, the others are the error bar.
+one: the count for the proven rate is safe, the others are the error bar. Where no rate is proven, the highest that was
+met stands in, and that is said.
 """
 
 import math
@@ -36,13 +37,15 @@ class Power(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bears(msgspec.Struct, frozen=True, kw_only=True):
-    """What one replica bears, requests/s: `proven_per_s` <= `met_per_s` < `missed_per_s`, which is None where no rate
-    was missed, so that nobody knows how much more it bears. `power` is sorted by rate.
+    """What one replica bears, requests/s: `safe_per_s` <= `met_per_s` < `missed_per_s`, which is None where no rate
+    was missed, so that nobody knows how much more it bears. `safe_per_s` is the highest proven rate; where none is
+    `proven`, the highest that was met. `power` is sorted by rate.
     """
 
-    proven_per_s: float
+    safe_per_s: float
     met_per_s: float
     missed_per_s: float | None
+    proven: bool = True
     power: tuple[Power, ...] = ()
 
 
@@ -80,8 +83,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """`safe` is by the proven rate: what to run. `likely` is by the rate that was met, and `least` by the one that was
-    missed: fewer than that cannot do (None where no rate was missed). `joules_per_1000` is of the safe one.
+    """`safe` is by the safe rate: what to run. `likely` is by the rate that was met, and `least` by the one that
+    was missed: fewer than that cannot do (None where no rate was missed). `joules_per_1000` is of the safe one.
     """
 
     bears: Bears
@@ -97,7 +100,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bears(seen: Sequence[Seen]) -> Bears | None:
-    """What the runs `seen` say together; None where not one rate is proven.
+    """What the runs `seen` say together; None where not one rate was met.
 
     The verdict on a rate is that of most of its runs; a miss where they are even. No rate above one that was missed
     counts, whatever its own runs say.
@@ -108,12 +111,13 @@ def bears(seen: Sequence[Seen]) -> Bears | None:
     missed = min((rate for rate, vote in votes.items() if vote <= 0), default=math.inf)
     met = [rate for rate, vote in votes.items() if vote > 0 and rate < missed]
     proven = [one.rate_per_s for one in seen if one.met and one.sure and one.rate_per_s in met]
-    if not proven:
+    if not met:
         return None
     return Bears(
-        proven_per_s=max(proven),
+        safe_per_s=max(proven or met),
         met_per_s=max(met),
         missed_per_s=None if math.isinf(missed) else missed,
+        proven=bool(proven),
         power=_powers(seen),
     )
 
@@ -130,7 +134,7 @@ def replicas(peak_per_s: float, bears_per_s: float, *, spare: int, zones: int) -
 
 def capacity(found: Bears, demand: Demand) -> Capacity:
     """The plan for `demand` of replicas that bear what was `found`."""
-    safe = _fleet(found.proven_per_s, demand)
+    safe = _fleet(found.safe_per_s, demand)
     likely = _fleet(found.met_per_s, demand)
     least = None if found.missed_per_s is None else _fleet(found.missed_per_s, demand)
     fleets = [safe, likely, *([least] if least else [])]

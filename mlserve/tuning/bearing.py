@@ -1,5 +1,6 @@
 """What saved runs, or a production.toml, say of the load that one replica bears."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mlserve.report.measurement import Recorded, read_runs
 from mlserve.report.names import ModelIdentity, identity_of
 from mlserve.runs.naming import PRODUCTION_FILE, named_runs
 from mlserve.runs.production import Evidence, Expected, Production, is_production, read_production
+from mlserve.stats import minimum_samples
 from mlserve.tuning.evidence import Objective, conclude, parse_slo, weigh
 from mlserve.tuning.find_max import blame_of, settled_requests
 
@@ -20,8 +22,8 @@ __all__ = ["Replica", "replicas_of"]
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """One way to serve a model that was measured. `what` is the model and how it was asked, `how` its server and its
-    machine; `rows` are those of a request, on average. `bears` is None where not one rate is proven, and `lacking`
-    then says why. `runs` are those that it rests on.
+    machine; `rows` are those of a request, on average. `bears` is None where not one rate was met, and `lacking` then
+    says why. `runs` are those that it rests on.
     """
 
     what: str
@@ -92,7 +94,8 @@ def _seen(recorded: Recorded, objective: Objective) -> Seen | None:
     """
     run, samples = recorded.run, recorded.samples
     verdict = conclude(weigh(settled_requests(samples, samples.scheduled_s), objective), objective)
-    if blame_of(run) or (verdict.met and not run.certificate.valid):
+    too_few = not verdict.sure and len(samples) < minimum_samples(objective.percentile)
+    if blame_of(run) or (verdict.met and (too_few or not run.certificate.valid)):
         return None
     energy_j, duration_s = run.resources.energy_j, run.window.duration_s
     return Seen(
@@ -104,17 +107,19 @@ def _seen(recorded: Recorded, objective: Objective) -> Seen | None:
 
 
 def _lacking(runs: Sequence[Recorded], seen: Sequence[Seen], objective: Objective) -> str:
-    if not seen:
-        faults = dict.fromkeys(check.name for recorded in runs for check in recorded.run.certificate.faults)
-        which = f"none of its {len(runs)} runs can" if len(runs) > 1 else "its run cannot"
-        return f"{which} be believed, INVALID by {', '.join(faults)}"
-    slowest = min(one.rate_per_s for one in seen)
-    met = [one.met for one in seen if one.rate_per_s == slowest]
-    if 2 * sum(met) <= len(met):
+    needed = minimum_samples(objective.percentile)
+    slowest = min((one.rate_per_s for one in seen), default=math.inf)
+    slower = [one for one in runs if one.run.certificate.valid and one.run.plan.rate_per_s < slowest]
+    if any(len(one.samples) < needed for one in slower):
+        return (
+            f"its runs are too short for {objective.name}, which takes {needed:,} requests; measure for longer "
+            "(--duration)"
+        )
+    if seen:
         return f"not even {slowest:g}/s keeps {objective.words}"
-    return (
-        f"its runs at {slowest:g}/s and above are too short to prove {objective.words}; measure for longer (--duration)"
-    )
+    faults = dict.fromkeys(check.name for recorded in runs for check in recorded.run.certificate.faults)
+    which = f"none of its {len(runs)} runs can" if len(runs) > 1 else "its run cannot"
+    return f"{which} be believed, INVALID by {', '.join(faults)}"
 
 
 def _caveats(conditions: Conditions) -> Iterator[str]:

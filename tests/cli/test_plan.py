@@ -64,7 +64,7 @@ def test_programs_get_it_whole(asked, report):
     assert code == 0
     document = json.loads(text)
     (found,) = document["plans"]
-    assert found["bears"]["proven_per_s"] == 120.0
+    assert found["bears"]["safe_per_s"] == 120.0
     assert found["safe"]["replicas"] == 15
     assert found["demand"]["rows"] == 4.0
     assert found["safe"]["cost_per_h"] is None
@@ -100,7 +100,7 @@ def test_energy_that_nobody_measured_is_said_to_be_unknown(asked, made_runs, tmp
         ("--rps 10 --slo p99=20ms --price cheap", "--price 'cheap'"),
         ("--rps 10 --slo p99=20ms --price 1.20", "--price '1.20'"),
         ("--rps 10 --slo p99=1ms", "not even 60/s keeps p99 within 1.00 ms"),
-        ("--rps 10 --slo p99.99=20ms", "too short to prove"),
+        ("--rps 10 --slo p99.99=20ms", "too short for p99.99"),
     ],
 )
 def test_what_cannot_be_planned_is_told_in_one_line(asked, report, arguments, message):

@@ -23,7 +23,7 @@ RUNS = st.lists(
 
 
 def borne(proven, met=None, missed=None, power=()):
-    return Bears(proven_per_s=proven, met_per_s=met or proven, missed_per_s=missed, power=power)
+    return Bears(safe_per_s=proven, met_per_s=met or proven, missed_per_s=missed, power=power)
 
 
 @given(peak=RATES, each=RATES, spare=SPARES, zones=ZONES)
@@ -80,9 +80,16 @@ def test_what_is_borne_is_proven_met_and_missed_in_this_order(seen):
     found = bears(seen)
     if found is None:
         return
-    assert found.proven_per_s <= found.met_per_s
+    assert found.safe_per_s <= found.met_per_s
     assert found.missed_per_s is None or found.met_per_s < found.missed_per_s
-    assert any(one.met and one.sure and one.rate_per_s == found.proven_per_s for one in seen)
+    assert found.proven == any(one.met and one.sure and one.rate_per_s <= found.met_per_s for one in seen)
+    assert any(one.met and one.sure >= found.proven and one.rate_per_s == found.safe_per_s for one in seen)
+
+
+def test_where_nothing_is_proven_the_highest_rate_that_was_met_stands_in():
+    seen = [Seen(rate_per_s=100.0, met=True, sure=False), Seen(rate_per_s=200.0, met=False, sure=False)]
+    assert bears(seen) == Bears(safe_per_s=100.0, met_per_s=100.0, missed_per_s=200.0, proven=False)
+    assert bears(seen[1:]) is None
 
 
 @given(RUNS, st.sampled_from([10.0, 20.0, 40.0, 80.0]))
@@ -90,7 +97,7 @@ def test_one_more_miss_never_raises_what_is_borne(seen, rate):
     seen = [Seen(rate_per_s=5.0, met=True, sure=True), *seen]
     before = bears(seen)
     after = bears([*seen, Seen(rate_per_s=rate, met=False, sure=True)])
-    assert after.proven_per_s <= before.proven_per_s
+    assert after.safe_per_s <= before.safe_per_s
     assert after.met_per_s <= before.met_per_s
 
 
@@ -99,7 +106,6 @@ def test_a_rate_above_one_that_was_missed_counts_for_nothing():
     runs = [Seen(rate_per_s=10, **good), Seen(rate_per_s=20, **bad), Seen(rate_per_s=40, **good)]
     assert bears(runs) == borne(10.0, missed=20.0)
     assert bears(runs[1:]) is None
-    assert bears([Seen(rate_per_s=10, met=True, sure=False)]) is None
     assert bears(runs[:1]) == borne(10.0)
     assert capacity(bears(runs[:1]), Demand(peak_per_s=100, mean_per_s=100)).lower_bound
     assert not capacity(bears(runs), Demand(peak_per_s=100, mean_per_s=100)).lower_bound

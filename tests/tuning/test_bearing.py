@@ -50,7 +50,7 @@ def test_a_search_says_what_is_proven_met_and_missed(formula_server, quiet, tmp_
     (replica,) = replicas_of(tmp_path / "max", OBJECTIVE)
     assert replica.bears.missed_per_s == found.failed_per_s
     assert replica.bears.met_per_s == found.passed_per_s
-    assert 0.5 * found.passed_per_s <= replica.bears.proven_per_s <= found.passed_per_s
+    assert 0.5 * found.passed_per_s <= replica.bears.safe_per_s <= found.passed_per_s
     assert replica.rows == 1.0
     assert len(replica.runs) == len(named_runs(tmp_path / "max"))
 
@@ -58,7 +58,7 @@ def test_a_search_says_what_is_proven_met_and_missed(formula_server, quiet, tmp_
 def test_a_sweep_says_it_for_another_objective_than_it_was_made_for(measured):
     folder = measured(200, 500, 950, 1200)
     (replica,) = replicas_of(folder, OBJECTIVE)
-    assert replica.bears == Bears(proven_per_s=500.0, met_per_s=500.0, missed_per_s=950.0)
+    assert replica.bears == Bears(safe_per_s=500.0, met_per_s=500.0, missed_per_s=950.0)
     (strict,) = replicas_of(folder, parse_slo("p99=1.5ms"))
     assert strict.bears is None
     assert "not even 200/s keeps p99 within 1.50 ms" in strict.lacking
@@ -66,16 +66,16 @@ def test_a_sweep_says_it_for_another_objective_than_it_was_made_for(measured):
 
 def test_one_slow_run_is_a_lower_bound_and_a_short_one_proves_nothing(measured):
     (replica,) = replicas_of(measured(100), OBJECTIVE)
-    assert replica.bears == Bears(proven_per_s=100.0, met_per_s=100.0, missed_per_s=None)
+    assert replica.bears == Bears(safe_per_s=100.0, met_per_s=100.0, missed_per_s=None)
     (short,) = replicas_of(measured(100, folder="short", seconds=2.0), OBJECTIVE)
     assert short.bears is None
-    assert "too short to prove" in short.lacking
+    assert "too short for p99, which takes 459" in short.lacking
 
 
 def test_an_invalid_run_shows_no_rate_that_is_met_but_one_that_is_missed(measured):
     folder = measured(200, 1200, faults=lambda plan: [INVALID] if plan.rate_per_s > 1000 else [])
     (replica,) = replicas_of(folder, OBJECTIVE)
-    assert replica.bears == Bears(proven_per_s=200.0, met_per_s=200.0, missed_per_s=1200.0)
+    assert replica.bears == Bears(safe_per_s=200.0, met_per_s=200.0, missed_per_s=1200.0)
     folder = measured(200, 1200, folder="other", faults=lambda plan: [INVALID] if plan.rate_per_s < 1000 else [])
     (replica,) = replicas_of(folder, OBJECTIVE)
     assert replica.bears is None
@@ -149,17 +149,19 @@ def test_a_production_file_means_its_runs_and_without_them_itself(measured, tmp_
     write_production(path, production(names))
     assert [each.resolve() for each in named_runs(path)] == sorted(folder.iterdir())[:2]
     (replica,) = replicas_of(path, OBJECTIVE)
-    assert replica.bears == Bears(proven_per_s=500.0, met_per_s=500.0, missed_per_s=None)
+    assert replica.bears == Bears(safe_per_s=500.0, met_per_s=500.0, missed_per_s=None)
     figures = {"p99_low_ms": 7.0, "p99_high_ms": 9.0, "slo": "p99=20ms", "max_rate_per_s": 700.0}
     write_production(path, production(("gone",), **figures))
     (promised,) = replicas_of(path, OBJECTIVE)
-    assert promised.bears == Bears(proven_per_s=300.0, met_per_s=700.0, missed_per_s=None)
+    assert promised.bears == Bears(safe_per_s=300.0, met_per_s=700.0, missed_per_s=None)
     assert promised.rows == 4.0
-    (other,) = replicas_of(path, parse_slo("p99=8.5ms"))
+    (near,) = replicas_of(path, parse_slo("p99=8.5ms"))
+    assert near.bears == Bears(safe_per_s=300.0, met_per_s=300.0, missed_per_s=None, proven=False)
+    (other,) = replicas_of(path, parse_slo("p99=7.5ms"))
     assert other.bears is None
     write_production(path, production(("gone",), **figures | {"slo": "as fast as can be"}))
     (promised,) = replicas_of(path, OBJECTIVE)
-    assert promised.bears == Bears(proven_per_s=300.0, met_per_s=300.0, missed_per_s=None)
+    assert promised.bears == Bears(safe_per_s=300.0, met_per_s=300.0, missed_per_s=None)
     write_production(path, production(("gone",), valid=False, **figures))
     (invalid,) = replicas_of(path, OBJECTIVE)
     assert "INVALID" in invalid.lacking
