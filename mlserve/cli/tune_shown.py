@@ -88,7 +88,8 @@ class Watching:
             verdict = "meets it" if attempt.met else "does not meet it"
             found = f", {format_duration(attempt.percentile_s)}" if attempt.percentile_s is not None else ""
             faults = "" if attempt.valid else f" (INVALID: {', '.join(attempt.faults)})"
-            self._line.say(f"{what}: {verdict}{found}{faults}", "" if attempt.valid else "yellow")
+            grows = ", the queue grows" if "queue grows" in attempt.why else ""
+            self._line.say(f"{what}: {verdict}{found}{grows}{faults}", "" if attempt.valid else "yellow")
         if best != self._best:
             self._best = best
             self._line.say(f"best so far: {best}" if best else "nothing meets the objective yet", "bold")
