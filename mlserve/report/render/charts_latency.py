@@ -1,6 +1,7 @@
 """Latency by percentile, and latency against throughput."""
 
 import math
+from typing import Any
 
 import altair as alt
 
@@ -125,23 +126,7 @@ def _curves(
     names = list(dict.fromkeys(curve.variant for curve in curves))
     distinct = len({known[name] for name in names}) == len(names)
     colours = {name: known[name] if distinct else series_colour(place) for place, name in enumerate(names)}
-    values = [
-        {
-            "variant": curve.variant,
-            "curve": place,
-            "offered": rounded(point.offered_per_s),
-            "answered": rounded(point.answered_per_s),
-            "latency": axis.value(point.latency_s),
-            "low": axis.value(point.low_s),
-            "high": axis.value(point.high_s),
-            "errors": f"{point.error_rate:.2%}",
-            "certificate": "VALID" if point.valid else "INVALID",
-            "filled": 1.0 if point.valid else 0.0,
-        }
-        for place, curve in enumerate(curves)
-        for point in curve.points
-        if point.latency_s is not None
-    ]
+    values = _rate_values(curves, axis)
     source = alt.Chart().encode(
         x=alt.X(
             "offered:Q",
@@ -181,6 +166,26 @@ def _curves(
         legend=tuple(Key(name, colour) for name, colour in colours.items()),
         height=320,
     )
+
+
+def _rate_values(curves: list[RateCurve], axis: LatencyAxis) -> list[dict[str, Any]]:
+    return [
+        {
+            "variant": curve.variant,
+            "curve": place,
+            "offered": rounded(point.offered_per_s),
+            "answered": rounded(point.answered_per_s),
+            "latency": axis.value(point.latency_s),
+            "low": axis.value(point.low_s),
+            "high": axis.value(point.high_s),
+            "errors": f"{point.error_rate:.2%}",
+            "certificate": "VALID" if point.valid else "INVALID",
+            "filled": 1.0 if point.valid else 0.0,
+        }
+        for place, curve in enumerate(curves)
+        for point in curve.points
+        if point.latency_s is not None
+    ]
 
 
 def _said(curve: RateCurve) -> str:
