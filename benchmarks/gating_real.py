@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +31,31 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mlserve.bench.driver import run_bench
 from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.progress import Progress
+from mlserve.bench.subject import Subject
 from mlserve.cli.gate_live import opens_side
 from mlserve.report.gating.limits import parse_gate_limits
 from mlserve.report.gating.result import GateResult
 from mlserve.report.measurement import Recorded
-from mlserve.runs.load import Plan
+from mlserve.runs.load import Plan, Protocol
 from mlserve.runs.machine import read_machine
 from mlserve.runs.samples import read_samples
-from mlserve.tuning.gating.calibrated import CalibratedRuns
+from mlserve.tuning.gating.calibrated import CalibratedRuns, SideLoad
 from mlserve.tuning.gating.live import Course, LiveGate, run_gate
 from mlserve.tuning.gating.side import Side, side_of
-from mlserve.tuning.gating.turn import Turn
-from mlserve.tuning.measuring import Measure
+from mlserve.tuning.gating.turn import Turn, shared_plan, slot_of
+from mlserve.tuning.measuring import read_recorded
 from mlserve.tuning.opening import Source
 from mlserve.tuning.serving import ServerOptions, file_subject, serving
 from mlserve.units import format_duration, parse_duration_s
 
-LAYERS, WIDTH = 60, 256
+LAYERS, WIDTH = 600, 256
 SLOWER = 0.10
 LIMIT = "p50=5%"
 # Evenly spaced, and far enough apart that none waits for another: what a run shows is the model, and not a queue.
-RATE_PER_S = 200.0
-WARM_UP_S, RUN_S, PROBE_S = 0.3, 1.5, 8.0
+RATE_PER_S = 100.0
+WARM_UP_S, RUN_S, PROBE_S = 0.3, 1.5, 10.0
 IDLE_S = 5.0
 _SEEDS_A_GATE = 10_000_000
 
@@ -119,12 +120,12 @@ def _gates(wish: argparse.Namespace, folder: Path, slow: Path) -> list[Outcome]:
     lines = kept.read_bytes().splitlines() if kept.exists() else []
     outcomes = [one for line in lines if (one := msgspec.json.decode(line, type=Outcome)).verdict != "inconclusive"]
     ended = {(one.kind, one.number) for one in outcomes}
-    fast, measure = folder / "fast.onnx", CalibratedRuns()
+    fast, runs = folder / "fast.onnx", CalibratedRuns()
     for number in range(1, wish.gates + 1):
         for kind, other in (("same", fast), ("slow", slow)):
             if (kind, number) in ended or wish.only not in ("", kind):
                 continue  # one that was cut short or disturbed goes on in its folder
-            outcomes.append(_gate(kind, fast, other, folder / f"{kind}-{number:02}", number, wish.budget_s, measure))
+            outcomes.append(_gate(kind, fast, other, folder / f"{kind}-{number:02}", number, wish.budget_s, runs))
             if outcomes[-1].verdict != "inconclusive":
                 with kept.open("ab") as file:
                     file.write(msgspec.json.encode(outcomes[-1]) + b"\n")
@@ -154,19 +155,38 @@ def write_chain(path: Path, layers: int) -> Path:
 def _layers_slower(fast: Path, folder: Path) -> int:
     """How many layers make p50 SLOWER: from p50 of LAYERS and of twice as many, which lie on a line."""
     double = write_chain(folder / "double.onnx", 2 * LAYERS)
-    once_s, twice_s = (_p50_s(path, folder / f"probe-{path.stem}") for path in (fast, double))
+    once_s, twice_s = _p50_s((fast, double), folder)
     each_s = (twice_s - once_s) / LAYERS
     if each_s <= 0:
         sys.exit("twice as many layers were no slower: something else works on this machine; stop it and try again")
     return LAYERS + max(1, round(SLOWER * once_s / each_s))
 
 
-def _p50_s(path: Path, folder: Path) -> float:
-    folder.mkdir()
-    with serving(str(path), folder, ServerOptions()) as served:
-        subject = file_subject(served, path, "rest", PayloadWish())
-        run = run_bench(subject, _plan(0, PROBE_S), folder, path.stem, lambda _: None)
-    return float(np.median(read_samples(folder, run.window).latency_s))
+def _p50_s(paths: Sequence[Path], folder: Path) -> list[float]:
+    """Of each, measured in turns, as the gates are."""
+    slot_s = slot_of(_plan(0, PROBE_S))
+    plan = shared_plan(_plan(0, PROBE_S), slot_s)
+    loads = []
+    with ExitStack() as stack:
+        for path in paths:
+            served = stack.enter_context(serving(str(path), folder, ServerOptions()))
+            subject = file_subject(served, path, "rest", PayloadWish())
+            place = folder / f"probe-{path.stem}"
+            place.mkdir()
+            loads.append(SideLoad(subject_of=partial(_always, subject), plan=plan, folder=place, label=path.stem))
+        faults = [fault for fault in CalibratedRuns().both(loads, slot_s, lambda _: None) if fault is not None]
+    if faults:
+        raise faults[0]
+    return [_run_p50_s(load.folder) for load in loads]
+
+
+def _always(subject: Subject, _: Protocol) -> Subject:
+    return subject
+
+
+def _run_p50_s(folder: Path) -> float:
+    recorded = read_recorded(folder)
+    return float(np.median(read_samples(folder, recorded.run.window).latency_s))
 
 
 def _idle_cores(path: Path, folder: Path) -> float:
@@ -178,16 +198,20 @@ def _idle_cores(path: Path, folder: Path) -> float:
         return float(sum(sum(process.cpu_times()[:2]) for process in processes) - before_s) / IDLE_S
 
 
-def _gate(kind: str, fast: Path, other: Path, folder: Path, number: int, budget_s: float, measure: Measure) -> Outcome:
+def _gate(
+    kind: str, fast: Path, other: Path, folder: Path, number: int, budget_s: float, runs: CalibratedRuns
+) -> Outcome:
     base, candidate = (side_of(str(path), folder.parent, ServerOptions()) for path in (fast, other))
     asked = LiveGate(
         base=base,
         candidate=candidate,
         plan=_plan(number * _SEEDS_A_GATE),
         limits=parse_gate_limits([LIMIT]),
+        slot_s=slot_of(_plan(0)),
     )
     listener, began_s = _Listener(), time.monotonic()
-    result = run_gate(asked, folder, opens_side(Source(store=folder.parent)), listener, budget_s, measure=measure)
+    opens = opens_side(Source(store=folder.parent))
+    result = run_gate(asked, folder, opens, listener, budget_s, measure=runs, measure_both=runs.both)
     found = next((one.difference for one in result.metrics if one.metric == "p50"), None)
     return Outcome(
         kind=kind,
@@ -219,7 +243,7 @@ class _Listener:
     def __init__(self) -> None:
         self.pairs = 0
 
-    def begins(self, side: Side, turn: Turn, course: Course) -> None: ...
+    def begins(self, sides: Sequence[Side], turn: Turn, course: Course) -> None: ...
 
     def moves(self, progress: Progress) -> None: ...
 

@@ -36,6 +36,7 @@ __all__ = [
     "ratio_interval",
     "row_interval",
     "share_difference",
+    "shared_log_spread",
     "split_blocks",
     "trend",
 ]
@@ -178,6 +179,27 @@ def log_spread(run: Blocks, statistic: Statistic, *, resamples: int = 200, seed:
     """
     drawn = _estimates([run], statistic, resamples, np.random.default_rng(seed))
     return float(np.log(drawn).std()) if len(drawn) else math.nan
+
+
+def shared_log_spread(
+    before: Blocks, after: Blocks, statistic: Statistic, *, resamples: int = 200, seed: int = 0
+) -> float:
+    """The standard deviation of the logarithm of `statistic(after) / statistic(before)`, figures above zero, where
+    block j of both is of the same stretch of time: both are drawn together, so that what a stretch did to both is not
+    in it.
+
+    NaN with fewer than two blocks. Raises ValueError for sides of unlike length.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} blocks before and {len(after)} after are no pairs of blocks")
+    if len(before) < 2:
+        return math.nan
+    rng, share = np.random.default_rng(seed), np.full(len(before), 1 / len(before))
+    times = rng.multinomial(len(before), share, size=resamples)
+    drawn = np.log(statistic(after, times)) - np.log(statistic(before, times))
+    levels = np.array([np.log(one).mean() - np.log(other).mean() for one, other in zip(after, before, strict=True)])
+    correlation = _correlation(levels) if len(levels) >= 3 else 0.0
+    return float(drawn.std()) * _widening_by(correlation)
 
 
 def ratio_interval(

@@ -13,6 +13,7 @@ from mlserve.stats import (
     bootstrap_interval,
     difference_interval,
     flip_interval,
+    log_spread,
     mean_of,
     measured,
     minimum_samples,
@@ -20,6 +21,7 @@ from mlserve.stats import (
     quantile_of,
     ratio_interval,
     row_interval,
+    shared_log_spread,
     split_blocks,
     trend,
 )
@@ -276,3 +278,22 @@ def test_an_interval_that_takes_correlated_figures_for_independent_is_too_narrow
     at = np.arange(20) / 20
     bounds = [theilslopes(_series(seed, 0.6), at, alpha=0.95)[2:] for seed in range(200)]
     assert np.mean([low <= 0 <= high for low, high in bounds]) < 0.8
+
+
+@given(st.lists(block, min_size=2, max_size=6), st.floats(0.5, 2.0), st.sampled_from([mean_of, quantile_of(0.5)]))
+def test_what_a_stretch_did_to_both_sides_is_not_in_their_ratio(before, factor, statistic):
+    after = [one * factor for one in before]
+    assert shared_log_spread(before, after, statistic) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_spread_of_a_ratio_of_sides_that_share_nothing_is_that_of_both():
+    before, after = (blocks_of(lognormal(4000, seed=seed), 40) for seed in (1, 2))
+    apart = math.hypot(log_spread(before, quantile_of(0.5)), log_spread(after, quantile_of(0.5)))
+    assert shared_log_spread(before, after, quantile_of(0.5)) == pytest.approx(apart, rel=0.3)
+
+
+def test_blocks_that_are_no_pairs_are_refused():
+    ones = [np.ones(3)] * 3
+    assert math.isnan(shared_log_spread(ones[:1], ones[:1], mean_of))
+    with pytest.raises(ValueError, match="2 blocks before and 3 after"):
+        shared_log_spread(ones[:2], ones, mean_of)

@@ -7,8 +7,20 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from mlserve.bench.generator.job import Calibrated, Command, Finished, Message, Started, Stop, Tick, Waiting
+from mlserve.bench.generator.job import (
+    Calibrated,
+    Command,
+    Finished,
+    Go,
+    Message,
+    Prepared,
+    Started,
+    Stop,
+    Tick,
+    Waiting,
+)
 from mlserve.bench.measuring.stopping import decide
+from mlserve.bench.meeting import Seat
 from mlserve.bench.progress import Progress, ProgressMeter
 from mlserve.bench.watching.watch import ResourceWatch
 from mlserve.errors import RunFileError
@@ -54,7 +66,9 @@ def _made_up() -> Samples:
 
 
 class Course:
-    """One run's. `first_s` is its first instant on `time.monotonic()`; NaN before it is known."""
+    """One run's, at its `seat` where another runs beside it. `first_s` is its first instant on `time.monotonic()`; NaN
+    before it is known.
+    """
 
     def __init__(
         self,
@@ -62,8 +76,10 @@ class Course:
         watch: ResourceWatch,
         on_progress: Callable[[Progress], None],
         decide: Decide | None,
+        seat: Seat | None = None,
     ) -> None:
         self._directory, self._watch, self._on_progress, self._decide = directory, watch, on_progress, decide
+        self._seat = seat
         self._meter = ProgressMeter()
         self._next_decision_s = _DECIDE_EVERY_S
         self.started_at = ""
@@ -77,16 +93,27 @@ class Course:
                 self._on_progress(self._meter.waiting(message))
             case Calibrated():
                 self.calibration = message.calibration
+            case Prepared():
+                self._begin(message, command)
             case Started():
                 self.started_at = message.started_at
                 self.first_s = time.monotonic() + message.lead_s
                 self._watch.add_generators(message.pids)
             case Tick():
+                if self._seat is not None:
+                    self._seat.check()
                 self._on_progress(self._meter.add(message))
                 if self._decide is not None and message.elapsed_s >= self._next_decision_s:
                     self._ask(self._decide, message.elapsed_s, command)
             case Finished():
                 self._watch.look()
+
+    def _begin(self, prepared: Prepared, command: Callable[[Command], None]) -> None:
+        """Has the generator begin when whoever runs beside this one does."""
+        assert self._seat is not None, "nobody else is waited for"
+        start_ns, others = self._seat.arrive((prepared.pid, *self._watch.server_pids))
+        self._watch.add_beside(others)
+        command(Go(start_ns=start_ns))
 
     def _ask(self, decide: Decide, elapsed_s: float, command: Callable[[Command], None]) -> None:
         asked_s = time.monotonic()

@@ -19,6 +19,7 @@ from mlserve.bench.generator.process import Leader, Page, drive
 from mlserve.bench.load.schedule import schedule
 from mlserve.bench.measuring.stopping import measured_part
 from mlserve.bench.measuring.warm_up import WarmUp
+from mlserve.bench.meeting import Seat
 from mlserve.bench.null_server.opening import open_null_server
 from mlserve.bench.payload.expected import ask_expected, encode_expected
 from mlserve.bench.payload.payload import Payload, make_payload
@@ -44,13 +45,15 @@ _COUNTED_AFTER_S = 0.1
 
 
 class Crew(msgspec.Struct, frozen=True, kw_only=True):
-    """Where generators come from beside this machine, the page that shows them, and what they cost by themselves where
-    a run like this one has shown it, so that they are not calibrated again; None for none of it.
+    """Where generators come from beside this machine, the page that shows them, what they cost by themselves where a
+    run like this one has shown it, so that they are not calibrated again, and where this run takes turns with another;
+    None for none of it. Only a generator that is alone takes turns.
     """
 
     leader: Leader | None = None
     page: Page | None = None
     calibration: Calibration | None = None
+    seat: Seat | None = None
 
 
 def run_bench(
@@ -81,10 +84,10 @@ def run_bench(
         watching(subject.pids, subject.cpus, sources) as watch,
     ):
         by_plan = ByPlan(plan)
-        course = Course(directory, watch, on_progress, decide or (by_plan if plan.open_ended else None))
+        course = Course(directory, watch, on_progress, decide or (by_plan if plan.open_ended else None), crew.seat)
         course.calibration = crew.calibration
         counted_before = _count(subject)
-        job = _job(subject, plan, asked, directory, null_server)
+        job = _job(subject, plan, asked, directory, null_server, waits=crew.seat is not None)
         finished = drive(job, subject.cpus, course.heed, crew.leader, crew.page)
         counted_after = _count(subject)
     whole = read_samples(directory, Window(0.0, finished.end_s))
@@ -156,7 +159,9 @@ def _address(subject: Subject) -> Address:
     return Address(dialect.transport, target.host, target.port, dialect.path(target))
 
 
-def _job(subject: Subject, plan: Plan, asked: _Asked, directory: Path, null_server: Address | None) -> Job:
+def _job(
+    subject: Subject, plan: Plan, asked: _Asked, directory: Path, null_server: Address | None, *, waits: bool
+) -> Job:
     payload, trace = asked.payload, subject.wish.trace
     return Job(
         plan=plan,
@@ -171,6 +176,7 @@ def _job(subject: Subject, plan: Plan, asked: _Asked, directory: Path, null_serv
         answer=subject.target.answer,
         null_server=null_server,
         locustfile=plan.locustfile,
+        waits=waits,
     )
 
 

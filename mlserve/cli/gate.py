@@ -76,6 +76,7 @@ def gate(
     workers: load.Workers = 1,
     budget: flag.Budget = "10m",
     keep_servers: flag.KeepServers = False,
+    in_turn: flag.InTurn = False,
     base_python: flag.BasePython = "",
     candidate_python: flag.CandidatePython = "",
     resolution: flag.Resolution = "5%",
@@ -103,8 +104,8 @@ def gate(
 ) -> None:
     """Compare a candidate with a base. Exit status: 0 pass, 1 fail, 3 inconclusive, 2 misuse.
 
-    Two servers are measured in turn, A B B A, on this machine until it is decided, or --budget is out; or runs that
-    were made before are held against each other. It fails only where the difference is beyond the limit and beyond
+    Two servers are asked by turns, on this machine, until it is decided, or --budget is out; or runs that were made
+    before are held against each other. It fails only where the difference is beyond the limit and beyond
     noise, and fresh runs have confirmed it; it passes only where it is within the limit for all noise can do.
 
     [bold]Examples[/]
@@ -207,7 +208,7 @@ def gate(
                 locustfile=None,
             )
         )
-        asked = _live_gate(wanted, sides, plan, resolution, errors, keep_servers=keep_servers)
+        asked = _live_gate(wanted, sides, plan, resolution, errors, keep_servers=keep_servers, in_turn=in_turn)
         _measure(asked, with_trace(source, trace), wanted, directory, times if calibrate else 0, outputs)
 
 
@@ -308,9 +309,11 @@ def _live_gate(
     errors: str | None,
     *,
     keep_servers: bool,
+    in_turn: bool,
 ) -> "LiveGate":
     from mlserve.tuning.evidence import parse_slo
     from mlserve.tuning.gating.live import LiveGate
+    from mlserve.tuning.gating.turn import slot_of
 
     told = [
         side if side.options is None else msgspec.structs.replace(side, options=with_cores(side.options, plan))
@@ -324,6 +327,7 @@ def _live_gate(
         objective=parse_slo(wanted.slo, errors or "0.1%") if wanted.slo else None,
         resolution=parse_fraction(resolution),
         keep_servers=keep_servers,
+        slot_s=0.0 if in_turn else slot_of(plan),
     )
 
 

@@ -7,8 +7,8 @@ import typer
 
 __all__ = [
     "Against", "Append", "Badge", "Base", "BasePython", "Budget", "Calibrate", "Calibration", "Candidate",
-    "CandidatePython", "Comment", "Commit", "Config", "History", "IgnoreDifferences", "Junit", "KeepServers", "Limits",
-    "MayDiffer", "Out", "Percentile", "Resolution", "Slo", "Times",
+    "CandidatePython", "Comment", "Commit", "Config", "History", "IgnoreDifferences", "InTurn", "Junit", "KeepServers",
+    "Limits", "MayDiffer", "Out", "Percentile", "Resolution", "Slo", "Times",
 ]  # fmt: skip
 
 
@@ -75,6 +75,15 @@ KeepServers = Annotated[
         _MEASURED,
         "--keep-servers",
         help="Leave both servers up, instead of a fresh one for every run: quicker for a model that loads slowly.",
+    ),
+]
+InTurn = Annotated[
+    bool,
+    _option(
+        _MEASURED,
+        "--in-turn",
+        help="Make one run after the other. Without it both servers are up and take turns of a tenth of a second, or "
+        "of ten requests, so that both see the same machine; a closed loop or several generators never do.",
     ),
 ]
 BasePython = Annotated[

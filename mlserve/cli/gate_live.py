@@ -139,12 +139,11 @@ class _Watching:
         self._line = line
         self._told = ""
 
-    def begins(self, side: "Side", turn: "Turn", course: "Course") -> None:
+    def begins(self, sides: "Sequence[Side]", turn: "Turn", course: "Course") -> None:
         purpose = "confirming, " if turn.fresh else ""
+        names = " and ".join(dict.fromkeys(side.name for side in sides)) + (" in turns" if len(sides) > 1 else "")
         left = f"{format_duration(max(course.budget_s - course.spent_s, 1.0))} left"
-        self._line.show(
-            f"{purpose}pair {turn.number}, {left}: {side.name}", round(course.spent_s), round(course.budget_s)
-        )
+        self._line.show(f"{purpose}pair {turn.number}, {left}: {names}", round(course.spent_s), round(course.budget_s))
 
     def moves(self, progress: "Moment") -> None:
         self._line.moves(progress)

@@ -59,10 +59,11 @@ class Spikes(msgspec.Struct, frozen=True, tag="spikes"):
 
 
 class Bursts(msgspec.Struct, frozen=True, tag="bursts"):
-    """The plan's rate for `on_s`, nothing for `off_s`, and so on."""
+    """The plan's rate for `on_s`, nothing for `off_s`, and so on; `throughout`: in the warm-up, too."""
 
     on_s: AboveZero
     off_s: AboveZero
+    throughout: bool = False
 
 
 class Replay(msgspec.Struct, frozen=True, tag="replay"):

@@ -8,9 +8,10 @@ RESOURCES_FILE = "resources.parquet"
 
 
 class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One process over the measured part. `role` is "server", "generator", "bench", or "other" for the busiest that
-    belong to none of them; `cpu` is in cores, of user and system time, for others over the whole run; `cpus` are the
-    cores it was held to, empty for any. `name` is what the system calls it, where that was asked.
+    """One process over the measured part. `role` is "server", "generator", "bench", "beside" for those of a run that
+    took turns with this one, or "other" for the busiest that belong to none of them; `cpu` is in cores, of user and
+    system time, for others over the whole run; `cpus` are the cores it was held to, empty for any. `name` is what the
+    system calls it, where that was asked.
     """
 
     role: str
@@ -35,8 +36,9 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     measured.
 
     `cores_in_use` is how many cores server and generators may run on. `steal` is the share of their time that a
-    hypervisor gave to others, `others_cpu` what processes that belong to neither server nor bench used of them, and
-    `shared_cpu` what anything but the generators used of the generators' cores, both in cores.
+    hypervisor gave to others, `others_cpu` what processes that belong to neither server nor bench, nor to a run
+    beside this one, used of them, and `shared_cpu` what anything but generators used of the generators' cores, both in
+    cores.
 
     `clock_step_s` is by how much the wall clock moved against the monotonic one, and `clock_rate` how much faster than
     the hardware's counter the monotonic clock ran, as a share. `energy_j` is the energy of all of `energy_of`: "cpu",

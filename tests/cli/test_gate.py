@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from mlserve.cli.gate_wishes import highest_percentile
 from mlserve.cli.main import app
 from mlserve.report.gating.limits import parse_gate_limits
-from mlserve.runs.run import find_runs
+from mlserve.runs.load import Bursts
+from mlserve.runs.run import find_runs, read_run
 
 REPEATS = 6
 
@@ -264,9 +265,9 @@ def test_a_history_is_begun_added_to_and_held_against(gate, runs, tmp_path):
     assert sum(len(file.read_text().splitlines()) for file in history.glob("*.jsonl")) == REPEATS + 1
 
 
-def test_servers_are_measured_in_turn_and_the_runs_are_kept(gate, tiny_onnx, tmp_path):
+def test_servers_take_turns_and_the_runs_are_kept(gate, tiny_onnx, tmp_path):
     """From the command line to real servers and back: what it found in so short a time is another question."""
-    load = ["--rps", "200", "--duration", "0.3s", "--warm-up", "0"]
+    load = ["--rps", "200", "--duration", "0.4s", "--warm-up", "0"]
     done = gate(
         *(tiny_onnx, tiny_onnx, "--limit", "p50=900%", "--budget", "1s", *load),
         *("--out", tmp_path / "out", "--junit", tmp_path / "gate.xml"),
@@ -276,6 +277,10 @@ def test_servers_are_measured_in_turn_and_the_runs_are_kept(gate, tiny_onnx, tmp
     made = {folder.name for folder in find_runs(tmp_path / "out")}
     assert any(name.startswith("01-base") for name in made)
     assert any(name.startswith("01-candidate") for name in made)
+    runs = [read_run(folder) for folder in find_runs(tmp_path / "out")]
+    assert all(isinstance(run.plan.shape, Bursts) and run.counts.scheduled >= 80 for run in runs)
+    beside = [sum(process.role == "beside" for process in run.resources.processes) for run in runs]
+    assert all(count >= 2 for count in beside)  # the other's server and its generator
     assert ET.parse(tmp_path / "gate.xml").getroot().find("testsuite").get("failures") == "0"
     assert "inconclusive" in done.stdout.splitlines()
 

@@ -18,10 +18,12 @@ __all__ = [
     "Command",
     "Failed",
     "Finished",
+    "Go",
     "Job",
     "Joined",
     "Listening",
     "Message",
+    "Prepared",
     "Report",
     "Started",
     "Stop",
@@ -48,7 +50,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     since its beginning; empty otherwise. `expected[number]` are the tensors that the answer to request `number` must
     hold, as payload.expected writes them, `outputs` what they are called and `answer` where in a document they are;
     empty where answers are not checked. `null_server` is the one to calibrate against first. `locustfile` is a user's
-    own scenario. `name` is what Locust calls the requests.
+    own scenario. `name` is what Locust calls the requests. `waits`: the generator, which is alone, begins when it is
+    told to.
     """
 
     plan: Plan
@@ -63,6 +66,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     answer: str = ""
     null_server: Address | None = None
     locustfile: str = ""
+    waits: bool = False
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
+    """The generator's process, which waits for `Go`."""
+
+    pid: int
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
@@ -116,7 +126,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag="waiting"):
     expected: int
 
 
-Message = Started | Calibrated | Tick | Finished | Waiting
+Message = Prepared | Started | Calibrated | Tick | Finished | Waiting
 
 
 class Listening(msgspec.Struct, frozen=True, kw_only=True, tag="listening"):
@@ -147,7 +157,13 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
     at_s: float
 
 
-Command = Stop
+class Go(msgspec.Struct, frozen=True, kw_only=True, tag="go"):
+    """To a generator that waits: the run's first instant, of `time.monotonic_ns`."""
+
+    start_ns: int
+
+
+Command = Stop | Go
 
 
 def write_job(path: Path, job: Job) -> None:

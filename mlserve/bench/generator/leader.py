@@ -37,6 +37,7 @@ from mlserve.bench.generator.file_sink import FileSink
 from mlserve.bench.generator.generator import Share
 from mlserve.bench.generator.job import (
     Calibrated,
+    Command,
     Finished,
     Job,
     Listening,
@@ -106,10 +107,15 @@ class Leader:
         events.test_start.add_listener(lambda **_: self._begun())
         events.test_stopping.add_listener(lambda **_: self.stop(0.0))
         events.quitting.add_listener(lambda **_: self._sink.close())
-        pipe.follow(lambda command: self.stop(command.at_s))
+        pipe.follow(self._obey)
         pipe.send(Listening(port=self._runner.server.port))
         pipe.send(Waiting(joined=0, expected=job.plan.generators))
         gevent.spawn(self._lead_on)
+
+    def _obey(self, command: Command) -> None:
+        """A leader begins when its members are there; it is never told to."""
+        if isinstance(command, Stop):
+            self.stop(command.at_s)
 
     def stop(self, at_s: float) -> None:
         """Lets all stop at `at_s` since the first instant, or at the next that all of them can keep."""

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.event import AsyncResult
 
 from mlserve.bench.generator.ending import told_over
 from mlserve.bench.generator.file_sink import FileSink
 from mlserve.bench.generator.generator import Share
-from mlserve.bench.generator.job import Calibrated, Finished, Job, Started
+from mlserve.bench.generator.job import Calibrated, Command, Finished, Go, Job, Prepared, Started
 from mlserve.bench.generator.part import Part
 from mlserve.bench.generator.pipe import Pipe
 
@@ -30,10 +31,11 @@ class Solo:
         self._sink = FileSink(Path(job.directory), pipe.send)
         self._part = Part(environment, job, Share(), self._sink)
         self._begun = self._over = False
+        self._told: AsyncResult[int] = AsyncResult()
         environment.events.test_start.add_listener(lambda **_: self._begin())
         environment.events.test_stopping.add_listener(lambda **_: self._stop(0.0))
         environment.events.quitting.add_listener(lambda **_: self._close())
-        pipe.follow(lambda command: self._stop(command.at_s))
+        pipe.follow(self._obey)
 
     def _begin(self) -> None:
         if self._over:
@@ -54,13 +56,29 @@ class Solo:
         calibration = self._part.prepare()
         if calibration is not None:
             pipe.send(Calibrated(calibration=calibration))
+        start_ns = self._start_ns()
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        pipe.send(Started(started_at=started_at, pids=(os.getpid(),), lead_s=_LEAD_S))
-        total = self._part.run(time.monotonic_ns() + round(_LEAD_S * 1e9))
+        lead_s = (start_ns - time.monotonic_ns()) / 1e9
+        pipe.send(Started(started_at=started_at, pids=(os.getpid(),), lead_s=lead_s))
+        total = self._part.run(start_ns)
         self._over = True
         self._close()
         pipe.send(Finished(end_s=total.end_s, cpus=(total.cpu,), ok=total.ok, failed=total.failed))
         pipe.close()
+
+    def _start_ns(self) -> int:
+        """The run's first instant: soon, or when it is told."""
+        if not self._job.waits:
+            return time.monotonic_ns() + round(_LEAD_S * 1e9)
+        self._pipe.send(Prepared(pid=os.getpid()))
+        start_ns: int = self._told.get()
+        return start_ns
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Go):
+            self._told.set(command.start_ns)
+        else:
+            self._stop(command.at_s)
 
     def _stop(self, at_s: float) -> None:
         """At `at_s` since the first instant, or now if that is over."""

@@ -53,12 +53,15 @@ def rate_curve(plan: Plan) -> Curve:
     """The rate of `plan` until `plan.longest_s`. A replay has it for its warm-up only: the rest is the trace's.
 
     The warm-up has the first rate of the shape, whose own clock starts after it. Spikes and bursts go on for as long as
-    it takes; a ramp and the last of some steps keep the rate that they came to.
+    it takes; a ramp and the last of some steps keep the rate that they came to. Bursts throughout have one clock from
+    the run's first instant on.
     """
     first = first_rate_per_s(plan.shape, plan.rate_per_s)
     warm_up = (plan.warm_up_s, first, 0.0)
     if plan.arrivals == "replay":
         return Curve([warm_up], plan.warm_up_s)
+    if isinstance(plan.shape, Bursts) and plan.shape.throughout:
+        return Curve(_pieces(plan, plan.longest_s), plan.longest_s)
     return Curve([warm_up, *_pieces(plan, plan.longest_s - plan.warm_up_s)], plan.longest_s)
 
 

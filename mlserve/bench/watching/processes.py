@@ -1,5 +1,5 @@
-"""What each process used: the server's, with all that it started, the generators', and the bench's own, which are this
-one and what it started for itself.
+"""What each process used: the server's, with all that it started, the generators', those of a run beside this one, and
+the bench's own, which are this one and what it started for itself.
 """
 
 import os
@@ -12,7 +12,7 @@ import psutil
 
 __all__ = ["Crowd", "Everyone", "ProcessReading", "Role", "read_everyone"]
 
-Role = Literal["server", "generator", "bench"]
+Role = Literal["server", "generator", "beside", "bench"]
 
 # Looking for children means looking at every process of the machine.
 _LOOK_AGAIN_AFTER = 4
@@ -46,6 +46,8 @@ class Crowd:
     def __init__(self, server_pids: Iterable[int] = ()) -> None:
         self._roots = list(_alive(server_pids))
         self._generators: list[psutil.Process] = []
+        self._beside_roots: list[psutil.Process] = []
+        self._beside: list[psutil.Process] = []
         self._us = psutil.Process()
         self._servers: list[psutil.Process] = []
         self._bench: list[psutil.Process] = []
@@ -55,10 +57,16 @@ class Crowd:
         """Counts the processes `pids` among the generators from now on."""
         self._generators += _alive(pids)
 
+    def add_beside(self, pids: Iterable[int]) -> None:
+        """Counts the processes `pids`, and what they start, as those of a run beside this one."""
+        self._beside_roots += _alive(pids)
+        self._beside = [process for root in self._beside_roots for process in _with_children(root)]
+
     def read(self) -> list[ProcessReading]:
         """Every process as of now. A server's supervisor may start workers at any time: they are found in time."""
         if self._looked % _LOOK_AGAIN_AFTER == 0:
             self._servers = [process for root in self._roots for process in _with_children(root)]
+            self._beside = [process for root in list(self._beside_roots) for process in _with_children(root)]
             self._bench = _with_children(self._us)
         self._looked += 1
         # A process belongs to one role only: the first that names it.
@@ -72,6 +80,7 @@ class Crowd:
         # A copy, because the thread that reads is not the one that adds.
         yield "generator", list(self._generators)
         yield "server", self._servers
+        yield "beside", self._beside
         yield "bench", self._bench
 
 

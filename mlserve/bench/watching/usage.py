@@ -157,11 +157,12 @@ def _cores(span: _Span) -> _CoreUse:
     stolen_s = _of_cores(span, in_use, lambda core: core.steal_s)
     there_s = _of_cores(span, in_use, lambda core: core.total_s)
     own = _held(generators, known) & known if all(process.cpus for process in generators) else set()
+    beside = [process for process in processes if process.role == "beside"]
     return _CoreUse(
         in_use=len(in_use),
         steal=stolen_s / there_s if there_s else None,
         others_cpu=_beside(span, processes, in_use),
-        shared_cpu=_beside(span, generators, own) if own else None,
+        shared_cpu=_beside(span, [*generators, *beside], own) if own else None,
     )
 
 

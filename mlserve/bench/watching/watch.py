@@ -60,7 +60,8 @@ class ResourceWatch:
 
     def __init__(self, server_pids: Iterable[int], keep_off: Sequence[int], sources: Sources, every_s: float) -> None:
         self._keep_off, self._sources, self._every_s = keep_off, sources, every_s
-        self._crowd, self._gpus = Crowd(server_pids), Gpus(load_nvml())
+        self.server_pids = tuple(server_pids)
+        self._crowd, self._gpus = Crowd(self.server_pids), Gpus(load_nvml())
         self._readings: list[Reading] = []
         self._before: Everyone | None = None
         self._after: Everyone | None = None
@@ -78,6 +79,10 @@ class ResourceWatch:
         self._crowd.add_generators(pids)
         self._before = read_everyone()
         self.look()
+
+    def add_beside(self, pids: Iterable[int]) -> None:
+        """Says which processes, with all that they started, belong to a run that takes turns with this one."""
+        self._crowd.add_beside(pids)
 
     def look(self) -> None:
         """Takes a reading now. Whoever knows that the generators are about to end has them looked at once more."""

@@ -16,7 +16,7 @@ from mlserve.report.gating.blame import is_spoilt, machine_faults, own_faults, t
 from mlserve.report.gating.calibration import GateCalibration, unfit
 from mlserve.report.gating.estimate import CERTAIN, Spread, plus
 from mlserve.report.gating.evidence import Pair, Refused
-from mlserve.report.gating.figures import FigureOf, figure_of
+from mlserve.report.gating.figures import Figures
 from mlserve.report.gating.judging import Rules, judge
 from mlserve.report.gating.likeness import cautions, faults, in_turn, one_measurement, unlike
 from mlserve.report.gating.limits import ERROR_RATE, FIXED, Limit
@@ -105,7 +105,7 @@ def decide_pairs(
     *,
     fresh: Sequence[Pair] = (),
     calibration: GateCalibration | None = None,
-    figure: FigureOf = figure_of,
+    figure: Figures = Figures(),  # noqa: B008  # it holds nothing
     resolution: float = 0.05,
     kept: bool = False,
 ) -> GateResult:

@@ -10,7 +10,7 @@ import numpy as np
 from mlserve.model.artifact import Accuracy
 from mlserve.report.gating.estimate import CERTAIN, Estimate, Spread, of_pairs, of_two_sides, plus
 from mlserve.report.gating.evidence import Evidence, Pair, Refused, Shares, place_of
-from mlserve.report.gating.figures import FigureOf, RunFigure, figure_of
+from mlserve.report.gating.figures import Figures, RunFigure, figure_of
 from mlserve.report.gating.limits import ERROR_RATE, FIXED, Limit
 from mlserve.report.measurement import Recorded
 from mlserve.runs.percentiles import too_few
@@ -51,6 +51,8 @@ class Track(Protocol):
 class RatioTrack(msgspec.Struct, frozen=True, kw_only=True):
     """Figures above zero, one a run. `before` is empty for a limit of the candidate alone.
 
+    `noises` is the noise of each pair where it is not that of its two runs apart.
+
     `between` is what gates, or sessions, of the same server differ by although their runs agree; `one_pair` what single
     pairs of the same server differ by, where that is known from elsewhere.
     """
@@ -60,6 +62,7 @@ class RatioTrack(msgspec.Struct, frozen=True, kw_only=True):
     after: tuple[RunFigure, ...]
     answers: tuple[tuple[int, int], ...] = ()
     in_pairs: bool = True
+    noises: tuple[float | None, ...] = ()
     between: Spread = CERTAIN
     one_pair: Spread | None = None
 
@@ -108,10 +111,15 @@ class RatioTrack(msgspec.Struct, frozen=True, kw_only=True):
             if found is None and self.between.variance:  # the runs alone show nothing of it, but it is known
                 return Estimate(float(places_after.mean() - places_before.mean()), CERTAIN, noise)
             return found
-        places, noises = places_after - places_before, np.hypot(noise_before, noise_after)
+        places, noises = places_after - places_before, self._of_each(np.hypot(noise_before, noise_after))
         if len(places) == 1 and self.one_pair is not None:
             return Estimate(float(places[0]), self.one_pair, float(noises[0]))
         return of_pairs(places, noises)
+
+    def _of_each(self, apart: Floats) -> Floats:
+        """The noise of each pair [n]."""
+        known = self.noises[: len(apart)] or [None] * len(apart)
+        return np.array([each if one is None else one for one, each in zip(known, apart, strict=True)])
 
     def _places(self, figures: Sequence[RunFigure]) -> tuple[Floats, Floats]:
         places = np.array([place_of(self.limit, one.value) for one in figures], np.float64)
@@ -157,7 +165,7 @@ def track_of_pairs(
     *,
     between: Spread = CERTAIN,
     one_pair: Spread | None = None,
-    figure: FigureOf = figure_of,
+    figure: Figures = Figures(),  # noqa: B008  # it holds nothing
 ) -> Track:
     """The evidence of runs taken in turn."""
     before, after = tuple(pair.baseline for pair in pairs), tuple(pair.candidate for pair in pairs)
@@ -170,6 +178,7 @@ def track_of_pairs(
         before=() if limit.absolute else _figures(limit, pairs, 0, figure),
         after=_figures(limit, pairs, 1, figure),
         answers=tuple((_answers(pair.baseline), _answers(pair.candidate)) for pair in pairs),
+        noises=() if limit.absolute else tuple(figure.noise(limit, pair.baseline, pair.candidate) for pair in pairs),
         between=between,
         one_pair=one_pair,
     )
@@ -200,7 +209,7 @@ def track_of_sides(
     )
 
 
-def _figures(limit: Limit, pairs: Sequence[Pair], side: int, figure: FigureOf) -> tuple[RunFigure, ...]:
+def _figures(limit: Limit, pairs: Sequence[Pair], side: int, figure: Figures) -> tuple[RunFigure, ...]:
     """Those of one side, 0 for the baseline; what is no rate is at most nothing."""
     found = []
     for pair in pairs:

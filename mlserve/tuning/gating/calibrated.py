@@ -1,21 +1,38 @@
-"""How the runs of a gate are measured: the generators are calibrated now and then, and not before every run."""
+"""How the runs of a gate are measured: one by one, or both of a pair at once; the generators are calibrated now and
+then, and not before every run.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from mlserve.bench.driver import Crew, Decide, run_bench
+from mlserve.bench.meeting import Meeting, Seat, side_by_side
+from mlserve.bench.progress import Progress
 from mlserve.runs.load import Plan
 from mlserve.runs.run import Calibration, Run
 from mlserve.tuning.measuring import OnProgress
 from mlserve.tuning.opening import SubjectOf
 
-__all__ = ["CalibratedRuns"]
+__all__ = ["CalibratedRuns", "MeasureBoth", "SideLoad"]
 
 # A calibration takes 460 requests, which may be as long as the run that it is for.
 _HOLDS_S = 300.0
+
+
+class SideLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """One of two runs that are made at once: what is open, its plan, an empty folder, and what it is called."""
+
+    subject_of: SubjectOf
+    plan: Plan
+    folder: Path
+    label: str
+
+
+MeasureBoth = Callable[[Sequence[SideLoad], float, OnProgress], Sequence[BaseException | None]]
+"""(the runs, the slot [s] by which each begins after the one before, progress) -> what went wrong with each."""
 
 
 class CalibratedRuns:
@@ -39,11 +56,29 @@ class CalibratedRuns:
         on_progress: OnProgress,
         decide: Decide | None,
     ) -> Run:
-        load = label, msgspec.structs.replace(plan, seed=0)
+        asked = SideLoad(subject_of=subject_of, plan=plan, folder=folder, label=label)
+        return self._run(asked, on_progress, decide, None)
+
+    def both(self, loads: Sequence[SideLoad], slot_s: float, on_progress: OnProgress) -> Sequence[BaseException | None]:
+        """A `MeasureBoth`. Progress is that of the last."""
+
+        def run(seat: Seat) -> None:
+            tell = on_progress if seat.number == len(loads) - 1 else _tell_nobody
+            self._run(loads[seat.number], tell, None, seat)
+
+        return side_by_side(Meeting(slot_s, len(loads)), run)
+
+    def _run(self, asked: SideLoad, on_progress: OnProgress, decide: Decide | None, seat: Seat | None) -> Run:
+        load = asked.label, msgspec.structs.replace(asked.plan, seed=0)
         made_s, known = self._known.get(load, (float("-inf"), None))
         calibration = known if self._now_s() - made_s < _HOLDS_S else None
-        crew = Crew(calibration=calibration)
-        run = self._bench(subject_of(plan.protocol), plan, folder, label, on_progress, decide, crew)
+        crew = Crew(calibration=calibration, seat=seat)
+        subject = asked.subject_of(asked.plan.protocol)
+        run = self._bench(subject, asked.plan, asked.folder, asked.label, on_progress, decide, crew)
         if calibration is None and run.calibration is not None and run.certificate.valid:
             self._known[load] = self._now_s(), run.calibration
         return run
+
+
+def _tell_nobody(_: Progress) -> None:
+    """Of two runs at once, one is followed."""

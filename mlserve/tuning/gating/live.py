@@ -1,4 +1,5 @@
-"""The live gate: base and candidate measured in turn, A B B A, until the limits are decided or the time is up.
+"""The live gate: base and candidate measured in turn, A B B A, until the limits are decided or the time is up. Where
+their load allows it, both at once in short turns: a machine is not the same for long.
 
 Every run is kept as it comes; the same gate in the same folder goes on where it stopped. What looks like a regression
 is not believed before servers that were started afresh, under schedules of their own, have shown it again. Neither is
@@ -6,7 +7,8 @@ a candidate that does not work at all, where the base does, before it was starte
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -27,11 +29,11 @@ from mlserve.runs.load import Plan
 from mlserve.stats import minimum_samples
 from mlserve.tuning.campaign import is_finished, make_room, open_campaign
 from mlserve.tuning.evidence import Objective
-from mlserve.tuning.gating.calibrated import CalibratedRuns
+from mlserve.tuning.gating.calibrated import CalibratedRuns, MeasureBoth, SideLoad
 from mlserve.tuning.gating.highest_rate import RateSearch
 from mlserve.tuning.gating.servers import OpensSide, Servers, SideBroke
 from mlserve.tuning.gating.side import Side
-from mlserve.tuning.gating.turn import SIDES, Turn, pair_plan
+from mlserve.tuning.gating.turn import SIDES, Turn, pair_plan, shared_plan
 from mlserve.tuning.measuring import Measure, read_recorded
 
 __all__ = ["GATE_FILE", "Course", "LiveGate", "Watcher", "check_gate", "run_gate"]
@@ -51,7 +53,8 @@ _LEAST_SHARE = 0.9
 
 class LiveGate(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for, as `gate.json` keeps it. `objective` and `resolution` are those of the search for the highest
-    rate, where that is limited. With `keep_servers` they stay up from run to run.
+    rate, where that is limited. With `keep_servers` they stay up from run to run. The runs of a pair take turns of
+    `slot_s`; for 0 one is made after the other.
     """
 
     format_version: int = FORMAT_VERSION
@@ -62,6 +65,7 @@ class LiveGate(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective | None = None
     resolution: float = 0.05
     keep_servers: bool = False
+    slot_s: float = 0.0
 
     @property
     def one_process_a_side(self) -> bool:
@@ -81,7 +85,7 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
 class Watcher(Protocol):
     """Told of everything as it comes."""
 
-    def begins(self, side: Side, turn: Turn, course: Course) -> None: ...
+    def begins(self, sides: Sequence[Side], turn: Turn, course: Course) -> None: ...
 
     def moves(self, progress: Progress) -> None: ...
 
@@ -123,20 +127,23 @@ def run_gate(
     *,
     calibration: GateCalibration | None = None,
     measure: Measure | None = None,
+    measure_both: MeasureBoth | None = None,
     now_s: Callable[[], float] = time.monotonic,
 ) -> GateResult:
     """Measures into `directory` what is not there yet, and decides.
 
     It ends when the limits are decided, when the candidate was found twice not to work where the base does, when
     another pair would not fit into `budget_s` seconds of this call, or when a pair stays INVALID however often this
-    call takes it. `measure` takes one run, None for a real one. Raises UsageError where the folder cannot be used,
-    BenchError where the base does not start or its run breaks down; all finished runs are kept.
+    call takes it. `measure` takes one run, and `measure_both` those of a pair that take turns; None for real ones.
+    Raises UsageError where the folder cannot be used, BenchError where the base does not start or its run breaks down;
+    all finished runs are kept.
     """
     check_gate(asked)
     open_campaign(directory, GATE_FILE, asked)
     sides = {"base": asked.base, "candidate": asked.candidate}
     with Servers(opens, sides, keep=asked.keep_servers) as servers:
-        pairs = _Pairs(asked, directory, servers, watcher, measure or CalibratedRuns())
+        real = CalibratedRuns()
+        pairs = _Pairs(asked, directory, servers, watcher, measure or real, measure_both or real.both)
         budget = _Budget(asked.plan, budget_s, now_s)
         figures = KeptFigures()
         first: list[Pair] = []
@@ -204,9 +211,17 @@ class _Pairs:
     until it was tried once more.
     """
 
-    def __init__(self, asked: LiveGate, directory: Path, servers: Servers, watcher: Watcher, measure: Measure) -> None:
+    def __init__(
+        self,
+        asked: LiveGate,
+        directory: Path,
+        servers: Servers,
+        watcher: Watcher,
+        measure: Measure,
+        measure_both: MeasureBoth,
+    ) -> None:
         self._asked, self._directory, self._servers = asked, directory, servers
-        self._watcher, self._measure = watcher, measure
+        self._watcher, self._measure, self._measure_both = watcher, measure, measure_both
         self._search = self._rate_search()
         self._base_works = False
         self.spoilt = self.measured = self.unconfirmed = False
@@ -234,17 +249,15 @@ class _Pairs:
         """Both runs of a pair; None where the first is disturbed, unless this is the `last` attempt, and where the
         candidate breaks. The base comes first after that, to show that it works still.
         """
-        runs: dict[str, Recorded] = {}
         plan = pair_plan(self._asked.plan, turn, attempt)
-        for side in SIDES if self.unconfirmed else turn.order:
-            is_known = is_finished(self._directory / turn.folder(side, attempt))
-            if last or is_known or not any(map(machine_faults, runs.values())):
-                try:
-                    runs[side] = self._run(side, turn, plan, attempt, course)
-                except SideBroke as error:
-                    self._broke(error)
-                    return None
-                self._base_works = self._base_works or side == "base"
+        try:
+            if self._asked.slot_s:
+                runs = self._both(turn, plan, attempt, course)
+            else:
+                runs = self._one_by_one(turn, plan, attempt, course, last=last)
+        except SideBroke as error:
+            self._broke(error)
+            return None
         if len(runs) < len(SIDES):
             return None
         pair = Pair(baseline=runs["base"], candidate=runs["candidate"])
@@ -254,6 +267,45 @@ class _Pairs:
             self.breaks.append(f"candidate ({self._asked.candidate.name}): {how}")
             self._servers.restart()
         return pair
+
+    def _one_by_one(self, turn: Turn, plan: Plan, attempt: int, course: Course, *, last: bool) -> dict[str, Recorded]:
+        runs: dict[str, Recorded] = {}
+        for side in SIDES if self.unconfirmed else turn.order:
+            is_known = is_finished(self._directory / turn.folder(side, attempt))
+            if last or is_known or not any(map(machine_faults, runs.values())):
+                runs[side] = self._run(side, turn, plan, attempt, course)
+                self._base_works = self._base_works or side == "base"
+        return runs
+
+    def _both(self, turn: Turn, plan: Plan, attempt: int, course: Course) -> dict[str, Recorded]:
+        """Both runs of a pair, in turns; known only where both are."""
+        order = SIDES if self.unconfirmed else turn.order
+        folders = {side: self._directory / turn.folder(side, attempt) for side in order}
+        if not all(map(is_finished, folders.values())):
+            self.measured = True
+            self._watcher.begins([self._side(side) for side in order], turn, course)
+            self._measure_in_turns(folders, shared_plan(plan, self._asked.slot_s))
+        self._base_works = True
+        runs = {side: read_recorded(folder) for side, folder in folders.items()}
+        if self.measured:
+            for side, recorded in runs.items():
+                self._watcher.ends(self._side(side), turn, recorded)
+        return runs
+
+    def _measure_in_turns(self, folders: Mapping[str, Path], plan: Plan) -> None:
+        with ExitStack() as stack:
+            loads = []
+            for side, folder in folders.items():
+                subject_of = stack.enter_context(self._servers.asked(side))
+                self._base_works = self._base_works or side == "base"
+                make_room(folder)
+                label = self._side(side).name
+                loads.append(SideLoad(subject_of=subject_of, plan=plan, folder=folder, label=label))
+            raised = self._measure_both(loads, self._asked.slot_s, self._watcher.moves)
+        for side, error in zip(folders, raised, strict=True):
+            if error is not None:
+                with self._servers.blaming(side):
+                    raise error
 
     def _broke(self, error: SideBroke) -> None:
         """Keeps what broke the candidate, for another start to confirm. Raises `error` where it is the base's, or where
@@ -283,7 +335,7 @@ class _Pairs:
             return read_recorded(folder)
         self.measured = True
         side = self._side(name)
-        self._watcher.begins(side, turn, course)
+        self._watcher.begins([side], turn, course)
         with self._servers.asked(name) as subject_of:
             make_room(folder)
             self._measure(subject_of, plan, folder, side.name, self._watcher.moves, None)

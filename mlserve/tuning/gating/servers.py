@@ -25,7 +25,8 @@ class SideBroke(BenchError):
 
 class Servers:
     """Opens `sides`. What one process is lucky in, such as where its memory lies, lasts as long as it: so that every
-    run has a process of its own, unless `keep` leaves both up. They share the cores, and one is loaded at a time.
+    run has a process of its own, unless `keep` leaves both up. They share the cores, and one is loaded at a time,
+    if only for a tenth of a second.
 
     Raises SideBroke for whatever goes wrong with a server, and UsageError for what was asked of it wrongly; both name
     the side.
@@ -50,14 +51,20 @@ class Servers:
     @contextmanager
     def asked(self, name: str) -> Iterator[SubjectOf]:
         """The side called `name`, for one run."""
-        with ExitStack() as stack:
-            try:
-                subject_of = self._kept(name) if self._keep else stack.enter_context(self._opens(self._sides[name]))
-                yield subject_of
-            except UsageError as error:
-                raise UsageError(f"{name} ({self._sides[name].name}): {error}") from error
-            except MlserveError as error:
-                raise SideBroke(name, f"{name} ({self._sides[name].name}): {error}") from error
+        with ExitStack() as stack, self.blaming(name):
+            yield self._kept(name) if self._keep else stack.enter_context(self._opens(self._sides[name]))
+
+    @contextmanager
+    def blaming(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong in the block is that side's; what is another's already stays so."""
+        try:
+            yield
+        except SideBroke:
+            raise
+        except UsageError as error:
+            raise UsageError(f"{name} ({self._sides[name].name}): {error}") from error
+        except MlserveError as error:
+            raise SideBroke(name, f"{name} ({self._sides[name].name}): {error}") from error
 
     def _kept(self, name: str) -> SubjectOf:
         if name not in self._open:

@@ -9,6 +9,7 @@ from mlserve.report.gating.decision import decide_pairs
 from mlserve.report.gating.figures import KeptFigures, figure_of
 from mlserve.report.gating.limits import parse_gate_limits
 from mlserve.report.gating.looks import LOOKS
+from mlserve.runs.load import Bursts
 
 P90 = parse_gate_limits(["p90=10%"])
 
@@ -109,3 +110,14 @@ def test_figures_that_are_kept_are_those_that_were_drawn(base, slow):
     again = [kept(P90[0], one, None) for one in folders]
     assert all(one is other for one, other in zip(again, asked, strict=True))
     assert kept(parse_gate_limits(["p50=10%"])[0], folders[0], None) != asked[0]
+
+
+@pytest.mark.parametrize(("throughout", "verdict"), [(True, "pass"), (False, "inconclusive")])
+def test_what_a_machine_does_to_both_of_a_pair_that_takes_turns_is_no_noise(
+    side, made_runs, pairs_of, throughout, verdict
+):
+    """By the same seed both see the same machine, whose pace wanders; runs one after the other are not known to."""
+    shape = Bursts(on_s=0.1, off_s=0.1, throughout=throughout)
+    base, candidate = (side(made_runs.Load(ms, wander=0.4), shape=shape, seed=3) for ms in (4.0, 4.04))
+    result = decide_pairs(pairs_of(base, candidate), parse_gate_limits(["p50=5%"]))
+    assert next(one.verdict for one in result.metrics if one.metric == "p50") == verdict

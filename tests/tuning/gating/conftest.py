@@ -52,6 +52,15 @@ class TwoServers:
         self._fail(folder / "samples.parquet", self._failed.get(name, 0.0))
         return run
 
+    def measure_both(self, loads, slot_s, on_progress):
+        """Both runs of a pair, as if they had taken turns: whoever breaks down ends both."""
+        broken = [self._broken.get(load.folder.name) for load in loads]
+        if any(broken):
+            return broken
+        for load in loads:
+            self.measure(load.subject_of, load.plan, load.folder, load.label, on_progress, None)
+        return broken
+
     def _fail(self, rows, share):
         """Has the server answer so many of the requests with an error."""
         table = parquet.read_table(rows)
@@ -68,8 +77,8 @@ class Told:
     def __init__(self):
         self.began, self.ended, self.results, self.courses = [], [], [], []
 
-    def begins(self, side, turn, course):
-        self.began.append((side.name, turn.number, turn.fresh))
+    def begins(self, sides, turn, course):
+        self.began.append((tuple(side.name for side in sides), turn.number, turn.fresh))
 
     def moves(self, progress): ...
 

@@ -5,6 +5,7 @@ import pytest
 
 from mlserve.errors import BenchError, EngineError, UsageError
 from mlserve.report.measurement import read_runs
+from mlserve.runs.load import Bursts
 from mlserve.runs.run import Check
 from mlserve.tuning.evidence import parse_slo
 from mlserve.tuning.gating.calibrating import gate_against_itself
@@ -283,3 +284,47 @@ def test_gates_of_a_server_against_itself_have_each_schedules_of_their_own(tmp_p
     assert [result.verdict for result in results] == ["pass"] * 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gate-01", "gate-02", "gate-03"]
     assert len({seed for _, seed in servers.runs}) == len(servers.runs) / 2
+
+
+def in_turns(asked, folder, servers, told, budget_s=A_DAY_S, **said):
+    return run_gate(asked, folder, servers.opens, told, budget_s, measure_both=servers.measure_both, **said)
+
+
+def test_both_runs_of_a_pair_take_turns_by_one_schedule(tmp_path, two_servers, live_gate, told):
+    servers = two_servers(0.004, 0.006, noise=0.001)
+    result = in_turns(live_gate(slot_s=0.2), tmp_path / "out", servers, told)
+    assert (result.verdict, result.settled) == ("fail", True)
+    assert servers.most_open == 2
+    assert [name for name, _ in servers.runs][:4] == ["01-base", "01-candidate", "02-candidate", "02-base"]
+    assert all(len(sides) == 2 for sides, _, _ in told.began)
+    (shape,) = {each.run.plan.shape for each in read_runs([tmp_path / "out"])}
+    assert isinstance(shape, Bursts)
+    assert (shape.on_s, shape.off_s, shape.throughout) == (pytest.approx(0.18), pytest.approx(0.22), True)
+
+
+def test_a_pair_of_which_one_run_is_missing_is_measured_again_whole(tmp_path, two_servers, live_gate, told):
+    folder, asked = tmp_path / "out", live_gate(slot_s=0.2)
+    first = two_servers(0.004, 0.004, noise=0.001, broken={"02-base": KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        in_turns(asked, folder, first, told)
+    (folder / "01-base" / "run.json").unlink()
+    second = two_servers(0.004, 0.004, noise=0.001)
+    result = in_turns(asked, folder, second, told)
+    assert result.verdict == "pass"
+    assert [name for name, _ in second.runs][:4] == ["01-base", "01-candidate", "02-candidate", "02-base"]
+
+
+@pytest.mark.parametrize("name", ["main@1", "01-base"])
+def test_a_base_that_breaks_while_turns_are_taken_is_named(tmp_path, two_servers, live_gate, told, name):
+    servers = two_servers(0.004, 0.004, broken={name: BenchError("it has gone")})
+    with pytest.raises(BenchError, match=r"base \(main@1\): it has gone"):
+        in_turns(live_gate(slot_s=0.2), tmp_path / "out", servers, told)
+
+
+def test_a_candidate_that_breaks_while_turns_are_taken_fails_when_it_does_so_twice(
+    tmp_path, two_servers, live_gate, told
+):
+    broken = {folder: BenchError("it has gone") for folder in ("02-candidate", "02-candidate-again2")}
+    result = in_turns(live_gate(slot_s=0.2), tmp_path / "out", two_servers(0.004, 0.004, broken=broken), told)
+    assert result.verdict == "fail"
+    assert "it has gone" in " ".join(result.reasons)
