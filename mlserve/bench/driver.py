@@ -21,6 +21,7 @@ from mlserve.bench.measuring.stopping import measured_part
 from mlserve.bench.measuring.warm_up import WarmUp
 from mlserve.bench.meeting import Seat
 from mlserve.bench.null_server.opening import open_null_server
+from mlserve.bench.payload.answered_rows import check_answered_rows
 from mlserve.bench.payload.expected import ask_expected, encode_expected
 from mlserve.bench.payload.payload import Payload, make_payload
 from mlserve.bench.probe import ask_once
@@ -134,7 +135,7 @@ def _ask_first(subject: Subject, plan: Plan) -> _Asked:
     answer = ask_once(subject.target, payload.requests[0])
     dialect = find_dialect(plan.protocol, subject.target.answer)
     if plan.protocol in _SELF_DESCRIBING:
-        dialect.decode(answer, {spec.name: spec for spec in subject.outputs})
+        check_answered_rows(subject.target, payload.requests, answer, subject.inputs, subject.outputs)
     if plan.check_answers and not payload.expected:
         payload = msgspec.structs.replace(payload, expected=ask_expected(subject.target, payload, subject.outputs))
     return _Asked(payload, answer, dialect.version(answer))

@@ -56,6 +56,9 @@ class _Watching:
         self._line.moves(progress)
 
     def ends(self, step: "StepRun") -> None:
+        if not step.verdict.enough:
+            self._line.say(f"{format_rate(step.rate_per_s)} does not tell: {step.verdict.why}", "yellow")
+            return
         verdict = "meets it" if step.verdict.met else "does not meet it"
         sure = "" if step.verdict.sure else ", not proven"
         text = f"{format_rate(step.rate_per_s)} {verdict}{sure}: {step.verdict.why}"

@@ -79,7 +79,7 @@ def gate(
     in_turn: flag.InTurn = False,
     base_python: flag.BasePython = "",
     candidate_python: flag.CandidatePython = "",
-    resolution: flag.Resolution = "5%",
+    resolution: flag.Resolution = "",
     calibrate: flag.Calibrate = False,
     times: flag.Times = 10,
     calibration: flag.Calibration = None,
@@ -311,6 +311,7 @@ def _live_gate(
     keep_servers: bool,
     in_turn: bool,
 ) -> "LiveGate":
+    from mlserve.report.gating.rate_resolution import resolution_for
     from mlserve.tuning.evidence import parse_slo
     from mlserve.tuning.gating.live import LiveGate
     from mlserve.tuning.gating.turn import slot_of
@@ -325,7 +326,7 @@ def _live_gate(
         plan=plan,
         limits=limits_of(wanted),
         objective=parse_slo(wanted.slo, errors or "0.1%") if wanted.slo else None,
-        resolution=parse_fraction(resolution),
+        resolution=resolution_for(limits_of(wanted), parse_fraction(resolution) if resolution else None),
         keep_servers=keep_servers,
         slot_s=0.0 if in_turn else slot_of(plan),
     )

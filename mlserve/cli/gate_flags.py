@@ -93,7 +93,14 @@ BasePython = Annotated[
     ),
 ]
 CandidatePython = Annotated[str, _option(_MEASURED, help="The same for the candidate.", show_default="ours")]
-Resolution = Annotated[str, _option(_MEASURED, help="How near the search for max_rate comes to the highest rate.")]
+Resolution = Annotated[
+    str,
+    _option(
+        _MEASURED,
+        help="How near the search for max_rate comes to the highest rate.",
+        show_default="as the limit on max_rate wants, 5% at most",
+    ),
+]
 Calibrate = Annotated[
     bool,
     _option(

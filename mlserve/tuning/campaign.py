@@ -8,6 +8,7 @@ import msgspec
 
 from mlserve.errors import UsageError
 from mlserve.runs.run import RUN_FILE
+from mlserve.tuning.differing import differing
 
 __all__ = ["is_finished", "make_room", "open_campaign"]
 
@@ -60,7 +61,7 @@ def _check_same(path: Path, asked: msgspec.Struct) -> None:
         raise UsageError(f"{path} is damaged: {error}; choose another folder for --out") from error
     with suppress(msgspec.ValidationError):  # of another form altogether: what differs is said below
         held = _completed(held, _document(msgspec.json.decode(content, type=type(asked))))
-    unlike = _differences(held, _document(asked))
+    unlike = differing(held, _document(asked))
     if unlike:
         raise UsageError(
             f"--out {path.parent} holds another {path.stem}: {'; '.join(unlike[:3])}; ask for the same again to go on "
@@ -80,22 +81,3 @@ def _completed(held: Any, whole: Any) -> Any:
         case list(), list() if len(held) == len(whole):
             return [_completed(*pair) for pair in zip(held, whole, strict=True)]
     return held
-
-
-def _differences(held: Any, wanted: Any, name: str = "") -> list[str]:
-    """`["plan.rate_per_s 100 there, 200 now"]`: in which fields two documents differ."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        keys = list(dict.fromkeys([*held, *wanted]))
-        return [
-            line
-            for key in keys
-            for line in _differences(held.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
-        ]
-    if held == wanted:
-        return []
-    return [f"{name} {_short(held)} there, {_short(wanted)} now"]
-
-
-def _short(value: Any) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= 80 else f"{text[:77]}..."

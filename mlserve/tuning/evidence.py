@@ -17,6 +17,7 @@ from mlserve.stats import Floats, minimum_samples, quantile
 from mlserve.units import format_duration, parse_duration_s, parse_fraction, parse_limits
 
 __all__ = [
+    "LEAST_REQUESTS",
     "Evidence",
     "Objective",
     "Requests",
@@ -30,6 +31,9 @@ __all__ = [
 
 DOUBT = 0.01
 """How likely at most a verdict that claims proof is wrong."""
+
+LEAST_REQUESTS = 300
+"""Fewer prove nothing: one stall may be in all of them. It takes more to show that a high percentile is met."""
 
 _BLOCKS = 20
 _FEWEST_BLOCKS = 10
@@ -92,11 +96,15 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the objective is met. `sure`: the evidence proves it; otherwise it is what the figures say as such."""
+    """Whether the objective is met. `sure`: the evidence proves it; otherwise it is what the figures say as such.
+
+    `enough`: there were requests enough to say either; without them nothing may be decided by `met`.
+    """
 
     met: bool
     sure: bool
     why: str
+    enough: bool = True
 
 
 def parse_slo(text: str, max_errors: str = "0.1%") -> Objective:
@@ -159,11 +167,17 @@ def look(evidence: Evidence, objective: Objective, number: int) -> Verdict | Non
 
 
 def conclude(evidence: Evidence, objective: Objective) -> Verdict:
-    """The verdict on a run that is over: where the evidence proves nothing, what the figures say as they are."""
-    met = evidence.over <= (1 - objective.percentile) * evidence.requests and _clean(evidence, objective)
-    proof = evidence.chance_missed if met else evidence.chance_met
-    enough = evidence.requests >= minimum_samples(objective.percentile)
-    return Verdict(met=met, sure=proof <= DOUBT and enough, why=_why(evidence, objective))
+    """The verdict on a run that is over: where the evidence proves nothing, what the figures say as they are.
+
+    A run that was ended early, by a proven miss, has requests enough for that, however many the percentile takes.
+    """
+    few = evidence.over <= (1 - objective.percentile) * evidence.requests
+    met = evidence.requests > 0 and few and _clean(evidence, objective)
+    proven = (evidence.chance_missed if met else evidence.chance_met) <= DOUBT
+    needed = minimum_samples(objective.percentile)
+    enough = evidence.requests >= needed or (proven and not met and evidence.requests >= LEAST_REQUESTS)
+    short = "" if enough else f"; too few to tell, {objective.name} takes {needed:,}"
+    return Verdict(met=met, sure=proven and enough, why=_why(evidence, objective) + short, enough=enough)
 
 
 def effective_samples(values: Floats, block_of: npt.NDArray[np.int64]) -> float:

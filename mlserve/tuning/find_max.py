@@ -19,8 +19,9 @@ from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Flat, Plan
 from mlserve.runs.run import Check, Run
 from mlserve.runs.samples import OK, Samples
+from mlserve.stats import minimum_samples
 from mlserve.tuning.campaign import is_finished, make_room, open_campaign
-from mlserve.tuning.evidence import Objective, Requests, Verdict, conclude, look, weigh
+from mlserve.tuning.evidence import LEAST_REQUESTS, Objective, Requests, Verdict, conclude, look, weigh
 from mlserve.tuning.measuring import Measure, measure_run, read_recorded
 from mlserve.tuning.opening import Contender, Opens, SubjectOf
 from mlserve.tuning.search import End, Step, Try, bracket_of, is_confirmed, next_try
@@ -52,7 +53,9 @@ _START_SHARE = 0.75
 # Rows reach the disk ten times a second, and a moment later.
 _ROWS_LATE_S = 0.5
 _NEXT_LOOK = 1.25
-_LEAST_SHARE, _LEAST_REQUESTS = 0.1, 300
+_LEAST_SHARE = 0.1
+# By how many standard deviations a run is to hold more requests than a percentile takes, for Poisson arrivals vary.
+_MORE_REQUESTS = 3.0
 # Of the rate found; and seeds that no step has.
 _CURVE_PERCENTS, _CURVE_SEEDS = (10, 25, 50, 75, 90), 1000
 
@@ -138,9 +141,7 @@ def find_max(quest: Quest, directory: Path, opens: Opens, watcher: Watcher, meas
     with ExitStack() as stack:
         runs = _Runs(directory, partial(_open, stack, quest, opens), watcher, measure)
         start_per_s = quest.start_per_s or _estimate_per_s(quest, runs)
-        while isinstance(
-            found := next_try([one.step for one in steps], start_per_s, quest.resolution, most_per_s=_MOST_PER_S), Try
-        ):
+        while isinstance(found := _next(quest, steps, start_per_s), Try):
             plan = step_plan(quest, found.rate_per_s, len(steps))
             name = f"step-{len(steps) + 1:02}-{found.rate_per_s:g}rps"
             purpose = "confirming" if found.confirming else "trying"
@@ -153,7 +154,23 @@ def find_max(quest: Quest, directory: Path, opens: Opens, watcher: Watcher, meas
             plan = step_plan(quest, rate_per_s, _CURVE_SEEDS + percent)
             points.append(judged(quest, runs.take("curve", plan, f"curve-{percent}-{rate_per_s:g}rps", None)))
             watcher.ends(points[-1])
-    return _found(found, steps, points)
+    return _found(quest, found, steps, points)
+
+
+def _next(quest: Quest, steps: Sequence[StepRun], start_per_s: float) -> Try | End:
+    return next_try(
+        [one.step for one in steps],
+        start_per_s,
+        quest.resolution,
+        most_per_s=_MOST_PER_S,
+        least_per_s=_least_per_s(quest),
+    )
+
+
+def _least_per_s(quest: Quest) -> float:
+    """The lowest rate of which nearly every run holds as many requests as the percentile takes."""
+    needed = minimum_samples(quest.objective.percentile)
+    return (needed + _MORE_REQUESTS * math.sqrt(needed)) / quest.plan.duration_s
 
 
 class _Runs:
@@ -201,10 +218,19 @@ def step_folders(directory: Path) -> list[Path]:
 
 
 def judged(quest: Quest, recorded: Recorded) -> StepRun:
-    """What a finished run says."""
+    """What a finished run says; one of too few requests is no evidence of its rate."""
     requests = settled_requests(recorded.samples, recorded.samples.scheduled_s)
     verdict = conclude(weigh(requests, quest.objective), quest.objective)
-    return StepRun(recorded=recorded, verdict=verdict, blame=blame_of(recorded.run))
+    return StepRun(
+        recorded=recorded, verdict=verdict, blame=blame_of(recorded.run) or _too_few(quest, requests, verdict)
+    )
+
+
+def _too_few(quest: Quest, requests: Requests, verdict: Verdict) -> str:
+    if verdict.enough:
+        return ""
+    needed = minimum_samples(quest.objective.percentile)
+    return f"{len(requests.due_s)} requests were due, and {quest.objective.name} takes {needed:,}; raise --duration"
 
 
 def blame_of(run: Run) -> str:
@@ -221,7 +247,7 @@ class Judge:
         due_s = schedule(plan) / 1e9
         self._due_s = due_s[due_s >= plan.warm_up_s]
         self._looks = 0
-        self._next_requests = float(_LEAST_REQUESTS)
+        self._next_requests = float(LEAST_REQUESTS)
         self.verdict: Verdict | None = None
 
     def __call__(self, samples: Samples, elapsed_s: float) -> Stop | None:
@@ -269,13 +295,13 @@ def _estimate_per_s(quest: Quest, runs: _Runs) -> float:
     return float(max(1.0, _START_SHARE * answered / recorded.run.window.duration_s))
 
 
-def _found(end: End, steps: Sequence[StepRun], points: Sequence[StepRun]) -> Found:
+def _found(quest: Quest, end: End, steps: Sequence[StepRun], points: Sequence[StepRun]) -> Found:
     every = [one.step for one in steps]
     bracket = bracket_of(every)
     ends = (bracket.passed_per_s, bracket.failed_per_s)
     return Found(
         end=end,
-        why=_why(end, steps, *ends),
+        why=_why(quest, end, steps, *ends),
         passed_per_s=ends[0],
         failed_per_s=ends[1],
         confirmed=all(is_confirmed(every, rate) for rate in ends),
@@ -284,12 +310,13 @@ def _found(end: End, steps: Sequence[StepRun], points: Sequence[StepRun]) -> Fou
     )
 
 
-def _why(end: End, steps: Sequence[StepRun], passed_per_s: float, failed_per_s: float) -> str:
+def _why(quest: Quest, end: End, steps: Sequence[StepRun], passed_per_s: float, failed_per_s: float) -> str:
     match end:
         case "found":
             return "two runs of each end say so"
-        case "nothing passes":
-            return f"even {failed_per_s:g}/s does not meet the objective"
+        case "nothing passes" | "runs too short":
+            lower = "" if end == "nothing passes" else _lower_rates(quest)
+            return f"even {failed_per_s:g}/s does not meet the objective{lower}"
         case "nothing fails":
             return f"{passed_per_s:g}/s is the most that mlserve offers, and meets the objective"
         case "undecided":
@@ -300,6 +327,14 @@ def _why(end: End, steps: Sequence[StepRun], passed_per_s: float, failed_per_s: 
     offered = max([one.rate_per_s for one in steps if not one.blame], default=0.0)
     most = f"more than {offered:g}/s" if offered else f"{steps[-1].rate_per_s:g}/s"
     return f"the generator cannot offer {most}: use --workers ({blame})"
+
+
+def _lower_rates(quest: Quest) -> str:
+    needed, name = minimum_samples(quest.objective.percentile), quest.objective.name
+    return (
+        f", and runs of {quest.plan.duration_s:g} s at a lower rate are too short to tell: {name} takes {needed:,} "
+        "requests; measure for longer with --duration"
+    )
 
 
 def _blame(check: Check) -> str:

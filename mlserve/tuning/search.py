@@ -16,9 +16,9 @@ _HALVINGS = 10
 _MOST_STEPS = 40
 _VOTES = 2
 
-End = Literal["found", "nothing passes", "nothing fails", "spoilt", "undecided"]
-"""Why a search ended. "spoilt": a rate was tried twice, and neither run was evidence. "undecided": it took too many
-steps; what it had found stands.
+End = Literal["found", "nothing passes", "runs too short", "nothing fails", "spoilt", "undecided"]
+"""Why a search ended. "runs too short": nothing passes down to the lowest rate of which a run tells anything. "spoilt":
+a rate was tried twice, and neither run was evidence. "undecided": it took too many steps; what it had found stands.
 """
 
 
@@ -53,12 +53,14 @@ def bracket_of(steps: Sequence[Step]) -> Bracket:
     return Bracket(passed_per_s=passed, failed_per_s=failed)
 
 
-def next_try(steps: Sequence[Step], start_per_s: float, resolution: float, *, most_per_s: float) -> Try | End:
+def next_try(
+    steps: Sequence[Step], start_per_s: float, resolution: float, *, most_per_s: float, least_per_s: float = 0.0
+) -> Try | End:
     """The rate to try after `steps`, or why there is none.
 
     `resolution` 0.05: the rate found is within 5% of the true one. Half of that is how far the rate found and the
-    lowest that failed may be apart, the other half is left to chance. No rate above `most_per_s` is tried. A step that
-    was no evidence is tried once more.
+    lowest that failed may be apart, the other half is left to chance. No rate above `most_per_s` is tried, and none
+    below `least_per_s`, of which a run holds too few requests. A step that was no evidence is tried once more.
     """
     if len(steps) >= _MOST_STEPS:
         return "undecided"
@@ -68,12 +70,12 @@ def next_try(steps: Sequence[Step], start_per_s: float, resolution: float, *, mo
         return "spoilt" if spoilt else Try(rate_per_s=rate)
     evidence = [step for step in steps if not step.blame]
     if not evidence:
-        return Try(rate_per_s=_rounded(min(start_per_s, most_per_s)))
+        return Try(rate_per_s=_rounded(min(max(start_per_s, least_per_s), most_per_s)))
     bracket = bracket_of(evidence)
     if math.isinf(bracket.failed_per_s):
         return _higher(bracket, most_per_s)
     if not bracket.passed_per_s:
-        return _lower(bracket, start_per_s)
+        return _lower(bracket, start_per_s, _rounded(least_per_s))
     return _between(bracket, resolution) or _unconfirmed(bracket, evidence) or "found"
 
 
@@ -83,10 +85,12 @@ def _higher(bracket: Bracket, most_per_s: float) -> Try | End:
     return Try(rate_per_s=_rounded(min(2 * bracket.passed_per_s, most_per_s)))
 
 
-def _lower(bracket: Bracket, start_per_s: float) -> Try | End:
+def _lower(bracket: Bracket, start_per_s: float, least_per_s: float) -> Try | End:
+    if bracket.failed_per_s <= least_per_s:
+        return "runs too short"
     if bracket.failed_per_s < start_per_s / 2**_HALVINGS:
         return "nothing passes"
-    return Try(rate_per_s=_rounded(bracket.failed_per_s / 2))
+    return Try(rate_per_s=max(_rounded(bracket.failed_per_s / 2), least_per_s))
 
 
 def _between(bracket: Bracket, resolution: float) -> Try | None:

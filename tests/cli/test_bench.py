@@ -24,17 +24,21 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 from mlserve.bench.load.schedule import schedule
 from mlserve.bench.payload.expected import WRONG_ANSWER
+from mlserve.cli.bench_max import bench_max
 from mlserve.errors import RunFileError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, sha256_of
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
-from mlserve.runs.load import RowShare, Steps
+from mlserve.runs.load import Plan, RowShare, Steps
 from mlserve.runs.run import read_run
 from mlserve.runs.samples import OK, read_samples
+from mlserve.tuning.evidence import Objective
 from mlserve.tuning.find_max import Quest, find_max
+from mlserve.tuning.opening import Contender
 from mlserve.tuning.serving import ServerOptions, serving
 
 METADATA = {
@@ -429,32 +433,30 @@ def test_two_servers_are_loaded_by_the_same_schedule_in_one_table(served, other_
 
 def test_a_sweep_that_was_cut_short_goes_on_with_what_is_missing(tiny_onnx, start, mlserve, tmp_path):
     command = (
-        *("bench", tiny_onnx, "--sweep", "batch=1,4", "protocol=rest-binary,tfserving", "--rps", "500"),
+        *("bench", tiny_onnx, "--sweep", "batch=1,4", "protocol=tfserving", "--rps", "500"),
         *("--duration", "0.3s", "--warm-up", "0", "--out", "sweep", "--json"),
     )
     process = start(*command)
-    heard(process, "1/4 ")
+    heard(process, "1/2 ")
     process.send_signal(signal.SIGINT)
     printed, complaint = process.communicate(timeout=30)
     assert (process.returncode, printed) == (130, "")
     assert "the finished runs are kept in sweep; the same command goes on with them" in complaint
     assert "Traceback" not in complaint
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/run.json")}
-    assert 1 <= len(before) <= 3
+    assert len(before) == 1
     done = mlserve(*command)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     cells = json.loads(done.stdout)["cells"]
-    assert [cell["values"] for cell in cells] == [
-        {"batch": batch, "protocol": protocol} for batch in ("1", "4") for protocol in ("rest-binary", "tfserving")
-    ]
+    assert [cell["values"] for cell in cells] == [{"batch": batch, "protocol": "tfserving"} for batch in ("1", "4")]
     for cell in cells:
         (run,) = (read_run(tmp_path / run["directory"]) for run in cell["runs"])
         assert run.counts.ok == run.counts.scheduled > 0
         assert (str(run.plan.batch_rows), run.plan.protocol) == tuple(cell["values"].values())
     contradicting = mlserve(*command[:-2], "sweep", "--seed", 1)
     assert contradicting.returncode == 2
-    assert "holds another sweep: plan.seed 0 there, 1 now" in contradicting.stderr
+    assert "holds another sweep: --seed 0 there, 1 now" in contradicting.stderr
 
 
 def test_headers_are_sent_and_not_kept_and_wrong_answers_are_found(other_server, mlserve, tmp_path):
@@ -570,6 +572,20 @@ def test_a_search_for_the_highest_rate_goes_on_where_it_was_cut_short(
     assert again.returncode == 0
     for words in ("at most 0.1% errors", "highest rate", "failed (confirmed)", "knee", "search "):
         assert words in again.stdout
+
+
+def test_a_search_with_runs_too_short_for_the_objective_says_so(formula_server, tmp_path, capsys):
+    formula = formula_server(service_s=0.1)
+    plan = Plan(rate_per_s=0.5, duration_s=2.0, warm_up_s=0.0)
+    objective = Objective(percentile=0.99, limit_s=0.05, max_errors=0.001)
+    quest = Quest(contender=Contender("m@1", "m@1"), plan=plan, objective=objective, start_per_s=0.5)
+    find_max(quest, tmp_path / "max", formula.opens, Unheard(), formula.measure)
+    with pytest.raises(typer.Exit) as left:
+        bench_max(quest, formula.opens, tmp_path / "max", json=False)
+    assert left.value.exit_code == 1
+    said = capsys.readouterr().out
+    assert "highest rate  none was found" in said
+    assert "a lower rate are too short to tell: p99 takes 459 requests; measure for longer with --duration" in said
 
 
 # What ends a run early, or keeps it from beginning.

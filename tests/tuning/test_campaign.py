@@ -22,7 +22,7 @@ def test_the_same_again_goes_on_and_another_is_refused_by_what_differs(tmp_path)
     assert not open_campaign(tmp_path / "deep" / "out", "asked.json", PLAN)
     assert open_campaign(tmp_path / "deep" / "out", "asked.json", PLAN)
     other = Plan(rate_per_s=200.0, duration_s=2.0, warm_up_s=0.5)
-    with pytest.raises(UsageError, match=r"holds another asked: rate_per_s 100(\.0)? there, 200(\.0)? now"):
+    with pytest.raises(UsageError, match=r"holds another asked: --rps 100/s there, 200/s now; ask for the same"):
         open_campaign(tmp_path / "deep" / "out", "asked.json", other)
 
 
@@ -40,10 +40,10 @@ def test_a_file_of_an_older_mlserve_goes_on_where_its_missing_fields_are_as_by_d
     (tmp_path / file).write_text(json.dumps(document))
     assert open_campaign(tmp_path, file, asked)
     other = msgspec.structs.replace(asked, options=ServerOptions(engine="openvino"))
-    with pytest.raises(UsageError, match=r'options\.engine "" there, "openvino" now'):
+    with pytest.raises(UsageError, match="--engine not set there, openvino now"):
         open_campaign(tmp_path, file, other)
     (tmp_path / file).write_text(json.dumps(document | {"later": 1}))
-    with pytest.raises(UsageError, match=r"later 1 there, null now"):
+    with pytest.raises(UsageError, match="later 1 there, not set now"):
         open_campaign(tmp_path, file, asked)
     (tmp_path / file).write_text(json.dumps({"format_version": 1}))
     with pytest.raises(UsageError, match=r"holds another \w+: "):

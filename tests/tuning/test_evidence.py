@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.errors import UsageError
-from mlserve.tuning.evidence import Objective, Requests, conclude, effective_samples, look, parse_slo, weigh
+from mlserve.stats import minimum_samples
+from mlserve.tuning.evidence import (
+    LEAST_REQUESTS,
+    Objective,
+    Requests,
+    conclude,
+    effective_samples,
+    look,
+    parse_slo,
+    weigh,
+)
 
 P99 = Objective(percentile=0.99, limit_s=0.05, max_errors=0.001)
 
@@ -143,5 +153,19 @@ def test_a_queue_that_grows_does_not_pass_however_far_the_limit_still_is():
 def test_nothing_proves_nothing():
     evidence = weigh(requests(np.empty(0)), P99)
     assert look(evidence, P99, 1) is None
+    assert conclude(evidence, P99).met is False
     few = conclude(weigh(requests(np.full(20, 0.01)), P99), P99)
-    assert (few.met, few.sure) == (True, False)
+    assert (few.met, few.sure, few.enough) == (True, False, False)
+
+
+@given(st.integers(0, 700), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.99]), st.integers(0, 99))
+def test_nothing_is_decided_by_fewer_requests_than_the_percentile_takes(count, share_over, percentile, seed):
+    objective = Objective(percentile=percentile, limit_s=0.05, max_errors=0.001)
+    latency_s = independent(count, share_over, np.random.default_rng(seed))
+    evidence = weigh(requests(latency_s), objective)
+    verdict = conclude(evidence, objective)
+    needed = minimum_samples(percentile)
+    missed_early = verdict.sure and not verdict.met and count >= LEAST_REQUESTS
+    assert verdict.enough == (count >= needed or missed_early)
+    assert verdict.enough or not verdict.sure
+    assert verdict.enough != (f"p{100 * percentile:g} takes {needed}" in verdict.why)

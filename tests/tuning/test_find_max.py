@@ -10,7 +10,7 @@ from mlserve.runs.load import Plan, Ramp
 from mlserve.runs.run import Check
 from mlserve.tuning.curve import curve_of
 from mlserve.tuning.evidence import Objective
-from mlserve.tuning.find_max import Judge, Quest, find_max, judged
+from mlserve.tuning.find_max import Judge, Quest, find_max, judged, step_plan
 from mlserve.tuning.measuring import measure_run, read_recorded
 from mlserve.tuning.opening import Contender, Source, opener
 from mlserve.tuning.serving import ServerOptions
@@ -75,7 +75,7 @@ def test_a_search_that_was_cut_short_goes_on_where_it_stopped(tmp_path, formula_
     third = formula_server()
     assert search(asked, tmp_path / "cut", third, quiet).passed_per_s == found.passed_per_s
     assert (third.runs, third.opened) == ([], [])
-    with pytest.raises(UsageError, match=r"holds another max: objective\.limit_s"):
+    with pytest.raises(UsageError, match=r"holds another max: --slo p99=10ms there, p99=1000ms now; --errors 0\.1%"):
         search(quest(start_per_s=700.0, objective=Objective(percentile=0.99, limit_s=1.0, max_errors=0.0)),
                tmp_path / "cut", third, quiet)  # fmt: skip
 
@@ -116,6 +116,31 @@ def test_one_spoilt_run_is_only_repeated(tmp_path, formula_server, quiet):
     assert found.end == "found"
     assert [bool(one.blame) for one in found.steps].count(True) == 1
     assert found.steps[1].rate_per_s == found.steps[2].rate_per_s
+
+
+def test_a_start_so_slow_that_a_run_holds_hardly_a_request_decides_nothing(tmp_path, formula_server, quiet):
+    short = Plan(rate_per_s=1.0, duration_s=2.0, warm_up_s=0.0)
+    found = search(quest(plan=short, start_per_s=0.5), tmp_path / "out", formula_server(), quiet)
+    assert found.end == "found"
+    assert found.passed_per_s == pytest.approx(TRUTH_PER_S, rel=0.2)
+    assert min(len(one.recorded.samples) for one in found.steps) >= 459
+    slow = search(quest(plan=short), tmp_path / "slow", formula_server(service_s=0.02), quiet)
+    assert (slow.end, slow.passed_per_s) == ("runs too short", 0.0)
+    assert slow.why.startswith(
+        "even 261.6/s does not meet the objective, and runs of 2 s at a lower rate are too short"
+    )
+
+
+def test_a_finished_step_of_too_few_requests_is_no_evidence(tmp_path, formula_server, quiet):
+    asked = quest(plan=Plan(rate_per_s=0.5, duration_s=2.0, warm_up_s=0.0))
+    for rate_per_s, enough in ((0.5, False), (0.001, False), (500.0, True)):
+        folder = tmp_path / f"{rate_per_s}"
+        folder.mkdir()
+        plan = step_plan(asked, rate_per_s, 0)
+        formula_server().measure(lambda _: MODEL, plan, folder, "step", quiet.moves, None)
+        step = judged(asked, read_recorded(folder))
+        assert (step.verdict.enough, step.step.blame == "") == (enough, enough)
+    assert step.blame == ""
 
 
 def test_only_a_steady_open_loop_is_searched(tmp_path, formula_server, quiet):

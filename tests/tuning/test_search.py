@@ -18,10 +18,10 @@ def step(rate, met, blame=""):
     return Step(rate_per_s=float(rate), met=met, sure=True, blame=blame)
 
 
-def follow(verdict_at, start, resolution=0.05, most=1e6):
+def follow(verdict_at, start, resolution=0.05, most=1e6, least=0.0):
     """The steps of a whole search, and how it ended."""
     steps = []
-    while isinstance(found := next_try(steps, start, resolution, most_per_s=most), Try):
+    while isinstance(found := next_try(steps, start, resolution, most_per_s=most, least_per_s=least), Try):
         steps.append(step(found.rate_per_s, verdict_at(found.rate_per_s, len(steps))))
     return found, steps
 
@@ -41,6 +41,17 @@ def test_a_server_that_never_meets_it_and_one_that_always_does_end_the_search():
     assert follow(lambda *_: False, 1000)[0] == "nothing passes"
     end, steps = follow(lambda *_: True, 1000, most=10_000)
     assert (end, steps[-1].rate_per_s) == ("nothing fails", 10_000)
+
+
+@given(st.floats(0.5, 1e4), st.floats(0.5, 1e4), st.floats(0.5, 1e4))
+def test_no_rate_is_tried_of_which_a_run_tells_nothing(truth, start, least):
+    end, steps = follow(lambda rate, _: rate <= truth, start, least=least)
+    assert min(step.rate_per_s for step in steps) >= least * 0.999
+    if end == "runs too short":
+        assert truth < steps[-1].rate_per_s <= least * 1.001
+    else:
+        assert end == "found" or (end == "nothing passes" and least <= start / 2**9)
+        assert bool(bracket_of(steps).passed_per_s) == (end == "found")
 
 
 def test_runs_that_contradict_one_another_are_decided_by_one_more():

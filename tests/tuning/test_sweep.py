@@ -8,6 +8,7 @@ from mlserve.errors import BenchError, EngineError, UsageError
 from mlserve.report.measurement import group, read_runs
 from mlserve.report.names import Names
 from mlserve.runs.load import Plan
+from mlserve.tuning.ending import has_ended
 from mlserve.tuning.grid import Sweep, parse_sweep
 from mlserve.tuning.opening import Contender
 from mlserve.tuning.sweep import run_sweep
@@ -63,8 +64,10 @@ def test_a_sweep_that_was_cut_short_goes_on_where_it_stopped(tmp_path, formula_s
         run(asked, folder, first, quiet)
     cut = first.runs[-1][0]
     (folder / cut / "samples.arrow").write_bytes(b"half a row")
+    assert not has_ended(folder)
     second = formula_server()
     results = run(asked, folder, second, quiet)
+    assert has_ended(folder)
     assert all(len(result.runs) == 2 for result in results)
     assert {name for name, _ in first.runs[:-1]} | {name for name, _ in second.runs} == {
         f"batch{rows}-{number}" for rows in (1, 2, 4) for number in (1, 2)
@@ -78,7 +81,7 @@ def test_a_sweep_that_was_cut_short_goes_on_where_it_stopped(tmp_path, formula_s
 
 def test_another_sweep_in_the_same_folder_is_refused_by_what_differs(tmp_path, formula_server, quiet):
     run(sweep("batch=1,2"), tmp_path / "out", formula_server(), quiet)
-    with pytest.raises(UsageError, match=r"holds another sweep: axes \[.*there, .*now"):
+    with pytest.raises(UsageError, match=r"holds another sweep: --sweep batch=1,2 there, batch=1,4 now"):
         run(sweep("batch=1,4"), tmp_path / "out", formula_server(), quiet)
 
 
@@ -91,6 +94,7 @@ def test_a_cell_that_fails_is_recorded_with_its_reason_and_the_others_go_on(tmp_
     (record,) = (tmp_path / "out").glob("*/failure.json")
     assert json.loads(record.read_text()) == {"reason": "the generator broke down"}
     assert len(read_runs([tmp_path / "out"])) == 2
+    assert has_ended(tmp_path / "out")
     mended = run(sweep("batch=1,2", repeats=2), tmp_path / "out", formula_server(), quiet)
     assert [len(result.runs) for result in mended] == [2, 2]
     assert not list((tmp_path / "out").glob("*/failure.json"))

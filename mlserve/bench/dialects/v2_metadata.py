@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 _V2 = "the Open Inference Protocol (V2)"
+# What an open first dimension is called: that of the requests' rows, and one of which nobody says what it counts.
+_ROWS, _SOME = "batch", "some"
 _INDEX = "/v2/repository/index"
 
 
@@ -76,8 +78,10 @@ def execution_by_grpc(target: Target) -> tuple[str, str]:
     return _execution(_configured_by_grpc(target))
 
 
-def to_specs(tensors: Sequence[tuple[str, str, Sequence[int]]], target: Target) -> tuple[TensorSpec, ...]:
-    """(name, datatype, shape) of each tensor as specs; the protocol's -1 becomes a word, `batch` where it comes first.
+def to_specs(
+    tensors: Sequence[tuple[str, str, Sequence[int]]], target: Target, first: str = _ROWS
+) -> tuple[TensorSpec, ...]:
+    """(name, datatype, shape) of each tensor as specs; the protocol's -1 becomes a word, `first` where it comes first.
 
     Raises BenchError for an unknown datatype, or when there are none.
     """
@@ -85,7 +89,7 @@ def to_specs(tensors: Sequence[tuple[str, str, Sequence[int]]], target: Target) 
     for name, datatype, shape in tensors:
         if datatype not in DTYPE_OF:
             raise BenchError(f"{target.url}: tensor '{name}' of model '{target.model}' has the type {datatype!r}")
-        dims = tuple((f"dim{i}" if i else "batch") if size < 0 else size for i, size in enumerate(shape))
+        dims = tuple((f"dim{i}" if i else first) if size < 0 else size for i, size in enumerate(shape))
         specs.append(TensorSpec(name, DTYPE_OF[datatype], dims))
     if not specs:
         raise BenchError(f"{target.url} says that model '{target.model}' takes no inputs; there is nothing to send")
@@ -118,10 +122,13 @@ class _Parameter(msgspec.Struct):
 
 
 class _Configuration(msgspec.Struct):
-    """What is read of Triton's ModelConfig, which mlserve writes too."""
+    """What is read of Triton's ModelConfig, which mlserve writes too. `max_batch_size` above 0 says that the first
+    dimension of every tensor is the batch's; 0 says nothing.
+    """
 
     platform: str = ""
     backend: str = ""
+    max_batch_size: int = 0
     instance_group: list[_Instances] = []
     parameters: dict[str, _Parameter] = {}
 
@@ -135,7 +142,7 @@ def _description(said: _Metadata, configuration: _Configuration, target: Target)
         name=said.name,
         versions=tuple(said.versions),
         inputs=to_specs(inputs, target),
-        outputs=to_specs(outputs, target) if outputs else (),
+        outputs=to_specs(outputs, target, _ROWS if configuration.max_batch_size > 0 else _SOME) if outputs else (),
         provider=provider,
         precision=precision,
     )

@@ -20,7 +20,7 @@ from mlserve.report.gating.figures import Figures
 from mlserve.report.gating.judging import Rules, judge
 from mlserve.report.gating.likeness import cautions, faults, in_turn, one_measurement, unlike
 from mlserve.report.gating.limits import ERROR_RATE, FIXED, Limit
-from mlserve.report.gating.looks import LOOKS, Levels, looks_up_to, one_look, spent_over
+from mlserve.report.gating.looks import ERROR, LOOKS, Levels, looks_up_to, one_look, spent_over
 from mlserve.report.gating.result import About, GateResult, MetricVerdict, Mode, Verdict
 from mlserve.report.gating.tracks import FixedTrack, Track, rate_floor, track_of_pairs, track_of_sides
 from mlserve.report.gating.wording import fixed_verdict, live_verdict, of_processes, saved_verdict
@@ -28,7 +28,6 @@ from mlserve.report.measurement import Measurement, Recorded
 
 __all__ = ["Sides", "broken", "decide", "decide_pairs", "fitting", "judge_saved", "live_verdicts", "with_guard"]
 
-_ERROR = 0.05
 _ERROR_UNCONFIRMED = 0.005
 _GUARD = Limit(ERROR_RATE, MORE_ERRORS)
 # Past this many times the data, the honest answer is that the difference lies at the limit.
@@ -192,7 +191,7 @@ def judge_saved(
     standing = sides.standing
     invalid = Refused("runs that it would rest on are INVALID")
     runs = min(len(sides.before) or len(sides.after), len(sides.after))
-    rules = Rules((runs,), one_look(_ERROR_UNCONFIRMED), one_look(_ERROR), runs)
+    rules = Rules((runs,), one_look(_ERROR_UNCONFIRMED), one_look(ERROR), runs)
     tracks = [
         FixedTrack(limit, invalid, None, None) if standing.invalid and limit.metric != ERROR_RATE else track(limit)
         for limit in repeated
@@ -262,13 +261,13 @@ def _standing(pairs: Sequence[Pair]) -> _Standing:
 
 
 def _live_rules(pairs: int) -> Rules:
-    levels: Levels = spent_over(LOOKS, _ERROR)
+    levels: Levels = spent_over(LOOKS, ERROR)
     return Rules(looks_up_to(pairs), levels, levels, pairs)
 
 
 def _fixed(limits: Sequence[Limit], track: Callable[[Limit], Track]) -> list[MetricVerdict]:
     """What no run says more of, so that there is one look and nothing to confirm."""
-    rules = Rules((1,), one_look(_ERROR_UNCONFIRMED), one_look(_ERROR), 1)
+    rules = Rules((1,), one_look(_ERROR_UNCONFIRMED), one_look(ERROR), 1)
     return [fixed_verdict(one) for one in judge([track(limit) for limit in limits], rules)]
 
 

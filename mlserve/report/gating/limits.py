@@ -45,6 +45,23 @@ class Limit(msgspec.Struct, frozen=True):
         return self.metric, self.absolute
 
     @property
+    def text(self) -> str:
+        """`p99=5%`, `p99<=50ms`, as it is written."""
+        if not self.absolute:
+            return f"{self.metric}={100 * self.tolerance:.10g}%"
+        sign = "<=" if self.sense == "at most" else ">="
+        match figure_unit(self.metric):
+            case "s":
+                figure = f"{1000 * self.tolerance:.10g}ms"
+            case "share":
+                figure = f"{100 * self.tolerance:.10g}%"
+            case "bytes":
+                figure = f"{self.tolerance / 1e6:.10g}MB"
+            case "per_s":
+                figure = f"{self.tolerance:.10g}"
+        return f"{self.metric}{sign}{figure}"
+
+    @property
     def in_points(self) -> bool:
         """Whether a change of it is a difference, not a ratio."""
         return self.metric in (ERROR_RATE, "accuracy")

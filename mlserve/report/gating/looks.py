@@ -9,12 +9,15 @@ import numpy as np
 
 from mlserve.stats import Floats
 
-__all__ = ["LOOKS", "Levels", "holm", "looks_up_to", "one_look", "spent_over"]
+__all__ = ["ERROR", "LOOKS", "Levels", "holm", "looks_up_to", "one_look", "spent_over"]
 
 LOOKS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 """After how many pairs of runs a gate that goes on looks at them. Each look comes after at most half as much again as
 the one before, or after one more block of A B B A.
 """
+
+ERROR = 0.05
+"""How often at most a family of limits errs, over all looks: in what a gate suspects, and in what it passes."""
 
 Levels = Callable[[int], float]
 """(how many hypotheses are open) -> at what chance of error each of them may be rejected."""

@@ -72,7 +72,9 @@ class RatioTrack(msgspec.Struct, frozen=True, kw_only=True):
         if refused:
             return Refused(refused)
         if any(one.at_most for one in before):
-            return Refused("not even the base met the objective at any rate that was tried; give a wider --slo")
+            return Refused(
+                "not even the base met the objective at any rate that was tried; give a wider --slo, or longer runs"
+            )
         few = self._too_few(pairs)
         if few:
             return few

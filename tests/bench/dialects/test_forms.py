@@ -265,9 +265,11 @@ def test_tritons_configuration_says_its_backend_and_kind_of_instance(pages):
     described = {"GET /v2/models/m": (200, TRITON)}
     with_config = pages({**described, "GET /v2/models/m/config": (200, CONFIG)})
     assert describe_model(parse_target(with_config.url, "m")).provider == "onnxruntime GPU"
+    assert describe_model(parse_target(with_config.url, "m")).outputs[0].shape == ("batch", 2)
     without = pages(described)
     found = describe_model(parse_target(without.url, "m"))
     assert (found.provider, found.inputs) == ("", (X,))
+    assert found.outputs[0].shape == ("some", 2)  # it need not be the rows
 
 
 @pytest.mark.parametrize("protocol", ["torchserve", "sagemaker", "mlflow", "json"])

@@ -37,6 +37,27 @@ def test_a_bound_of_the_candidate_alone_has_the_unit_of_its_metric():
     }
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "p99=10%",
+        "p99.9=0%",
+        "error_rate=0.5%",
+        "max_rate=2.5%",
+        "p99<=50ms",
+        "mean<=0.25ms",
+        "error_rate<=0.1%",
+        "max_rate>=812.5",
+        "memory<=1610.612736MB",
+        "start_up<=2000ms",
+        "accuracy>=90%",
+    ],
+)
+def test_a_limit_is_written_as_it_is_read(text):
+    (limit,) = parse_gate_limits([text])
+    assert limit.text == text
+
+
 def test_a_metric_may_be_limited_by_a_change_and_by_a_bound():
     assert [limit.absolute for limit in parse_gate_limits(["p99=5%,p99<=50ms"])] == [False, True]
 

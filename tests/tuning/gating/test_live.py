@@ -102,7 +102,7 @@ def test_a_gate_that_was_cut_short_goes_on_where_it_stopped(tmp_path, two_server
 def test_another_gate_in_the_same_folder_is_refused_by_what_differs(tmp_path, two_servers, live_gate, told):
     servers = two_servers(0.004, 0.004, noise=0.001)
     run(live_gate(), tmp_path / "out", servers, told)
-    with pytest.raises(UsageError, match=r"holds another gate: limits .* there, .* now"):
+    with pytest.raises(UsageError, match=r"holds another gate: --max-regression .* there, .* now"):
         run(live_gate("p99=5%"), tmp_path / "out", servers, told)
 
 
