@@ -7,7 +7,8 @@ INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constrain
 
 # What measures time, or fills the machine's cores, is not run beside anything else.
 IN_TURN := $(addprefix tests/bench/,clients foreign generator measuring/test_truth.py null_server test_driver.py test_leash.py watching) \
-	tests/tuning tests/cli/test_bench.py
+	$(addprefix tests/tuning/,gating prediction/test_predict.py prediction/test_processor.py test_find_max.py test_serving.py test_tax.py) \
+	tests/cli/test_bench.py
 
 .PHONY: help demo test test-slow gate check proto clean
 
@@ -25,7 +26,7 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.test-installed
 	@sh tests/install_tools.sh
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(IN_TURN:%=--ignore %)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(IN_TURN:%=--ignore %)
 	$(BIN)/python -m pytest $(IN_TURN)
 
 test-slow: $(VENV)/.test-installed

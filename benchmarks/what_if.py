@@ -1,25 +1,32 @@
 """Does it come true? What settings do, as `what-if` foretells it, beside what mlserve bench measures.
 
-    .venv/bin/python benchmarks/what_if.py [--store STORE] [--model NAME ...] [--seconds 4] [--quick] [--json FILE]
+    .venv/bin/python benchmarks/what_if.py [--store STORE] [--model NAME ...] [--seconds 4] [--runs 3]
+        [--budget 8] [--quick] [--json FILE]
 
 Every setting is foretold at two shares of the highest rate that it is foretold to bear, and then measured at these
 rates on a real server, with the same schedule: a tiny MLP, and each of --model. Runs at low rates are longer, up to
-three times, so that more of them have a p99. The table has both and their ratio; the last lines say which share of the
-points is within 20% at p50 and p99, of each protocol, over all of them and over those whose run is VALID.
+three times, so that more of them have a p99. Each point is measured --runs times, in rounds over all points, so that
+what happens to the machine meanwhile falls on all of them alike; a prediction is judged by the middle of its runs. The
+table has both and their ratio; the last lines say which share of the points is within 20% at p50 and p99, of each
+protocol, over all of them and over those most of whose runs are VALID; and which share of single runs is within 20% of
+the middle of the others at the same point: no prediction can be better than a measurement that is made again.
+
+--json FILE is written after every run; the same command goes on where the file ends.
 
 The machine must be quiet: times of parts that were measured while something else ran are wrong for every setting. What
 others used of the server's and generators' cores during each run stands beside it. With one --model it takes about
-seven minutes on a quiet machine of 2 cores.
+twelve minutes on a quiet machine of 2 cores.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from math import inf, isinf
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -31,9 +38,8 @@ from mlserve.runs.samples import read_samples
 from mlserve.stats import minimum_samples, quantile
 from mlserve.tuning.evidence import parse_slo
 from mlserve.tuning.measuring import measure_run
-from mlserve.tuning.opening import Contender, Source, opener
-from mlserve.tuning.prediction.predict import Budget, open_predictor
-from mlserve.tuning.prediction.prediction import Predicts
+from mlserve.tuning.opening import Contender, Source, SubjectOf, opener
+from mlserve.tuning.prediction.predict import Budget, Predictor, open_predictor
 from mlserve.tuning.serving import ServerOptions
 from mlserve.tuning.setting import Setting
 from mlserve.units import format_duration, format_rate
@@ -45,48 +51,84 @@ LONGEST = 3
 # Beyond this the generator, which has one core, is what is measured.
 MOST_PER_S = 4000.0
 SLO = parse_slo("p99=100ms")
+NAMES = ("p50", "p99")
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One setting at one rate: seconds, foretold and measured."""
+class Ran(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: seconds measured, of those percentiles that it has enough requests for."""
 
-    setting: Setting
-    rate_per_s: float
     requests: int
-    foretold: dict[str, float]
     measured: dict[str, float]
     valid: bool
     others_cpu: float | None
 
-    def ratio(self, name: str) -> float:
-        return self.foretold[name] / self.measured[name]
 
-    def is_close(self, name: str) -> bool:
-        return 1 - CLOSE <= self.ratio(name) <= 1 + CLOSE
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """The setting `number` at one rate: seconds foretold, None where the queue grows without end, and the runs in the
+    order in which they were made.
+    """
+
+    number: int
+    setting: Setting
+    rate_per_s: float
+    duration_s: float
+    foretold: dict[str, float | None]
+    runs: tuple[Ran, ...] = ()
+
+    def each(self, name: str) -> list[float]:
+        """What the runs measured."""
+        return [run.measured[name] for run in self.runs if name in run.measured]
+
+    def middle(self, name: str) -> float:
+        return float(np.median(self.each(name)))
+
+    def ratio(self, name: str) -> float:
+        foretold_s = self.foretold[name]
+        return inf if foretold_s is None else foretold_s / self.middle(name)
+
+    def repeats(self, name: str) -> list[bool]:
+        """Of each run, whether it is near the middle of the others."""
+        each = self.each(name)
+        return [
+            is_close(each[at] / float(np.median(each[:at] + each[at + 1 :])))
+            for at in range(len(each))
+            if len(each) > 1
+        ]
+
+    @property
+    def valid(self) -> bool:
+        return sum(run.valid for run in self.runs) > len(self.runs) / 2
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked (models, seconds), the share of the time in which others had the cores while parts were timed, and
+    all points.
+    """
+
+    asked: tuple[tuple[str, ...], float, bool]
+    disturbed: float
+    points: tuple[Point, ...]
 
 
 def main() -> None:
-    asked, began_s = _arguments(), time.monotonic()
+    asked = _arguments()
     console = Console(width=150)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         mlp = write_tiny(folder / "mlp.onnx")
         settings = list(_settings([str(mlp), *asked.model], quick=asked.quick))
         source = Source(store=asked.store)
-        plan = Plan(rate_per_s=1.0, duration_s=asked.seconds, warm_up_s=WARM_UP_S)
-        budget = Budget(engine_s=2.0, protocol_s=4.0) if asked.quick else Budget()
-        predicts = open_predictor(settings, source, plan, folder / "times.json", console.print, budget)
-        points: list[Point] = []
-        table = _table()
-        for setting in settings:
-            points += _measured(setting, predicts, source, plan, folder)
-            console.print(f"{len(points)} points in {time.monotonic() - began_s:.0f} s", style="dim")
-    for point in points:
+        found = _read(asked, settings) or _foretold(asked, settings, source, folder, console)
+        found = _measured(found, asked, source, folder, console)
+    table = _table()
+    for point in found.points:
         table.add_row(*_row(point))
     console.print(table)
-    _summarize(console, points)
-    if asked.json:
-        asked.json.write_text(json.dumps(msgspec.to_builtins(points), indent=2) + "\n")
+    _summarize(console, found)
+
+
+def is_close(ratio: float) -> bool:
+    return 1 - CLOSE <= ratio <= 1 + CLOSE
 
 
 def _arguments() -> argparse.Namespace:
@@ -94,9 +136,37 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--store", type=Path, default=Path("store"))
     parser.add_argument("--model", nargs="*", default=[])
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=8.0, help="as of mlserve what-if (seconds)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
+
+
+def _read(asked: argparse.Namespace, settings: Sequence[Setting]) -> Found | None:
+    """What an earlier command came to, if there was one."""
+    if asked.json is None or not asked.json.is_file():
+        return None
+    try:
+        found = msgspec.json.decode(asked.json.read_bytes(), type=Found)
+    except msgspec.DecodeError as error:
+        raise SystemExit(f"{asked.json} is no result of this benchmark: {error}; name another file") from error
+    if found.asked != _what(asked):
+        raise SystemExit(f"{asked.json} is of another command: {found.asked}; name another file")
+    # The tiny model lies elsewhere each time.
+    points = tuple(msgspec.structs.replace(point, setting=settings[point.number]) for point in found.points)
+    return msgspec.structs.replace(found, points=points)
+
+
+def _what(asked: argparse.Namespace) -> tuple[tuple[str, ...], float, bool]:
+    return tuple(asked.model), asked.seconds, asked.quick
+
+
+def _write(found: Found, path: Path | None) -> None:
+    if path is not None:
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        partial.rename(path)
 
 
 def _settings(models: Sequence[str], *, quick: bool) -> Iterator[Setting]:
@@ -111,30 +181,86 @@ def _settings(models: Sequence[str], *, quick: bool) -> Iterator[Setting]:
                 yield Setting(model=model, variant=Path(model).stem, options=options, protocol=protocol)
 
 
-def _measured(setting: Setting, predicts: Predicts, source: Source, plan: Plan, folder: Path) -> Iterator[Point]:
-    highest = predicts([setting], SLO, None)[0].max_rate_per_s
-    with opener(source)(Contender(setting.model, setting.model), setting.options) as subject_of:
+def _foretold(
+    asked: argparse.Namespace, settings: Sequence[Setting], source: Source, folder: Path, console: Console
+) -> Found:
+    """The points, with what is foretold of the very schedule that they are measured with."""
+    budget = Budget(engine_s=asked.budget, protocol_s=asked.budget)
+    since_s = time.time()
+
+    def predictor(duration_s: float) -> Predictor:
+        plan = Plan(rate_per_s=1.0, duration_s=duration_s, warm_up_s=WARM_UP_S)
+        return open_predictor(
+            settings, source, plan, folder / "times.json", console.print, budget, since_s, highest=False
+        )
+
+    first, points = predictor(asked.seconds), []
+    disturbed = 0.0
+    for number, setting in enumerate(settings):
+        highest = first([setting], SLO, None)[0]
+        disturbed = max(disturbed, highest.disturbed)
+        if not highest.max_rate_per_s:
+            lone = f"even where requests hardly meet, p99 is {_time(_known(highest.p99_s))}"
+            console.print(f"{_words(setting)}: no rate keeps {SLO.words}: {lone}", style="yellow")
+            continue
         for share in SHARES:
-            rate = min(share * highest, share * MOST_PER_S)
-            if not rate:
-                continue
-            foretold = predicts([setting], SLO, rate)[0]
-            asked = msgspec.structs.replace(
-                plan, rate_per_s=rate, protocol=setting.protocol, duration_s=_duration_s(rate, plan.duration_s)
+            rate_per_s = share * min(highest.max_rate_per_s, MOST_PER_S)
+            duration_s = _duration_s(rate_per_s, asked.seconds)
+            foretold = predictor(duration_s)([setting], SLO, rate_per_s)[0]
+            points.append(
+                Point(
+                    number=number,
+                    setting=setting,
+                    rate_per_s=rate_per_s,
+                    duration_s=duration_s,
+                    foretold={"p50": _known(foretold.p50_s), "p99": _known(foretold.p99_s)},
+                )
             )
-            run_folder = Path(tempfile.mkdtemp(dir=folder))
-            run = measure_run(subject_of, asked, run_folder, "what-if", lambda _: None, None)
-            latency_s = read_samples(run_folder, run.window).latency_s
-            names = ("p50",) if too_few("p99", 0.99, len(latency_s)) else ("p50", "p99")
-            yield Point(
-                setting=setting,
-                rate_per_s=rate,
-                requests=len(latency_s),
-                foretold={"p50": foretold.p50_s, "p99": foretold.p99_s},
-                measured={name: quantile(latency_s, int(name[1:]) / 100) for name in names},
-                valid=run.certificate.valid,
-                others_cpu=run.resources.others_cpu,
-            )
+    return Found(asked=_what(asked), disturbed=disturbed, points=tuple(points))
+
+
+def _known(seconds: float) -> float | None:
+    return None if isinf(seconds) else seconds
+
+
+def _measured(found: Found, asked: argparse.Namespace, source: Source, folder: Path, console: Console) -> Found:
+    """Each point `asked.runs` times, in rounds: what is written already is not measured again."""
+    points, began_s, made = list(found.points), time.monotonic(), 0
+    left = sum(max(0, asked.runs - len(point.runs)) for point in points)
+    for wanted in range(1, asked.runs + 1):
+        for number in dict.fromkeys(point.number for point in points if len(point.runs) < wanted):
+            setting = next(point.setting for point in points if point.number == number)
+            with opener(source)(Contender(setting.model, setting.model), setting.options) as subject_of:
+                for at, point in enumerate(points):
+                    if point.number != number or len(point.runs) >= wanted:
+                        continue
+                    ran = _run(point, subject_of, Path(tempfile.mkdtemp(dir=folder)))
+                    points[at] = msgspec.structs.replace(point, runs=(*point.runs, ran))
+                    found, made = msgspec.structs.replace(found, points=tuple(points)), made + 1
+                    _write(found, asked.json)
+                    told = f"{_words(setting)}, {format_rate(point.rate_per_s)}, {_times(point.foretold, ran.measured)}"
+                    spent_s = time.monotonic() - began_s
+                    about_s = spent_s / made * left
+                    console.print(f"run {made} of {left}, {spent_s:.0f} s of about {about_s:.0f}: {told}", style="dim")
+    return found
+
+
+def _run(point: Point, subject_of: SubjectOf, folder: Path) -> Ran:
+    plan = Plan(
+        rate_per_s=point.rate_per_s,
+        duration_s=point.duration_s,
+        warm_up_s=WARM_UP_S,
+        protocol=point.setting.protocol,
+    )
+    run = measure_run(subject_of, plan, folder, "what-if", lambda _: None, None)
+    latency_s = read_samples(folder, run.window).latency_s
+    names = [name for name in NAMES if not too_few(name, int(name[1:]) / 100, len(latency_s))]
+    return Ran(
+        requests=len(latency_s),
+        measured={name: quantile(latency_s, int(name[1:]) / 100) for name in names},
+        valid=run.certificate.valid,
+        others_cpu=run.resources.others_cpu,
+    )
 
 
 def _duration_s(rate_per_s: float, least_s: float) -> float:
@@ -152,34 +278,69 @@ def _table() -> Table:
     return table
 
 
+def _words(setting: Setting) -> str:
+    options = setting.options
+    return (
+        f"{setting.variant} {setting.protocol} {options.workers} workers, {options.max_batch_rows} rows, "
+        f"{options.max_delay_ms:g} ms"
+    )
+
+
+def _time(seconds: float | None) -> str:
+    return "grows" if seconds is None else format_duration(seconds)
+
+
+def _times(foretold: dict[str, float | None], measured: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name} {format_duration(measured[name])} ({_time(foretold[name])} foretold)" for name in measured
+    )
+
+
 def _row(point: Point) -> list[str]:
     options = point.setting.options
     row = [point.setting.variant, point.setting.protocol, str(options.workers), str(options.max_batch_rows)]
-    row += [f"{options.max_delay_ms:g} ms", format_rate(point.rate_per_s), f"{point.requests:,}"]
-    for name in ("p50", "p99"):
-        known = name in point.measured
-        row += [format_duration(point.foretold[name]), format_duration(point.measured[name]) if known else "-"]
-        row.append(f"{point.ratio(name):.2f}" if known else "-")
-    others = "" if point.others_cpu is None else f"others {point.others_cpu:.2f} cores"
-    return [*row, f"{'VALID' if point.valid else 'INVALID'} {others}"]
+    requests = "/".join(str(run.requests) for run in point.runs[:1])
+    row += [f"{options.max_delay_ms:g} ms", format_rate(point.rate_per_s), requests]
+    for name in NAMES:
+        each = sorted(point.each(name))
+        row.append(_time(point.foretold[name]))
+        row.append(f"{format_duration(point.middle(name))}\n{_spread(each)}" if each else "-")
+        row.append(f"{point.ratio(name):.2f}" if each else "-")
+    others = [run.others_cpu for run in point.runs if run.others_cpu is not None]
+    busy = f" others {max(others):.2f} cores" if others else ""
+    return [*row, f"{sum(run.valid for run in point.runs)} of {len(point.runs)} VALID{busy}"]
 
 
-def _summarize(console: Console, points: Sequence[Point]) -> None:
+def _spread(each: Sequence[float]) -> str:
+    return f"{format_duration(each[0])}..{format_duration(each[-1])}" if len(each) > 1 else ""
+
+
+def _summarize(console: Console, found: Found) -> None:
+    points = found.points
+    if found.disturbed:
+        console.print(f"others had the cores for {found.disturbed:.0%} of the time in which parts were timed")
     protocols = dict.fromkeys(point.setting.protocol for point in points)
     groups = {"all": points} | {
-        name: [point for point in points if point.setting.protocol == name] for name in protocols
+        name: tuple(point for point in points if point.setting.protocol == name) for name in protocols
     }
     valid = {f"{words}, VALID": [point for point in some if point.valid] for words, some in groups.items()}
     for words, some in (groups | valid).items():
-        for name in ("p50", "p99"):
-            judged = [point for point in some if name in point.measured]
-            close = sum(point.is_close(name) for point in judged)
-            if judged:
-                middle = sorted(point.ratio(name) for point in judged)[len(judged) // 2]
-                console.print(
-                    f"{words} {name}: {close} of {len(judged)} within {CLOSE:.0%} ({close / len(judged):.0%}), "
-                    f"ratio {middle:.2f} in the middle"
-                )
+        for name in NAMES:
+            judged = [point for point in some if point.each(name)]
+            if not judged:
+                continue
+            ratios = [point.ratio(name) for point in judged]
+            again = [near for point in judged for near in point.repeats(name)]
+            console.print(
+                f"{words} {name}: {_share([is_close(ratio) for ratio in ratios])} of points foretold within "
+                f"{CLOSE:.0%}, ratio {np.median(ratios):.2f} in the middle; measured again: {_share(again)} of runs "
+                f"within {CLOSE:.0%} of the middle of the others",
+                soft_wrap=True,
+            )
+
+
+def _share(near: Sequence[bool]) -> str:
+    return f"{sum(near)} of {len(near)} ({sum(near) / len(near):.0%})" if near else "none"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,14 @@ import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # what waits for its share of a product leaves its core to the tests beside it
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # How long an example takes says more of what else runs on the machine than of the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+# Begun first where files run beside each other: begun last, each would let the other cores wait for it.
+LONGEST = ("cli/test_tune.py", "cli/test_optimize_variants.py", "cli/test_optimize.py")
 
 
 def pytest_addoption(parser):
@@ -22,10 +27,18 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests marked slow repeat for one more kind of model what a quicker one shows: they have a run of their own."""
+    """Tests marked slow repeat for one more kind of model what a quicker one shows: they have a run of their own.
+
+    The files that take longest come first, with `--no-loadscope-reorder` among several workers, too.
+    """
     wanted = config.getoption("--slow")
     config.hook.pytest_deselected(items=[item for item in items if _is_slow(item) != wanted])
-    items[:] = [item for item in items if _is_slow(item) == wanted]
+    items[:] = sorted((item for item in items if _is_slow(item) == wanted), key=_place)
+
+
+def _place(item):
+    named = [place for place, name in enumerate(LONGEST) if str(item.path).endswith(name)]
+    return named[0] if named else len(LONGEST)
 
 
 def _is_slow(item):

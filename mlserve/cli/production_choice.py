@@ -52,6 +52,11 @@ def configured(said: ServeChoice, context: typer.Context, path: Path | None, *, 
         if allow_changed:
             raise UsageError("--allow-changed says something of --config; give that too, or leave it out")
         return Configured(choice=said)
+    if path.suffix.lower() == ".onnx":
+        raise UsageError(
+            f"--config {path} is a model, and no production.toml as mlserve tune writes it; to serve the model, leave "
+            f"--config out: mlserve serve {path}"
+        )
     production = read_production(path)
     given = [name for name in ServeChoice.__struct_fields__ if is_said(context, _PARAMETER.get(name, name))]
     changes = {name: getattr(said, name) for name in given if getattr(said, name) != getattr(production.serve, name)}

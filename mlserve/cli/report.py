@@ -53,7 +53,8 @@ def report(
         bool,
         typer.Option(
             "--watch",
-            help="Go on: show every run that comes, until Ctrl-C. RUN may be empty yet. Takes a tenth of a core.",
+            help="Go on: show every run that comes, until Ctrl-C or, of a search or a sweep, until its end. RUN may be "
+            "empty yet. Takes a tenth of a core.",
         ),
     ] = False,
     json: JsonFlag = False,
@@ -79,6 +80,7 @@ def report(
     if watching:
         _check_watch(wanted.formats, json=json)
         watch(runs, wanted.write_page, open_it=opening)
+        return
     made, files = wanted.report_on(runs)
     if json:
         print_json(_document(made, files))
@@ -154,7 +156,7 @@ def _document(made: "Report", files: Sequence[Path]) -> dict[str, Any]:
 
 def _check_watch(formats: Sequence[str], *, json: bool) -> None:
     if json:
-        raise UsageError("--watch goes on until Ctrl-C and has no one result to print; leave out --json or --watch")
+        raise UsageError("--watch shows run after run and has no one result to print; leave out --json or --watch")
     if "html" not in formats:
         raise UsageError(f"--watch shows the page, and --formats {','.join(formats)} makes none; add html")
 

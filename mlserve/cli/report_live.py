@@ -23,6 +23,8 @@ _LOOK_EVERY_S = 1.0
 _MOST_OF_A_CORE = 0.1
 # A pause that a reader would wonder about.
 _LONG_S = 10.0
+# A browser that has the page open gets the last one before nobody serves it any more.
+_LAST_READ_S = 5.0
 Fingerprint = tuple[tuple[Path, int, int], ...]
 
 
@@ -58,31 +60,48 @@ def watch(
     open_it: bool,
     look_every_s: float = _LOOK_EVERY_S,
 ) -> None:
-    """Writes the report anew whenever runs come or change, and serves its page, until Ctrl-C. Waits where there are
-    none yet. `write` makes the report of runs and returns its page.
+    """Writes the report anew whenever runs come or change, and serves its page, until Ctrl-C; or until the searches and
+    sweeps that `paths` are have all ended. Waits where there are no runs yet. `write` makes the report of runs and
+    returns its page.
 
     A run that cannot be read is said once, and left out until it changes. What takes long to draw is drawn
-    less often, so that it takes a tenth of a core in the long run. Never returns by itself.
+    less often, so that it takes a tenth of a core in the long run.
     """
     from mlserve.report.render.live import live_page
+    from mlserve.tuning.ending import has_ended
+
+    def ended() -> bool:
+        return all(map(has_ended, paths))
 
     runs = _Runs(paths)
-    page = write(_first(runs, look_every_s))
+    first = _first(runs, look_every_s)
+    over = ended()  # looked at before the runs are read: none comes after it
+    page = write(runs.changed() or first)
+    if over:
+        _say(f"{_names(paths)} is over; {page}")
+        if open_it:
+            open_page(page.resolve().as_uri())
+        return
     with live_page(page.read_bytes()) as live:
-        err.print(
-            f"live at {live.address} (Ctrl-C ends it; {page} stays)", highlight=False, markup=False, soft_wrap=True
-        )
+        _say(f"live at {live.address} (Ctrl-C ends it; {page} stays)")
         if open_it:
             open_page(live.address)
         pause_s = look_every_s
-        while True:
+        while not over:
             time.sleep(pause_s)
             began_s = time.process_time()
-            changed = runs.changed()
+            over = ended()
+            changed = runs.changed(anew=over)
             if changed:
                 live.show(write(changed).read_bytes())
                 pause_s = max(look_every_s, (time.process_time() - began_s) / _MOST_OF_A_CORE)
-                _say(f"{len(changed)} run{'s' if len(changed) > 1 else ''}{_until(pause_s)}")
+                _say(f"{len(changed)} run{'s' if len(changed) > 1 else ''}{'' if over else _until(pause_s)}")
+        _say(f"{_names(paths)} is over; the last page is {page}")
+        live.wait_read(_LAST_READ_S)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths))
 
 
 def _until(pause_s: float) -> str:
@@ -97,7 +116,7 @@ def _first(runs: "_Runs", look_every_s: float) -> "Sequence[Recorded]":
         if found:
             return found
         if not waiting:
-            _say(f"waiting for the first run in {', '.join(map(str, runs.paths))}")
+            _say(f"waiting for the first run in {_names(runs.paths)}")
             waiting = True
         time.sleep(look_every_s)
 
@@ -115,14 +134,14 @@ class _Runs:
         self._read: dict[tuple[Path, int, int], Recorded] = {}
         self._said: set[str] = set()
 
-    def changed(self) -> "list[Recorded]":
+    def changed(self, *, anew: bool = False) -> "list[Recorded]":
         """All that can be read, by the time they were made, when any of these has come, gone or changed since last
-        asked; else none.
+        asked, or `anew` is asked for; else none.
         """
         from mlserve.report.measurement import read_runs
 
         present = self._present()
-        if present == self._seen:
+        if present == self._seen and not anew:
             return []
         read: dict[tuple[Path, int, int], Recorded] = {}
         for one in present:
@@ -131,7 +150,7 @@ class _Runs:
             except MlserveError as error:
                 self._complain(str(error))
         before, self._read, self._seen = self._read, read, present
-        if before.keys() == read.keys():
+        if before.keys() == read.keys() and not anew:
             return []
         return sorted(self._read.values(), key=lambda one: one.run.started_at)
 

@@ -136,9 +136,9 @@ def tune(
         price=price,
     )
     aim, protocols = make_aim(wanted), make_protocols(protocol)
-    pace = make_pace(budget, duration, aim)
+    pace, plan = make_pace(budget, duration, aim), plan_of(batch, seed)
     _check_energy(aim)
-    _check_places(data, directory)
+    _check_places(data, times, directory)
     source = _Source(store, data, times)
     words = tuple(word.strip() for word in variants.split(",") if word.strip())
     # Whoever ends us politely gets the same as Ctrl-C: the best so far.
@@ -150,7 +150,7 @@ def tune(
     space, machinery = _space(made.versions if made else [what], () if made else words, source, aim, protocols)
     if made:
         space = msgspec.structs.replace(space, left_out={**space.left_out, **made.refused})
-    search = _search(space, made, aim, pace, plan_of(batch, seed))
+    search = _search(space, made, aim, pace, plan)
     _run(search, space, machinery, pace, source, directory, json=json)
 
 
@@ -189,6 +189,7 @@ def _run(
             plan=search.plan,
             file=source.times,
             on_step=watching.prepares,
+            highest=False,  # where a rate is asked for, how much more a setting would bear decides nothing
             since_s=time.time(),  # what was just timed for another version serves for this one too
         )
         tuning.foretell(space, predictor, machinery.cores, watching.prepares)
@@ -287,12 +288,14 @@ def _check_energy(aim: "Aim") -> None:
         )
 
 
-def _check_places(data: Path | None, directory: Path | None) -> None:
+def _check_places(data: Path | None, times: Path, directory: Path | None) -> None:
     """Refuses what could only fail later, after a model was loaded."""
     from mlserve.errors import UsageError
 
     if data is not None and not data.exists():
         raise UsageError(f"--data {data}: there is no such file; check the path")
+    if times.is_dir():
+        raise UsageError(f"--times {times} is a folder; name the file in it, such as {times / 'service-times.json'}")
     if directory is not None and directory.exists() and not directory.is_dir():
         raise UsageError(f"--out {directory} is a file; choose a folder")
 

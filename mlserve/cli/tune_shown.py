@@ -193,7 +193,7 @@ def _proof_words(verdict: "Verdict") -> str:
 
     if SPENT in verdict.why:
         return "go on with the same --out and a larger --budget"
-    return "stop what else runs on this machine, and search again into another --out"
+    return "stop what else runs on this machine, and go on with the same --out: the pick is then confirmed anew"
 
 
 def _remarks(contest: "Contest", verdict: "Verdict") -> list[str]:

@@ -84,7 +84,7 @@ def make_pace(budget: str, duration: str, aim: "Aim") -> "Pace":
     from mlserve.stats import minimum_samples
     from mlserve.tuning.choosing.choose import Pace
 
-    budget_s, long_s = parse_duration_s(budget), parse_duration_s(duration)
+    budget_s, long_s = _seconds("--budget", budget), _seconds("--duration", duration)
     if budget_s < long_s:
         raise UsageError(f"--budget {budget} is less than one run of {duration}; raise it, or lower --duration")
     pace = Pace(budget_s=budget_s, short_s=max(long_s / _SHORT_SHARE, min(_SHORTEST_S, long_s)), long_s=long_s)
@@ -100,10 +100,19 @@ def make_pace(budget: str, duration: str, aim: "Aim") -> "Pace":
 
 
 def plan_of(batch_rows: int, seed: int) -> "Plan":
-    """What requests hold; rates, durations and protocols are the search's."""
+    """What requests hold; rates, durations and protocols are the search's. Raises UsageError for so many rows that a
+    server of ours refuses all that come beside another.
+    """
     from mlserve.bench.plan import check_plan
     from mlserve.runs.load import Plan
+    from mlserve.serve.settings import BatchSettings
 
+    most = BatchSettings().max_waiting_rows
+    if batch_rows > most:
+        raise UsageError(
+            f"--batch {batch_rows}: a server lets at most {most:,} rows wait, so that it would refuse every such "
+            f"request that comes beside another; give at most {most}"
+        )
     return check_plan(Plan(rate_per_s=1.0, duration_s=1.0, warm_up_s=1.0, batch_rows=batch_rows, seed=seed))
 
 
@@ -120,6 +129,13 @@ def is_model_file(what: str, store: Path) -> bool:
     if "/" in what or path.suffix in (".pt", ".pth", ".onnx", ".h5", ".keras", ".safetensors", ".pkl", ".joblib"):
         raise UsageError(f"{what}: there is no such file; check the path, or give the name of a model in the store")
     return False
+
+
+def _seconds(flag: str, text: str) -> float:
+    try:
+        return parse_duration_s(text)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from error
 
 
 def _goal(wanted: Wanted) -> "Goal":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from math import isinf
+from math import inf, isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -94,14 +94,16 @@ def what_if(
     engines: Engines = "",
     compute_types: ComputeTypes = "",
     times: Times = Path("runs/service-times.json"),
-    budget: Budget = "4s",
+    budget: Budget = "8s",
     store: StoreOption = Path("store"),
     json: JsonFlag = False,
 ) -> None:
     """Foretell what settings of a server would do under a load, best first, without serving any of them.
 
-    How long runs take is measured in process, for every number of rows, and what a protocol costs on a server whose
-    model does nothing; both are kept. A simulated server then answers the very schedule that mlserve bench would send.
+    Times runs in process, and what a protocol costs on a server whose model does nothing; both are kept.
+
+    A simulated server then answers the very schedule that mlserve bench would send.
+
     It is a prediction: let mlserve bench or mlserve tune measure what you decide by.
 
     Exit status 1 where no setting is foretold to meet the objective.
@@ -135,9 +137,7 @@ def what_if(
     )
     spent_s = parse_duration_s(budget)
     with steps("what-if") as on_step:
-        predicts = open_predictor(
-            settings, source, plan, times, on_step, Spent(engine_s=spent_s, protocol_s=2 * spent_s)
-        )
+        predicts = open_predictor(settings, source, plan, times, on_step, Spent(engine_s=spent_s, protocol_s=spent_s))
         on_step(f"simulating {len(settings)} settings")
         found = sorted(predicts(settings, objective, rps), key=lambda each: _rank(each, objective))
     if disturbed := max((each.disturbed for each in found), default=0.0):
@@ -296,7 +296,15 @@ def _print(found: "Sequence[Prediction]", objective: "Objective", rps: float | N
     if _meets(found[0], objective):
         out.print("measure it with: mlserve bench, or let mlserve tune decide", style="dim", highlight=False)
     else:
-        out.print("no setting is foretold to meet the objective", style="red", highlight=False)
+        out.print(_missed_words(found, objective), style="red", highlight=False, soft_wrap=True)
+
+
+def _missed_words(found: "Sequence[Prediction]", objective: "Objective") -> str:
+    words = "no setting is foretold to meet the objective"
+    alone_s = min((each.objective_s for each in found if not each.rate_per_s), default=inf)
+    if isinf(alone_s):
+        return words
+    return f"{words}: even where requests hardly meet, {objective.name} is {format_duration(alone_s)} at best"
 
 
 def _alike(found: "Sequence[Prediction]") -> "list[list[Prediction]]":

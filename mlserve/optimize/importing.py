@@ -21,7 +21,7 @@ from mlserve.optimize.importers.source import NAMES, STATES_INPUTS, TRAINABLE, S
 from mlserve.optimize.stated import Stated
 from mlserve.optimize.training import TrainingPass
 
-__all__ = ["UNTRAINED", "Source", "Training", "import_model"]
+__all__ = ["UNTRAINED", "Source", "Training", "import_model", "request_of"]
 
 _LAST_WORDS = 3
 
@@ -71,25 +71,11 @@ def import_model(
     Raises ModelFileError, UnknownInputError, UsageError or DataFileError for what the user can mend, and Refused when
     the converted model does not give the original's answers.
     """
-    kind = identify(source.path, model_class=source.model_class, trust_pickle=source.trust_pickle)
-    _check_hints(source, kind, training)
+    request = request_of(source, out, training)
+    kind = request.kind
     if kind == "onnx":
         on_step("reading the ONNX file")
         return kind, import_onnx(source.path, out, source.data, on_step)
-    request = ImportRequest(
-        source=str(source.path.resolve()),
-        kind=kind,
-        out=str(out.resolve()),
-        inputs=source.inputs,
-        example=source.example,
-        data=str(source.data.resolve()) if source.data else "",
-        model_class=source.model_class,
-        trust_pickle=source.trust_pickle,
-        training=training.passes,
-        split=training.split,
-        checkpoints=str(training.checkpoints.resolve()) if training.checkpoints else "",
-        program=training.program,
-    )
     limits = msgspec.structs.replace(source.limits, time_s=0.0) if training.passes else source.limits
     with tempfile.TemporaryFile() as messages, _worker(request, messages.fileno(), limits) as (answers, watch):
         for line in answers:
@@ -104,6 +90,26 @@ def import_model(
     if watch.exceeded:
         raise ModelFileError(f"{source.path} was not imported: {watch.exceeded}, the most that an import may take")
     raise ModelFileError(f"{source.path}: the importing process ended without an answer: {' '.join(words) or 'killed'}")
+
+
+def request_of(source: Source, out: Path, training: Training = UNTRAINED) -> ImportRequest:
+    """What the importing process is asked. Raises ModelFileError or UsageError when there is nothing to ask for."""
+    kind = identify(source.path, model_class=source.model_class, trust_pickle=source.trust_pickle)
+    _check_hints(source, kind, training)
+    return ImportRequest(
+        source=str(source.path.resolve()),
+        kind=kind,
+        out=str(out.resolve()),
+        inputs=source.inputs,
+        example=source.example,
+        data=str(source.data.resolve()) if source.data else "",
+        model_class=source.model_class,
+        trust_pickle=source.trust_pickle,
+        training=training.passes,
+        split=training.split,
+        checkpoints=str(training.checkpoints.resolve()) if training.checkpoints else "",
+        program=training.program,
+    )
 
 
 def _check_hints(source: Source, kind: SourceKind, training: Training) -> None:

@@ -72,8 +72,9 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """What a search among `settings` found for `slo` and `goal`: `pick`, None where nothing met the objective.
 
     `rate_per_s` is the load to bear, None where the highest was sought; `at_per_s` is where the pick was proven, in the
-    runs `folders`. `flip` is the probability that the runner-up is better after all. `importance` is the share of the
-    differences that each knob explains; `near` of `compared` predictions came within `NEAR` of what was measured.
+    runs `folders`; `runner_up_folders` are the runs that met the objective at the runner-up's highest rate. `flip` is
+    the probability that the runner-up is better after all. `importance` is the share of the differences that each knob
+    explains; `near` of `compared` predictions came within `NEAR` of what was measured.
     """
 
     slo: Slo
@@ -89,6 +90,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     folders: tuple[str, ...] = ()
     runner_up: Tried | None = None
+    runner_up_folders: tuple[str, ...] = ()
     flip: float | None = None
     tried: tuple[Tried, ...] = ()
     untried: dict[str, str] = {}
@@ -218,6 +220,7 @@ def _choice(record: _Record, verdict: Verdict, aim: _Aim) -> Choice:
         settings=len(record.predictions),
         at_per_s=said.pop("rate_per_s"),
         folders=_proof(record.attempts, verdict),
+        runner_up_folders=_best(record.attempts, verdict.runner_up),
         left_out=record.left_out,
         **said,
     )
@@ -230,6 +233,13 @@ def _proof(attempts: Sequence[_Attempt], verdict: Verdict) -> tuple[str, ...]:
     place = verdict.pick.number, verdict.rate_per_s
     mine = [one for one in attempts if one.met and (one.trial.number, one.trial.rate_per_s) == place]
     return tuple(one.folder for one in ([one for one in mine if one.trial.fidelity == "confirm"] or mine))
+
+
+def _best(attempts: Sequence[_Attempt], tried: Tried | None) -> tuple[str, ...]:
+    """The runs of a setting that met the objective at the highest rate at which one did."""
+    mine = [one for one in attempts if one.met and tried is not None and one.trial.number == tried.number]
+    highest = max((one.trial.rate_per_s for one in mine), default=0.0)
+    return tuple(one.folder for one in mine if one.trial.rate_per_s == highest)
 
 
 def _read(path: Path, kind: type[_File]) -> _File:

@@ -1,6 +1,7 @@
 """A report: everything the pages show, as values. Each renderer is fed this and nothing else."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -82,6 +83,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     slo: Slo | None = None
     verdict: Verdict | None = None
     choice: Choice | None = None
+
+    @property
+    def leading_loads(self) -> tuple[str, ...]:
+        """The loads to look at first: of a search that of the pick and that of the runner-up, else the verdict's."""
+        if self.choice is None:
+            return (self.verdict.load,) if self.verdict else ()
+        by_folder = {Path(run.directory).name: result.load for result in self.results for run in result.runs}
+        folders = (*self.choice.folders[-1:], *self.choice.runner_up_folders[-1:])
+        return tuple(dict.fromkeys(by_folder[name] for name in folders if name in by_folder))
 
 
 def build_report(

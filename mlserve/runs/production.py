@@ -29,6 +29,7 @@ _ABOUT = {
     "expected": "What was measured of it. Latency counts from the instant a request was due.",
     "evidence": "What these figures rest on.",
 }
+_EXPECTED = "give a production.toml, as mlserve tune writes it"
 _UNKNOWN = re.compile("Object contains unknown field `(.*)`")
 # What a choice always says, even where it is what mlserve would do by itself: that may change, and the choice not.
 _PINNED = ("models", "store", "device", "workers", "threads", "max_batch_rows", "max_delay_ms")
@@ -134,17 +135,20 @@ def read_production(path: Path) -> Production:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}); give a production.toml, as mlserve tune writes it"
-        ) from error
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {_EXPECTED}") from error
     try:
         document = msgspec.toml.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text; {_EXPECTED}") from error
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path} is no TOML: {error}; {_EXPECTED}") from error
     version = document.get("format_version")
+    if version is None:
+        raise UsageError(f"{path} has no format_version, as another kind of file; {_EXPECTED}")
     if version != FORMAT_VERSION:
-        has = "no format_version" if version is None else f"format_version {version!r}"
-        raise UsageError(f"{path} has {has}, this mlserve reads {FORMAT_VERSION}; use the mlserve that wrote it")
+        raise UsageError(
+            f"{path} has format_version {version!r}, this mlserve reads {FORMAT_VERSION}; use the mlserve that wrote it"
+        )
     try:
         production = msgspec.convert(document, Production)
     except msgspec.ValidationError as error:

@@ -54,7 +54,8 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the server was set, where the bench started it itself. `cpus` are the cores it was held to; `engine` and
-    `compute_type` are "" where it chose them itself.
+    `compute_type` are "" where it chose them itself, `python` is the interpreter whose mlserve served, "" for the
+    bench's own.
     """
 
     workers: int
@@ -65,6 +66,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cpus: tuple[int, ...]
     engine: str = ""
     compute_type: str = ""
+    python: str = ""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):

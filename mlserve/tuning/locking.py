@@ -146,7 +146,7 @@ def made_again(run: Run, directory: Path, moved: Moved) -> Again:
         contender=contender,
         source=source,
         plan=plan,
-        options=None if contender.running else _options(run),
+        options=None if contender.running else _options(run, directory),
         other=other,
     )
 
@@ -254,11 +254,19 @@ def _is_other(lock: Lock, contender: Contender, source: Source, moved: Moved, di
     )
 
 
-def _options(run: Run) -> ServerOptions:
-    """As the server was set; by default where it ran already and a model of ours takes its place."""
+def _options(run: Run, directory: Path) -> ServerOptions:
+    """As the server was set; by default where it ran already and a model of ours takes its place.
+
+    Raises UsageError where another interpreter served it, which is not there.
+    """
     server = run.server
     if server is None:
         return ServerOptions(spare_cores=run.plan.generators)
+    if server.python and not Path(server.python).is_file():
+        raise UsageError(
+            f"{directory} was served by the mlserve of {server.python}, which is not there; bring that interpreter "
+            "back, or make a new run without --like"
+        )
     return ServerOptions(
         workers=server.workers,
         threads=server.threads,
@@ -267,5 +275,6 @@ def _options(run: Run) -> ServerOptions:
         device=server.device,
         engine=server.engine,
         compute_type=server.compute_type,
+        python=server.python,
         spare_cores=run.plan.generators,
     )

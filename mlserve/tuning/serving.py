@@ -81,6 +81,7 @@ def serving(ref: str, store: Path, options: ServerOptions) -> Iterator[Served]:
         device=options.device,
         engine=options.engine,
         compute_type=options.compute_type,
+        python=options.python,
         cpus=cpus,
     )
     with tempfile.TemporaryFile() as log:

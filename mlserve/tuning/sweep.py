@@ -19,10 +19,10 @@ from mlserve.tuning.grid import Cell, Sweep, Turn, cells_of, turns_of
 from mlserve.tuning.measuring import Measure, measure_run, read_recorded
 from mlserve.tuning.opening import Opens, SubjectOf
 
-__all__ = ["SWEEP_FILE", "CellResult", "Course", "Outcome", "Watcher", "run_sweep"]
+__all__ = ["FAILURE_FILE", "SWEEP_FILE", "CellResult", "Course", "Outcome", "Watcher", "run_sweep"]
 
 SWEEP_FILE = "sweep.json"
-_FAILURE_FILE = "failure.json"
+FAILURE_FILE = "failure.json"
 # Until a run has shown it: starting the generators, calibrating, and the last answers.
 _OVERHEAD_S = 4.0
 
@@ -129,7 +129,7 @@ class _Sweeping:
         folder = self._directory / turn.folder
         began_s = time.monotonic()
         try:
-            (folder / _FAILURE_FILE).unlink(missing_ok=True)  # of an earlier try
+            (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier try
             make_room(folder)
             on_progress = partial(self._watcher.moves, turn)
             self._measure(subject_of, turn.plan, folder, turn.cell.label, on_progress, None)
@@ -147,7 +147,7 @@ class _Sweeping:
         """That is what comes of this turn, and of the cell's others that are still to come."""
         folder = self._directory / turn.folder
         folder.mkdir(exist_ok=True)
-        (folder / _FAILURE_FILE).write_bytes(msgspec.json.encode({"reason": reason}) + b"\n")
+        (folder / FAILURE_FILE).write_bytes(msgspec.json.encode({"reason": reason}) + b"\n")
         outcome = Outcome(turn=turn, directory=folder, reason=reason)
         for other in self.todo:
             if other.cell is turn.cell:

@@ -21,7 +21,7 @@ from mlserve.bench.clients.client import Request
 from mlserve.bench.payload.payload import Payload, PayloadWish
 from mlserve.bench.sealing import sealed
 from mlserve.cli.main import app
-from mlserve.errors import BenchError
+from mlserve.errors import BenchError, UsageError
 from mlserve.runs.machine import read_machine
 from mlserve.runs.run import ServerSettings, read_run, write_run
 from mlserve.tuning.locking import Moved, lock_of, made_again, unlike
@@ -194,6 +194,16 @@ def test_a_server_of_ours_is_set_as_it_was_and_the_run_ends_when_it_did(kept):
     assert subject.lock == run.lock
     steady = msgspec.structs.replace(run, plan=msgspec.structs.replace(run.plan, find_warm_up=False))
     assert made_again(steady, kept / "run", Moved()).ends_at_s is None
+
+
+def test_a_server_of_another_interpreter_is_one_again_and_without_that_interpreter_refused(kept):
+    run = read_run(kept / "run")
+    assert made_again(run, kept / "run", Moved()).options.python == ""
+    other = msgspec.structs.replace(run, server=msgspec.structs.replace(SERVER, python=sys.executable))
+    assert made_again(other, kept / "run", Moved()).options.python == sys.executable
+    gone = msgspec.structs.replace(run, server=msgspec.structs.replace(SERVER, python="/gone/bin/python"))
+    with pytest.raises(UsageError, match="was served by the mlserve of /gone/bin/python, which is not there"):
+        made_again(gone, kept / "run", Moved())
 
 
 def test_of_many_runs_those_that_are_made_already_are_not_made_once_more(kept, bench, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,25 @@ def digits(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(digits, tmp_path_factory):
+    """A store that holds the network and its int8 variant, and what was printed of it."""
+    folder = tmp_path_factory.mktemp("made")
+    arguments = ["optimize", digits / "digits.pt", "--int8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mlserve", *arguments],
+        cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "store", done.stdout
+
+
+@pytest.fixture
+def store(made, tmp_path):
+    """A copy of that store where mlserve looks for it."""
+    return shutil.copytree(made[0], tmp_path / "store")
+
+
 def test_int8_of_a_trained_network_keeps_its_accuracy(mlserve, digits, tmp_path):
     done = mlserve("optimize", digits / "digits.pt", "--int8", "--data", digits / "held-out.npz", "--json")
     assert done.returncode == 0, done.stderr
@@ -61,17 +81,16 @@ def test_int8_of_a_trained_network_keeps_its_accuracy(mlserve, digits, tmp_path)
     assert not list((tmp_path / "store").glob(".staging*"))
 
 
-def test_the_table_shows_both_variants_and_what_comes_next(mlserve, digits):
-    done = mlserve("optimize", digits / "digits.pt", "--int8", "--name", "five")
-    assert done.returncode == 0, done.stderr
-    for words in ("five@1", "five@2", "int8", "speed", "mlserve serve five@2", "synthetic rows"):
-        assert words in done.stdout
+def test_the_table_shows_both_variants_and_what_comes_next(made):
+    for words in ("digits@1", "digits@2", "int8", "speed", "mlserve serve digits@2", "synthetic rows"):
+        assert words in made[1]
 
 
-def test_the_same_model_is_not_published_twice(mlserve, digits, tmp_path):
-    for _ in range(2):
-        assert mlserve("optimize", digits / "digits.pt").returncode == 0
-    assert Store(tmp_path / "store").versions("digits") == [1]
+def test_the_same_model_is_not_published_twice_and_a_name_is_taken(mlserve, digits, store):
+    assert mlserve("optimize", digits / "digits.pt").returncode == 0
+    assert Store(store).versions("digits") == [1, 2]
+    assert mlserve("optimize", digits / "digits.pt", "--name", "five").returncode == 0
+    assert Store(store).versions("five") == [1]
 
 
 def one_line_error(done, code=2):
@@ -215,8 +234,7 @@ def _gone(processes: list[psutil.Process], limit_s: float = 15.0) -> bool:
     return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_models_lists_promotes_rolls_back_and_verifies(mlserve, digits, tmp_path):
-    assert mlserve("optimize", digits / "digits.pt", "--int8").returncode == 0
+def test_models_lists_promotes_rolls_back_and_verifies(mlserve, store):
     listed = json.loads(mlserve("models", "list", "--json").stdout)
     assert [entry["ref"] for entry in listed] == ["digits@1", "digits@2"]
     assert mlserve("models", "promote", "digits@1").returncode == 0
@@ -228,7 +246,7 @@ def test_models_lists_promotes_rolls_back_and_verifies(mlserve, digits, tmp_path
     assert "no version or alias" in one_line_error(mlserve("models", "promote", "digits@9"))
     assert "has no model" in one_line_error(mlserve("models", "show", "other"))
     assert mlserve("models", "verify").returncode == 0
-    model = tmp_path / "store" / "digits" / "2" / MODEL_FILE
+    model = store / "digits" / "2" / MODEL_FILE
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
     model.write_bytes(content)
@@ -236,9 +254,8 @@ def test_models_lists_promotes_rolls_back_and_verifies(mlserve, digits, tmp_path
     assert mlserve("models", "verify", "digits@1").returncode == 0
 
 
-def test_one_damaged_version_does_not_hide_the_others(mlserve, digits, tmp_path):
-    assert mlserve("optimize", digits / "digits.pt", "--int8").returncode == 0
-    (tmp_path / "store" / "digits" / "1" / "manifest.json").write_bytes(b"\xff\xfe")
+def test_one_damaged_version_does_not_hide_the_others(mlserve, digits, store):
+    (store / "digits" / "1" / "manifest.json").write_bytes(b"\xff\xfe")
     listed = mlserve("models", "list", "--json")
     assert "digits/1/manifest.json" in one_line_error(listed)
     assert [entry["ref"] for entry in json.loads(listed.stdout)] == ["digits@2"]
@@ -246,13 +263,12 @@ def test_one_damaged_version_does_not_hide_the_others(mlserve, digits, tmp_path)
     assert "digits/1/manifest.json" in one_line_error(verified)
     assert json.loads(verified.stdout)["digits@2"] == "ok"
     assert mlserve("optimize", digits / "digits.pt").returncode == 0
-    assert Store(tmp_path / "store").versions("digits") == [1, 2, 3]
+    assert Store(store).versions("digits") == [1, 2, 3]
 
 
-def test_a_damaged_alias_is_named(mlserve, digits, tmp_path):
-    assert mlserve("optimize", digits / "digits.pt").returncode == 0
+def test_a_damaged_alias_is_named(mlserve, store):
     assert mlserve("models", "promote", "digits").returncode == 0
-    (tmp_path / "store" / "digits" / "aliases" / "production").write_bytes(b"\xff\xfe")
+    (store / "digits" / "aliases" / "production").write_bytes(b"\xff\xfe")
     assert "aliases/production" in one_line_error(mlserve("models", "list"))
     assert "aliases/production" in one_line_error(mlserve("models", "promote", "digits@1"))
 

@@ -111,7 +111,7 @@ for formats in ("json", "json,png"):
         (["--formats", "pdf"], "'pdf' is no format; choose among html, md, json, csv, parquet, png"),
         (["--formats", " ,"], "--formats names no format; choose among html"),
         (["--watch", "--formats", "json"], "--watch shows the page, and --formats json makes none; add html"),
-        (["--watch", "--json"], "--watch goes on until Ctrl-C and has no one result to print"),
+        (["--watch", "--json"], "--watch shows run after run and has no one result to print"),
         (["--slo", "p99"], "'p99' is no limit"),
         (["--slo", "fast=1s"], "that is no percentile"),
         (["--slo", "p97=1s"], "a report gives p50, p90, p95, p99, p99.9 of every run"),

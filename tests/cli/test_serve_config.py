@@ -120,4 +120,7 @@ def test_what_the_file_cannot_mean_is_refused(production, refused, tmp_path):
     assert "is no duration" in refused("--config", production(drain="soon"))
     assert "can be reached from other machines" in refused("--config", production(host="0.0.0.0"))
     assert "cannot be read" in refused("--config", tmp_path / "missing.toml")
+    model = refused("--config", tmp_path / "m.onnx")
+    assert "m.onnx is a model, and no production.toml" in model
+    assert "mlserve serve" in model
     assert "--allow-changed says something of --config" in refused("--allow-changed")

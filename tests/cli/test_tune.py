@@ -143,7 +143,7 @@ def test_a_search_is_cut_short_with_the_best_kept_and_goes_on_to_a_file_that_can
     assert made.evidence.model_sha256
     assert {"production", "html", "md", "json"} <= found["files"].keys()
     other = runner(*flags[1:], "--seed", 3)
-    assert (other.exit_code, "holds another search: plan.seed 0 there, 3 now" in other.stderr) == (2, True)
+    assert (other.exit_code, "holds another search: --seed 0 there, 3 now" in other.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,9 @@ def test_a_search_is_cut_short_with_the_best_kept_and_goes_on_to_a_file_that_can
         (["--slo", "p99.9=20ms", "--rps", "30", "--budget", "1m"], "to confirm p99.9, which takes 4,603 requests"),
         (["--slo", "p99=20ms", "--data", "nofile.npz"], "--data nofile.npz: there is no such file"),
         (["--slo", "p99=20ms", "--max-drop", "200%"], "--max-drop 200%"),
+        (["--slo", "p99=20ms", "--budget", "soon"], "--budget: 'soon' is no duration"),
+        (["--slo", "p99=20ms", "--times", "/tmp"], "--times /tmp is a folder; name the file in it"),
+        (["--slo", "p99=20ms", "--batch", "5000"], "--batch 5000: a server lets at most 4,096 rows wait"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line_and_leaves_nothing(flags, says, store, tmp_path, runner):

@@ -1,10 +1,11 @@
-"""Real model files of every kind, through the importing process."""
+"""Real model files of every kind; through the importing process where it is the process that is looked at."""
 
 import gc
 import json
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,12 +18,19 @@ from mlserve.model.tensors import TensorSpec, parse_input_flag
 from mlserve.optimize.importing import Source, import_model
 
 
-def import_it(path, out, **hints):
+def import_it(path, out, run=import_model, **hints):
+    """Imports in the importing process."""
     out.mkdir()
     steps = []
-    kind, imported = import_model(Source(path=path, **hints), out, steps.append)
+    kind, imported = run(Source(path=path, **hints), out, steps.append)
     assert steps
     return kind, imported
+
+
+@pytest.fixture
+def bring_it(import_here):
+    """Imports in the process of the tests."""
+    return partial(import_it, run=import_here)
 
 
 def specs(imported):
@@ -51,16 +59,16 @@ _NETWORKS = [
     ("name", "inputs", "outputs"),
     [*_NETWORKS[:3], *(pytest.param(*network, marks=pytest.mark.slow) for network in _NETWORKS[3:])],
 )
-def test_the_inputs_of_a_common_network_are_inferred_and_said(weights, home, name, inputs, outputs):
-    kind, imported = import_it(weights(name), home / "out", model_class=f"zoo:{name}")
+def test_the_inputs_of_a_common_network_are_inferred_and_said(weights, home, name, inputs, outputs, bring_it):
+    kind, imported = bring_it(weights(name), home / "out", model_class=f"zoo:{name}")
     assert kind == "state-dict"
     assert specs(imported) == (inputs, outputs)
     assert inputs[0] in imported.assumed[0]
 
 
-def test_the_onnx_file_answers_like_the_module(weights, home, zoo):
+def test_the_onnx_file_answers_like_the_module(weights, home, zoo, bring_it):
     path = weights("tokens")
-    import_it(path, home / "out", model_class="zoo:tokens")
+    bring_it(path, home / "out", model_class="zoo:tokens")
     module = zoo.tokens().eval()
     module.load_state_dict(torch.load(path))
     engine = OnnxEngine(home / "out" / MODEL_FILE)
@@ -72,17 +80,17 @@ def test_the_onnx_file_answers_like_the_module(weights, home, zoo):
 
 
 @pytest.mark.slow
-def test_integers_stay_below_the_table_they_select_from(weights, home):
-    _, imported = import_it(weights("tokens"), home / "out", model_class="zoo:tokens")
+def test_integers_stay_below_the_table_they_select_from(weights, home, bring_it):
+    _, imported = bring_it(weights("tokens"), home / "out", model_class="zoo:tokens")
     assert imported.inputs[0].below == 50
 
 
-def test_what_cannot_be_inferred_is_asked_for_by_flag(weights, home):
+def test_what_cannot_be_inferred_is_asked_for_by_flag(weights, home, bring_it):
     path = weights("pair")
     with pytest.raises(UnknownInputError, match=r"--input .*left, right"):
-        import_it(path, home / "out", model_class="zoo:pair")
+        bring_it(path, home / "out", model_class="zoo:pair")
     stated = (parse_input_flag("left:float32:batch,4"), parse_input_flag("right:float32:batch,6"))
-    _, imported = import_it(path, home / "out2", model_class="zoo:pair", inputs=stated)
+    _, imported = bring_it(path, home / "out2", model_class="zoo:pair", inputs=stated)
     assert imported.inputs == stated
     assert not imported.assumed
 
@@ -91,14 +99,14 @@ def test_what_cannot_be_inferred_is_asked_for_by_flag(weights, home):
     ("name", "words"),
     [("nested", "'output_1' of the model is a tuple"), ("named_by_text", "is a str"), ("complex_numbers", "complex64")],
 )
-def test_outputs_that_cannot_be_served_are_named(weights, home, name, words):
+def test_outputs_that_cannot_be_served_are_named(weights, home, name, words, bring_it):
     with pytest.raises(ModelFileError, match=words):
-        import_it(weights(name), home / "out", model_class=f"zoo:{name}")
+        bring_it(weights(name), home / "out", model_class=f"zoo:{name}")
 
 
 @pytest.mark.slow
-def test_half_precision_is_widened_and_said(weights, home):
-    _, imported = import_it(weights("half"), home / "out", model_class="zoo:half")
+def test_half_precision_is_widened_and_said(weights, home, bring_it):
+    _, imported = bring_it(weights("half"), home / "out", model_class="zoo:half")
     assert specs(imported)[0] == ["image:float32:batch,1,8,8"]
     assert "float16" in imported.assumed[0]
 
@@ -115,16 +123,16 @@ def test_half_precision_is_widened_and_said(weights, home):
         lambda state: {"state_dict": {f"model._orig_mod.{name}": value for name, value in state.items()}},
     ],
 )
-def test_the_weights_of_a_checkpoint_are_found(home, zoo, wrap):
+def test_the_weights_of_a_checkpoint_are_found(home, zoo, wrap, bring_it):
     torch.save(wrap(zoo.digits().state_dict()), home / "checkpoint.pt")
-    _, imported = import_it(home / "checkpoint.pt", home / "out", model_class="zoo:digits")
+    _, imported = bring_it(home / "checkpoint.pt", home / "out", model_class="zoo:digits")
     assert specs(imported)[0] == ["image:float32:batch,1,8,8"]
 
 
-def test_weights_that_belong_to_nothing_in_the_model_are_refused(home, zoo):
+def test_weights_that_belong_to_nothing_in_the_model_are_refused(home, zoo, bring_it):
     torch.save(zoo.digits().state_dict() | {"extra.weight": torch.zeros(1)}, home / "more.pt")
     with pytest.raises(ModelFileError, match=r"extra\.weight"):
-        import_it(home / "more.pt", home / "out", model_class="zoo:digits")
+        bring_it(home / "more.pt", home / "out", model_class="zoo:digits")
 
 
 def test_code_that_asks_a_question_finds_nobody(weights, home):
@@ -132,14 +140,14 @@ def test_code_that_asks_a_question_finds_nobody(weights, home):
         import_it(weights("mlp"), home / "out", model_class="zoo:asking")
 
 
-def test_rows_that_come_second_are_not_guessed(weights, home):
+def test_rows_that_come_second_are_not_guessed(weights, home, bring_it):
     path = weights("series_first")
     with pytest.raises(UnknownInputError, match="--input"):
-        import_it(path, home / "out", model_class="zoo:series_first")
+        bring_it(path, home / "out", model_class="zoo:series_first")
 
 
-def test_an_example_function_states_the_inputs(weights, home):
-    _, imported = import_it(weights("pair"), home / "out", model_class="zoo:pair", example="zoo:pair_example")
+def test_an_example_function_states_the_inputs(weights, home, bring_it):
+    _, imported = bring_it(weights("pair"), home / "out", model_class="zoo:pair", example="zoo:pair_example")
     assert specs(imported)[0] == ["left:float32:batch,4", "right:float32:batch,6"]
 
 
@@ -153,30 +161,30 @@ def test_an_example_function_states_the_inputs(weights, home):
         ({"inputs": (TensorSpec("left", "float32", ("batch", 5)),)}, UsageError, "does not run"),
     ],
 )
-def test_what_the_user_states_wrongly_is_named(weights, home, hints, error, words):
+def test_what_the_user_states_wrongly_is_named(weights, home, hints, error, words, bring_it):
     with pytest.raises(error, match=words):
-        import_it(weights("pair"), home / "out", **({"model_class": "zoo:pair"} | hints))
+        bring_it(weights("pair"), home / "out", **({"model_class": "zoo:pair"} | hints))
 
 
 @pytest.mark.slow
-def test_a_dimension_said_to_be_open_must_be(weights, home):
+def test_a_dimension_said_to_be_open_must_be(weights, home, bring_it):
     path = weights("fixed_length")
     wrong = (parse_input_flag("tokens:int64:batch,length"),)
     with pytest.raises(UsageError, match="does not run"):
-        import_it(path, home / "out", model_class="zoo:fixed_length", inputs=wrong)
+        bring_it(path, home / "out", model_class="zoo:fixed_length", inputs=wrong)
     right = (parse_input_flag("tokens:int64:batch,20"),)
-    _, imported = import_it(path, home / "out2", model_class="zoo:fixed_length", inputs=right)
+    _, imported = bring_it(path, home / "out2", model_class="zoo:fixed_length", inputs=right)
     assert specs(imported)[0] == ["tokens:int64:batch,20"]
 
 
-def test_rows_of_data_state_the_inputs(weights, home):
+def test_rows_of_data_state_the_inputs(weights, home, bring_it):
     rng = np.random.default_rng(0)
     np.savez(home / "pair.npz", left=rng.random((9, 4)), right=rng.random((9, 6)), label=rng.integers(2, size=9))
-    _, imported = import_it(weights("pair"), home / "out", model_class="zoo:pair", data=home / "pair.npz")
+    _, imported = bring_it(weights("pair"), home / "out", model_class="zoo:pair", data=home / "pair.npz")
     assert specs(imported)[0] == ["left:float32:batch,4", "right:float32:batch,6"]
     (home / "words.csv").write_text("text\nhello\n")
     with pytest.raises(DataFileError, match="left, right"):
-        import_it(weights("pair"), home / "out2", model_class="zoo:pair", data=home / "words.csv")
+        bring_it(weights("pair"), home / "out2", model_class="zoo:pair", data=home / "words.csv")
 
 
 def quietly(make):
@@ -230,24 +238,24 @@ def test_a_traced_dictionary_keeps_its_rows_open(home, zoo):
 
 
 @pytest.mark.slow
-def test_a_program_that_was_exported_with_keywords_is_imported(home, zoo):
+def test_a_program_that_was_exported_with_keywords_is_imported(home, zoo, bring_it):
     keywords = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     shapes = {name: {0: torch.export.Dim("rows"), 1: torch.export.Dim("length")} for name in keywords}
     program = quietly(lambda: torch.export.export(zoo.masked().eval(), (), keywords, dynamic_shapes=shapes))
     quietly(lambda: torch.export.save(program, home / "program.pt2"))
-    _, imported = import_it(home / "program.pt2", home / "out")
+    _, imported = bring_it(home / "program.pt2", home / "out")
     assert [spec.name for spec in imported.inputs] == ["input_ids", "attention_mask"]
     assert all(isinstance(dim, str) for spec in imported.inputs for dim in spec.shape)
 
 
 @pytest.mark.parametrize("open_rows", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_an_exported_program_keeps_its_dimensions(home, zoo, open_rows):
+def test_an_exported_program_keeps_its_dimensions(home, zoo, open_rows, bring_it):
     shapes = ({0: torch.export.Dim("rows")},) if open_rows else None
     program = quietly(
         lambda: torch.export.export(zoo.digits().eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes)
     )
     quietly(lambda: torch.export.save(program, home / "program.pt2"))
-    kind, imported = import_it(home / "program.pt2", home / "out")
+    kind, imported = bring_it(home / "program.pt2", home / "out")
     assert kind == "exported"
     assert specs(imported)[0] == [f"image:float32:{'batch' if open_rows else 2},1,8,8"]
 
@@ -258,14 +266,14 @@ def test_an_onnx_file_is_kept(tiny_onnx, tmp_path):
     assert specs(imported) == (["x:float32:batch,30"], ["scores:float32:batch,2"])
 
 
-def test_a_hugging_face_folder_is_exported_with_its_task(home):
+def test_a_hugging_face_folder_is_exported_with_its_task(home, bring_it):
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
         vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=3
     )
     BertForSequenceClassification(config).save_pretrained(home / "bert")
-    kind, imported = import_it(home / "bert", home / "out")
+    kind, imported = bring_it(home / "bert", home / "out")
     assert kind == "huggingface"
     assert imported.task == "text-classification"
     assert {spec.name: spec.below for spec in imported.inputs} == {
@@ -277,13 +285,13 @@ def test_a_hugging_face_folder_is_exported_with_its_task(home):
 
 
 @pytest.mark.slow
-def test_a_hugging_face_folder_takes_the_images_it_was_made_for(home):
+def test_a_hugging_face_folder_takes_the_images_it_was_made_for(home, bring_it):
     from transformers import ViTConfig, ViTForImageClassification
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=4)
     ViTForImageClassification(config).save_pretrained(home / "vit")
-    _, imported = import_it(home / "vit", home / "out")
+    _, imported = bring_it(home / "vit", home / "out")
     assert specs(imported) == (["pixel_values:float32:batch_size,3,32,32"], ["logits:float32:batch_size,4"])
 
 
@@ -311,9 +319,9 @@ def test_an_onnx_file_must_take_and_give_something(tmp_path, inputs, outputs):
         import_it(tmp_path / "g.onnx", tmp_path / "out")
 
 
-def test_an_export_that_answers_otherwise_is_refused(weights, home):
+def test_an_export_that_answers_otherwise_is_refused(weights, home, bring_it):
     with pytest.raises(Refused, match=r"nothing was published.*output 'output' differs"):
-        import_it(weights("undecided"), home / "out", model_class="zoo:undecided")
+        bring_it(weights("undecided"), home / "out", model_class="zoo:undecided")
 
 
 def test_a_pickled_module_runs_only_when_it_is_trusted(home, zoo):

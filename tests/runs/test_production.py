@@ -90,7 +90,7 @@ HEAD = "format_version = 1\n[serve]\nmodels = ['m@1']\n"
     ("content", "message"),
     [
         ("models =", "is no TOML"),
-        ("[serve]\nmodels = ['m']", "has no format_version, this mlserve reads 1"),
+        ("[serve]\nmodels = ['m']", "has no format_version, as another kind of file; give a production.toml"),
         ("format_version = 2", "has format_version 2"),
         ("format_version = 1", "the whole file: Object missing required field `serve`"),
         (HEAD + "worker = 2", "serve: there is no key worker; was workers meant?"),

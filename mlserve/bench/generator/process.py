@@ -4,7 +4,6 @@ import os
 import selectors
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import msgspec
 
 from mlserve.bench.generator.job import Command, Failed, Finished, Job, Joined, Listening, Message, Report, write_job
 from mlserve.bench.generator.locust_process import LocustProcess, all_ended
+from mlserve.bench.scratch import scratch_folder
 from mlserve.errors import BenchError, UsageError
 
 __all__ = ["Leader", "Page", "drive", "join"]
@@ -69,8 +69,7 @@ def drive(
     alone = leader is None and job.plan.generators == 1
     leader = leader or Leader(0, bind_port=0)
     processes: list[LocustProcess] = []
-    with tempfile.TemporaryDirectory(prefix="mlserve-bench-") as scratch, _keeping_off(cpus), all_ended(processes):
-        folder = Path(scratch)
+    with scratch_folder() as folder, _keeping_off(cpus), all_ended(processes):
         write_job(folder / "job", job)
         arguments = ["--mlserve-plan", str(folder / "job"), *_page_arguments(page)]
 
@@ -110,8 +109,8 @@ def join(
     served = 0
     while True:
         processes: list[LocustProcess] = []
-        with tempfile.TemporaryDirectory(prefix="mlserve-bench-") as scratch, all_ended(processes):
-            processes.append(LocustProcess("generator", _member_arguments(host, port), cpus, Path(scratch)))
+        with scratch_folder() as folder, all_ended(processes):
+            processes.append(LocustProcess("generator", _member_arguments(host, port), cpus, folder))
             if not _serve(processes[0], within_s, on_joined):
                 processes[0].terminate()
                 break

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import msgspec
 
 from mlserve.bench.generator.job import Address
 from mlserve.bench.leash import leashed
+from mlserve.bench.scratch import scratch_folder
 from mlserve.errors import BenchError
 
 __all__ = ["open_null_server"]
@@ -23,8 +23,8 @@ def open_null_server(address: Address, answer: bytes, cpus: Sequence[int] = ()) 
     Yields its own address; the server ends with the block, or with this process. It is held to `cpus` if any. Raises
     BenchError when it cannot start.
     """
-    with tempfile.TemporaryDirectory(prefix="mlserve-null-") as scratch:
-        file, log = Path(scratch) / "answer", Path(scratch) / "log"
+    with scratch_folder() as scratch:
+        file, log = scratch / "answer", scratch / "log"
         file.write_bytes(answer)
         command = [sys.executable, "-m", "mlserve.bench.null_server", address.transport, address.path, str(file)]
         with log.open("wb") as errors:

@@ -13,19 +13,29 @@ from typing import BinaryIO
 
 import msgspec
 
-from mlserve.errors import MlserveError, RequestError
+from mlserve.errors import MlserveError, ModelFileError, RequestError
 from mlserve.optimize.disk import naming_a_full_disk
 from mlserve.optimize.importers.confinement import Wall, attempts
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest, Progress
 from mlserve.optimize.importers.shapes import Unfit
 
-__all__ = ["main"]
+__all__ = ["import_asked", "main"]
 
 Send = Callable[[Answer], None]
 
 
-def _run(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
-    """Imports one model into `request.out`."""
+def import_asked(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
+    """Imports one model into `request.out`, in this process. Raises what `mlserve.optimize.importing` names."""
+    try:
+        with naming_a_full_disk(Path(request.out)):
+            return _by_kind(request, on_step)
+    except Unfit as error:
+        raise ModelFileError(f"the exported model does not run: {error}") from error
+    except RequestError as error:
+        raise ModelFileError(f"{request.source} does not take what it was given: {error}") from error
+
+
+def _by_kind(request: ImportRequest, on_step: Callable[[str], None]) -> Imported:
     match request.kind:
         case "huggingface":
             from mlserve.optimize.importers.huggingface import import_folder
@@ -61,13 +71,8 @@ def main(wall: Wall) -> None:
     warnings.simplefilter("ignore")  # exporters warn of their own future, which the user cannot change
     try:
         request = msgspec.json.decode(line, type=ImportRequest)
-        with naming_a_full_disk(Path(request.out)):
-            imported = _run(request, lambda step: send(Progress(step)))
+        imported = import_asked(request, lambda step: send(Progress(step)))
         send(_with_attempts(imported, wall))
-    except Unfit as error:
-        send(Fault("ModelFileError", f"the exported model does not run: {error}"))
-    except RequestError as error:
-        send(Fault("ModelFileError", f"{request.source} does not take what it was given: {error}"))
     except MlserveError as error:
         send(Fault(type(error).__name__, str(error)))  # type: ignore[arg-type]  # Fault lists what importing raises
     except PermissionError as error:

@@ -103,11 +103,14 @@ class ChartGroup(msgspec.Struct, frozen=True):
 
 
 class Panel(msgspec.Struct, frozen=True):
-    """What one drawing shows: up to eight results of one load, each in the colour of its variant."""
+    """What one drawing shows: up to eight results of one load, each in the colour of its variant. Those that `lead` are
+    read side by side, however many there are.
+    """
 
     title: str
     results: tuple[Result, ...]
     colours: dict[str, str]
+    leads: bool = False
 
     @property
     def legend(self) -> tuple[Key, ...]:
@@ -134,7 +137,12 @@ def panels(report: Report) -> list[Panel]:
     shared = variant_colours(report)
     if len(shared) <= _COLOURS:
         return [
-            Panel(load, tuple(results), {variant: shared[variant] for variant in _variants(results)})
+            Panel(
+                load,
+                tuple(results),
+                {variant: shared[variant] for variant in _variants(results)},
+                leads=load in report.leading_loads,
+            )
             for load, results in by_load.items()
         ]
     return [panel for load, results in by_load.items() for panel in _pages(load, results)]
@@ -166,12 +174,15 @@ def _slowness(result: Result) -> float:
 
 def axes(panels_: Sequence[Panel], read: Callable[[Result], Iterable[float | None]], slo: Slo | None) -> list[Any]:
     """An axis a panel that holds what `read` finds in its results: the same for all while they are read side by side,
-    each its own where there are too many for that.
+    each its own where there are too many for that, but for those that lead.
     """
     found = [[latency_s for one in panel.results for latency_s in read(one)] for panel in panels_]
     if len(panels_) <= MOST_BESIDE:
         return [LatencyAxis.holding((latency_s for every in found for latency_s in every), slo)] * len(panels_)
-    return [LatencyAxis.holding(every, slo) for every in found]
+    leading = [latency_s for panel, every in zip(panels_, found, strict=True) if panel.leads for latency_s in every]
+    return [
+        LatencyAxis.holding(leading if panel.leads else every, slo) for panel, every in zip(panels_, found, strict=True)
+    ]
 
 
 class Layer(msgspec.Struct, frozen=True):

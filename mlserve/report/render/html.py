@@ -4,7 +4,8 @@
 which no `<` is left, and the page's own policy lets nothing run but its two scripts and nothing be fetched.
 
 A few results are all shown at once. Of many, the tables can be sorted and filtered, each kind of chart shows one panel
-at a time, and what is long is collapsed: the page of 200 runs opens as fast as that of one.
+at a time, of a search the pick's beside the runner-up's, and what is long is collapsed: the page of 200 runs opens as
+fast as that of one.
 """
 
 import base64
@@ -20,8 +21,9 @@ from markupsafe import Markup
 
 from mlserve.report.pivots import pivots
 from mlserve.report.render import figures
-from mlserve.report.render.chart import MOST_BESIDE, Chart, ChartGroup, Key, variant_colours
+from mlserve.report.render.chart import Chart, ChartGroup, Key, variant_colours
 from mlserve.report.render.charts import chart_groups
+from mlserve.report.render.leading import leading_charts
 from mlserve.report.render.promise import kept
 from mlserve.report.report import Report
 from mlserve.report.summary import PERCENTILES
@@ -30,20 +32,23 @@ from mlserve.units import format_duration, format_ratio
 __all__ = ["render_html"]
 
 _MOST_ROWS = 24  # results, beyond which they are one table to sort and filter instead of one a load
+_LEAST_FILTERED = 16  # results, from which on nobody finds one at a glance
+_MOST_UNFOLDED = 3  # INVALID runs, beyond which each certificate is folded: what does not hold is said above them
 _MOST_PRINTED = 1  # runs, beyond which paper has what does not hold, in how many, and not each certificate
 _MOST_OPEN = 24  # runs, beyond which the certificates of the VALID ones are behind one more step, on paper too
 
 
 class _Section(msgspec.Struct, frozen=True):
-    """The charts of one kind as the page shows them. `first` is shown where they are one at a time; `legend` is
-    theirs together, empty where each has its own, or where there is nothing to tell apart.
+    """The charts of one kind as the page shows them. `first` are shown at first, where `chosen` says that others can be
+    chosen in their place; `legend` is theirs together, empty where each has its own, or where there is nothing to tell
+    apart.
     """
 
     element: str
     group: ChartGroup
-    first: Chart
+    first: tuple[Chart, ...]
     legend: tuple[Key, ...]
-    one_at_a_time: bool
+    chosen: bool
 
 
 def render_html(report: Report) -> str:
@@ -65,11 +70,13 @@ def render_html(report: Report) -> str:
         report=report,
         rows=rows,
         most_rows=_MOST_ROWS,
+        least_filtered=_LEAST_FILTERED,
         many=len(rows) > _MOST_ROWS or 2 < len(rows) == len({row.load for row in rows}),
         kept=kept(report),
         many_runs=len(runs) > _MOST_OPEN,
         run_count=len(runs),
         most_printed=_MOST_PRINTED,
+        most_unfolded=_MOST_UNFOLDED,
         invalid_runs=[(load, run) for load, run in runs if not run.valid],
         valid_runs=[(load, run) for load, run in runs if run.valid],
         faults=figures.faults(report) if len(runs) > _MOST_PRINTED else [],
@@ -105,12 +112,11 @@ def _vega() -> str:
 
 
 def _section(number: int, group: ChartGroup, report: Report) -> _Section:
-    load = report.verdict.load if report.verdict else ""
-    first = next((chart for chart in group.charts if load and load in chart.title), group.charts[0])
+    first = leading_charts(group.charts, report)
     legends = list(dict.fromkeys(chart.legend for chart in group.charts))
     longest = max(legends, key=len)
     alike = all(set(legend) <= set(longest) for legend in legends)
-    many = len(group.charts) > MOST_BESIDE
+    many = len(first) < len(group.charts)
     return _Section(f"charts-{number}", group, first, longest if alike and not many else (), many)
 
 

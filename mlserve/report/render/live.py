@@ -34,19 +34,30 @@ class LivePage:
     def __init__(self, page: bytes) -> None:
         self._changed = Condition()
         self._page, self._number, self._closed = page, 1, False
+        self._read = self._readers = 0
         self.address = ""
 
-    @property
-    def page(self) -> bytes:
-        """The newest page."""
+    def newest(self) -> tuple[bytes, int]:
+        """The newest page, and its number."""
         with self._changed:
-            return self._page
+            return self._page, self._number
+
+    def was_read(self, number: int) -> None:
+        """A browser has the whole page of this number."""
+        with self._changed:
+            self._read = number
+            self._changed.notify_all()
 
     def show(self, page: bytes) -> None:
         """Takes the place of the page, in every browser that has it open."""
         with self._changed:
             self._page, self._number = page, self._number + 1
             self._changed.notify_all()
+
+    def wait_read(self, within_s: float) -> None:
+        """Returns when the newest page was read, or nobody waits for it; after `within_s` at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._read == self._number or not self._readers, within_s)
 
     def close(self) -> None:
         """Lets everyone who waits go."""
@@ -57,14 +68,21 @@ class LivePage:
     def numbers(self) -> Iterator[int | None]:
         """The number of the newest page, now and whenever there is a newer one; None when there was none for long."""
         told = 0
-        while True:
+        with self._changed:
+            self._readers += 1
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or self._number > told, _SIGN_OF_LIFE_S)  # noqa: B023  # called here only
+                    if self._closed:
+                        return
+                    newest = self._number if self._number > told else None
+                told = newest or told
+                yield newest
+        finally:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._number > told, _SIGN_OF_LIFE_S)  # noqa: B023  # called here only
-                if self._closed:
-                    return
-                newest = self._number if self._number > told else None
-            told = newest or told
-            yield newest
+                self._readers -= 1
+                self._changed.notify_all()
 
 
 @contextmanager
@@ -104,7 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "/":
                 self._answer(_frame())
             case "/report":
-                self._answer(live.page)
+                page, number = live.newest()
+                self._answer(page)
+                live.was_read(number)
             case "/changes":
                 self._stream(live)
             case _:

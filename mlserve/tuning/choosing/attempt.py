@@ -41,7 +41,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     where the machine does not tell. `seconds` is what the run took with everything. `blame` says why a run that missed
     shows the generator, or one that was to confirm other work, and not the server; `failure` why there is no run, and
     `died` whether that is because the server's process ended. `generator_cpu` is the share of a core that the busiest
-    generator used.
+    generator used. `past`: the search has ended since without a proof, and what confirms may be tried as often again.
     """
 
     trial: Trial
@@ -67,6 +67,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     failure: str = ""
     died: bool = False
     generator_cpu: float = 0.0
+    past: bool = False
 
     @property
     def number(self) -> int:

@@ -28,7 +28,9 @@ __all__ = [
 SPENT = "the budget is spent"
 
 _MOST_CONFIRMATIONS = 3
-"""Of one setting at one rate: a run that came to nothing is made again, twice at most."""
+"""Of one setting at one rate: a run that came to nothing is made again, twice at most; as often again by a search that
+goes on after it had ended without a proof.
+"""
 _MOST_DEATHS = 2
 
 Voice = Literal["met", "missed", "nothing"]
@@ -106,7 +108,7 @@ def confirming(number: int, rate_per_s: float, attempts: Sequence[Attempt]) -> T
     mine = [one for one in _confirmations(attempts) if (one.number, one.rate_per_s) == (number, rate_per_s)]
     if _balance(number, rate_per_s, attempts) > 0:
         return Settled(number=number, rate_per_s=rate_per_s, confirmed=True, why="confirmed by a fresh run")
-    if len(mine) < _MOST_CONFIRMATIONS:
+    if _may_confirm(mine):
         return Trial(number=number, rate_per_s=rate_per_s, fidelity="confirm", why="confirming the best")
     return unconfirmed(number, rate_per_s, attempts)
 
@@ -122,8 +124,13 @@ def unconfirmed(number: int, rate_per_s: float, attempts: Sequence[Attempt]) -> 
     if faults:
         which = "its fresh run was" if len(mine) == 1 else f"its {len(mine)} fresh runs were"
         words.append(f"{'others were' if missed else which} INVALID: {', '.join(faults)}")
-    words += [SPENT] if len(mine) < _MOST_CONFIRMATIONS else []
+    words += [SPENT] if _may_confirm(mine) else []
     return Settled(number=number, rate_per_s=rate_per_s, why="; ".join(words) or "no fresh run confirmed it")
+
+
+def _may_confirm(mine: Sequence[Attempt]) -> bool:
+    """Whether one more run may confirm what `mine` were to confirm."""
+    return sum(not one.past for one in mine) < _MOST_CONFIRMATIONS
 
 
 def _confirmations(attempts: Sequence[Attempt]) -> list[Attempt]:

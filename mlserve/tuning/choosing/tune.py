@@ -105,6 +105,9 @@ class Tuning:
 
     def run(self, watcher: Watcher) -> Verdict:
         """Makes the runs that are not there yet, until enough is known or the budget is spent."""
+        if self._before is not None and self._before.verdict is not None:
+            # Who looks on sees that it goes on.
+            write_record(self._directory, msgspec.structs.replace(self._before, verdict=None))
         with Servers(self._opens) as servers:
             while isinstance(found := next_trial(self.contest, self._pace, self.attempts), Trial):
                 self._make(found, servers, watcher)
@@ -138,6 +141,8 @@ class Tuning:
 
     def _make(self, trial: Trial, servers: Servers, watcher: Watcher) -> Attempt:
         attempt = self._attempt(trial, servers, watcher)
+        if self._is_past(attempt.folder):
+            attempt = msgspec.structs.replace(attempt, past=True)
         self.attempts.append(attempt)
         if len(self.attempts) > len(self._before.attempts if self._before else ()):
             self._write(None)
@@ -195,6 +200,15 @@ class Tuning:
             return None
         judge = Judge(self._search.aim.objective, plan)
         return judge if self.contest.seeks_rate else _OnlyMissed(judge)
+
+    def _is_past(self, name: str) -> bool:
+        """Whether the search has ended without a proof since that run was made: who asks once more has a larger budget,
+        or a quieter machine.
+        """
+        settled = self._before.settled if self._before else None
+        unproven = settled is not None and not settled.confirmed
+        known = {one.folder: unproven or one.past for one in self._before.attempts} if self._before else {}
+        return known.get(name, False)
 
     def _seconds_before(self, name: str) -> float:
         """What a run took that was made earlier; where nobody wrote that down, what such a run usually takes."""

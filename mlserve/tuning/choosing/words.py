@@ -12,6 +12,8 @@ from mlserve.units import format_bytes, format_duration, format_rate
 
 __all__ = ["blamed_words", "missed_words", "needed_words", "unmeasured_words"]
 
+_MANY = 100
+
 
 def missed_words(contest: Contest, attempts: Sequence[Attempt], *, with_label: bool = True) -> str:
     """Of the run that came nearest to the objective: by how much it missed it; "" where there is none."""
@@ -34,7 +36,7 @@ def missed_words(contest: Contest, attempts: Sequence[Attempt], *, with_label: b
     grows = ", the queue grows" if "queue grows" in nearest.why else ""
     return (
         f"{label}{contest.aim.objective.name} {found} at {format_rate(nearest.rate_per_s)}, "
-        f"{times:.2f} times the limit{errors}{grows}"
+        f"{times:,.{0 if times >= _MANY else 2}f} times the limit{errors}{grows}"
     )
 
 

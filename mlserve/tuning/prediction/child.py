@@ -4,12 +4,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from mlserve.bench.leash import leashed
+from mlserve.bench.scratch import scratch_folder
 from mlserve.errors import EngineError
 
 __all__ = ["run_child"]
@@ -22,8 +22,8 @@ def run_child(module: str, job: msgspec.Struct, cpus: Sequence[int], result: typ
 
     Raises EngineError, with the process's last words, where it breaks down.
     """
-    with tempfile.TemporaryDirectory(prefix="mlserve-") as folder, tempfile.TemporaryFile() as log:
-        asked, made = Path(folder) / "job", Path(folder) / "result"
+    with scratch_folder() as folder, tempfile.TemporaryFile() as log:
+        asked, made = folder / "job", folder / "result"
         asked.write_bytes(msgspec.msgpack.encode(job))
         process = subprocess.Popen(
             leashed([sys.executable, "-m", module, str(asked), str(made)], cpus),

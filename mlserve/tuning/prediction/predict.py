@@ -14,10 +14,12 @@ from mlserve.runs.load import Flat, Plan, Protocol
 from mlserve.runs.machine import read_machine
 from mlserve.tuning.evidence import Objective
 from mlserve.tuning.opening import Source
+from mlserve.tuning.prediction.costs import Costs, Runs
 from mlserve.tuning.prediction.prediction import Prediction
+from mlserve.tuning.prediction.replay import Replay
 from mlserve.tuning.prediction.service_times import core_count, engine_key, measure_engine
 from mlserve.tuning.prediction.simulated_setting import Load, Seen, SimulatedSetting
-from mlserve.tuning.prediction.simulation import Costs, Runs, SimulatedServer
+from mlserve.tuning.prediction.simulation import SimulatedServer
 from mlserve.tuning.prediction.times import EngineKey, EngineTimes, ServiceTimes, read_times, write_times
 from mlserve.tuning.prediction.transport import measure_paths, way_of
 from mlserve.tuning.prediction.version import Version, open_version
@@ -39,17 +41,18 @@ class Predictor:
     """Foretells of settings whose versions, engines and protocols were measured; a `Predicts`.
 
     The requests are those that a load by `plan` would send at the instants that it would send them; its rate is another
-    for each question.
+    for each question. Where a rate is asked for and borne, a higher one is sought only with `highest`, since that takes
+    several times as long; without, it stands for the highest.
     """
 
-    def __init__(self, times: ServiceTimes, versions: Iterable[Version], plan: Plan) -> None:
+    def __init__(self, times: ServiceTimes, versions: Iterable[Version], plan: Plan, *, highest: bool = True) -> None:
         """Raises UsageError for a plan without a rate that stays the same."""
         if plan.closed or plan.arrivals == "replay" or plan.shape != Flat():
             raise UsageError("a prediction is for a load of one rate; leave out --users, --replay and --shape")
-        self._times, self._plan = times, plan
+        self._times, self._plan, self._highest = times, plan, highest
         self._versions = {version.name: version for version in versions}
         self._ways = {(each.protocol, each.interface, each.inline): way_of(each) for each in times.paths}
-        self._tables: dict[EngineTimes, Runs] = {}
+        self._tables: dict[EngineKey, Runs] = {}
         self._seen: dict[tuple[EngineKey, str, str], Seen] = {}
 
     def __call__(self, settings: Sequence[Setting], objective: Objective, rate_per_s: float | None) -> list[Prediction]:
@@ -64,7 +67,8 @@ class Predictor:
         else:
             rate, found = rate_per_s, model.at(rate_per_s, objective)
             passed, failed = (rate, inf) if found.meets(objective) else (0.0, rate)
-            most_per_s = model.highest_rate(objective, passed, failed)
+            sought = self._highest or not passed
+            most_per_s = model.highest_rate(objective, passed, failed) if sought else rate
         return Prediction(
             setting=setting,
             rate_per_s=rate,
@@ -110,13 +114,25 @@ class Predictor:
 
     def _runs(self, engine: EngineTimes) -> Runs:
         """Every number of rows up to the most, from those that were timed."""
-        if engine not in self._tables:
+        if engine.key not in self._tables:
             kinds = range(max(engine.kinds) + 1)
-            self._tables[engine] = Runs(
+            self._tables[engine.key] = Runs(
                 [_filled(engine, kind, rested=False) for kind in kinds],
                 [_filled(engine, kind, rested=True) for kind in kinds],
+                self._replay(engine) if engine.pace.took_s else None,
             )
-        return self._tables[engine]
+        return self._tables[engine.key]
+
+    def _replay(self, engine: EngineTimes) -> Replay:
+        """What was seen of the machine while runs on cores like those of `engine` were timed, whatever their model was:
+        so that all of them are foretold under the same.
+        """
+        paces = [engine.pace]
+        paces += [each.pace for each in self._times.engines if each.key != engine.key and _adds_to(each, engine)]
+        return Replay(
+            [took_s for pace in paces for took_s in pace.took_s],
+            [typical_s for pace in paces for typical_s in pace.typical_s],
+        )
 
 
 def open_predictor(
@@ -127,12 +143,14 @@ def open_predictor(
     on_step: Callable[[str], None],
     budget: Budget = Budget(),  # noqa: B008  # a frozen value
     since_s: float | None = None,
+    *,
+    highest: bool = True,
 ) -> Predictor:
     """Measures what `settings` need and `file` does not hold yet, keeping each measurement there as it comes.
 
     What was timed while other work ran is timed again, unless that was after `since_s`, by `time.time` (now, for None).
-    `on_step` is told what is measured. Raises UsageError for settings and a plan that cannot be, and EngineError where
-    an engine or a server fails.
+    `on_step` is told what is measured; for `highest`, see Predictor. Raises UsageError for settings and a plan that
+    cannot be, and EngineError where an engine or a server fails.
     """
     versions = {name: open_version(name, source, plan) for name in dict.fromkeys(each.model for each in settings)}
     times = read_times(file, read_machine()).quiet(time.time() if since_s is None else since_s)
@@ -151,13 +169,22 @@ def open_predictor(
             for path in measure_paths(version, _known(setting.protocol), plan, budget.protocol_s):
                 times = times.with_path(path)
             write_times(file, times)
-    return Predictor(times, versions.values(), plan)
+    return Predictor(times, versions.values(), plan, highest=highest)
 
 
 def _known(protocol: Protocol) -> Protocol:
     if protocol not in get_args(Protocol) or protocol == "json":
         raise UsageError(f"--protocol {protocol} is none that a server of ours speaks; use rest, rest-binary or grpc")
     return protocol
+
+
+def _adds_to(other: EngineTimes, engine: EngineTimes) -> bool:
+    alike = (other.key.device, other.key.threads, other.key.cores) == (
+        engine.key.device,
+        engine.key.threads,
+        engine.key.cores,
+    )
+    return alike and not other.disturbed
 
 
 def _filled(engine: EngineTimes, kind: int, *, rested: bool) -> list[list[float]]:

@@ -14,9 +14,10 @@ __all__ = ["Prediction", "Predicts"]
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """Of `setting` at `rate_per_s`: latency percentiles from the scheduled instant (infinite where the queue grows
     without end), mean rows a batch, the share of their time that its workers compute. `max_rate_per_s` is the highest
-    rate at which the objective holds, 0 where there is none. `alone_per_s` is what it would bear if each
-    request ran by itself, whatever its latency. `disturbed` is the share of the time in which others had the cores
-    while the times that it rests on were taken, 0 on a quiet machine.
+    rate at which the objective holds, as far as it was sought (see Predictor), 0 where there is none; where that rate
+    was asked for, the rest is then what requests see that hardly meet, which miss the objective too. `alone_per_s` is
+    what it would bear if each request ran by itself, whatever its latency. `disturbed` is the share of the time in
+    which others had the cores while the times that it rests on were taken, 0 on a quiet machine.
     """
 
     setting: Setting

@@ -59,6 +59,7 @@ def measure_engine(version: Version, options: ServerOptions, most_rows: int, bud
         together=found.together,
         kinds=found.kinds,
         times=found.times,
+        pace=found.pace,
         waited=found.waited,
         taken_at_s=time.time(),
     )

@@ -11,9 +11,10 @@ from mlserve.runs.load import Plan
 from mlserve.serve.batching.batcher import INLINE_LIMIT_S
 from mlserve.stats import Floats, minimum_samples, quantile
 from mlserve.tuning.evidence import Objective, Requests, weigh
-from mlserve.tuning.prediction.simulation import Arrivals, Costs, Simulated, SimulatedServer, simulate
+from mlserve.tuning.prediction.costs import Costs
+from mlserve.tuning.prediction.simulation import Arrivals, Simulated, SimulatedServer, simulate
 
-__all__ = ["NOTHING", "Figures", "Load", "Seen", "SimulatedSetting"]
+__all__ = ["Figures", "Load", "Seen", "SimulatedSetting"]
 
 # Of a run's schedule so many requests are simulated at most; of a shorter one, the draws are made anew until so many
 # were. A schedule of fewer than a few hundred is extended, since hardly any of it would be in a percentile.
@@ -44,9 +45,6 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         """Whether `objective` holds."""
         return self.objective_s <= objective.limit_s and self.failed <= objective.max_errors
 
-
-NOTHING = Figures(p50_s=inf, p99_s=inf, objective_s=inf, failed=0.0, mean_batch_rows=0.0, utilization=0.0)
-"""Of no request."""
 
 Seen = dict[Hashable, list[tuple[int, list[Simulated], Figures]]]
 """What was simulated: of everything but the most rows, by these, what came of it."""
@@ -95,10 +93,16 @@ class SimulatedSetting:
         figures = [self._drawn(rate_per_s, objective, most_requests, draw) for draw in draws]
         return Figures(**{name: _middle(getattr(each, name) for each in figures) for name in Figures.__struct_fields__})
 
+    @property
+    def _lowest_per_s(self) -> float:
+        return _HALF * self.alone_per_s * _LOWEST_SHARE
+
     def at_highest(self, objective: Objective) -> tuple[float, Figures]:
-        """The highest rate that it is foretold to bear, and its figures there."""
+        """The highest rate that it is foretold to bear, and its figures there; 0.0 where there is none, and what it
+        does where requests hardly meet.
+        """
         rate_per_s = self.highest_rate(objective, 0.0, inf)
-        return rate_per_s, self.at(rate_per_s, objective, _searched(objective)) if rate_per_s else NOTHING
+        return rate_per_s, self.at(rate_per_s or self._lowest_per_s, objective, _searched(objective))
 
     def highest_rate(self, objective: Objective, passed_per_s: float, failed_per_s: float) -> float:
         """The highest rate at which `objective` holds, to 2%: not below `passed_per_s`, where it is known to, and below
@@ -107,12 +111,12 @@ class SimulatedSetting:
         It must hold where requests hardly meet, too: whoever bears a rate bears what is less.
         """
         start_per_s = _HALF * self.alone_per_s
-        lowest_per_s = start_per_s * _LOWEST_SHARE
+        lowest_per_s = self._lowest_per_s
         if failed_per_s <= lowest_per_s:
             return 0.0
         if passed_per_s < lowest_per_s and not self.meets(lowest_per_s, objective):
             return passed_per_s
-        start_per_s = min(max(start_per_s, passed_per_s), failed_per_s / 2)
+        start_per_s = min(max(start_per_s, 2 * passed_per_s), failed_per_s / 2)
         return _highest_rate(
             lambda rate: self.meets(rate, objective), start_per_s, max(passed_per_s, lowest_per_s), failed_per_s
         )

@@ -9,7 +9,7 @@ on reading and answering. Where more is to be computed than there are cores, all
 from collections import deque
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from math import inf, log
+from math import inf
 
 import msgspec
 import numpy as np
@@ -19,13 +19,14 @@ from mlserve.serve.batching import batcher
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.stats import Floats
 from mlserve.tuning.prediction.connections import Connections
+from mlserve.tuning.prediction.costs import Costs, Path, Runs
 
-__all__ = ["Arrivals", "Costs", "Path", "Runs", "Simulated", "SimulatedServer", "simulate"]
+__all__ = ["Arrivals", "Simulated", "SimulatedServer", "simulate"]
 
 # Of a server's turn, what it spends on reading; the rest is answering.
 _READING = 0.5
-# A pause before a run that leaves caches and clocks as they were, and one after which they are cold.
-_WARM_S, _COLD_S = 3e-4, 1e-2
+# Multiples of it, without their whole part, are spread evenly however many they are.
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class Arrivals(msgspec.Struct, frozen=True):
@@ -36,63 +37,6 @@ class Arrivals(msgspec.Struct, frozen=True):
     due_s: Floats
     rows: Sequence[int]
     kinds: Sequence[int]
-
-
-class Runs(msgspec.Struct, frozen=True):
-    """How long a run takes: `busy_s[kind][rows]` and `rested_s[kind][rows]` are the quantiles [levels] (seconds) right
-    after another run, and after a pause. Row 0 is not used.
-    """
-
-    busy_s: Sequence[Sequence[Sequence[float]]]
-    rested_s: Sequence[Sequence[Sequence[float]]]
-
-    def mean_s(self, kind: int, rows: int) -> float:
-        """Of runs one right after the other."""
-        return float(np.mean(self.busy_s[kind][rows]))
-
-
-class Path(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request costs beside its run (seconds): of processor time, `request_s`, and `turn_s` for each turn of the
-    server after a pause of `rested_gap_s`, `busy_turn_s` (the same, for None) for one after at most `busy_gap_s`; and
-    `rested_s`, `busy_s`, the quantiles [levels] of what passes outside the server after such pauses.
-    """
-
-    turn_s: float = 0.0
-    busy_turn_s: float | None = None
-    request_s: float = 0.0
-    busy_s: Sequence[float] = (0.0,)
-    rested_s: Sequence[float] = (0.0,)
-    busy_gap_s: float = _WARM_S
-    rested_gap_s: float = _COLD_S
-
-    def turn_after_s(self, gap_s: float) -> float:
-        """What a turn costs whose first request came `gap_s` after the server had last done something."""
-        if self.busy_turn_s is None:
-            return self.turn_s
-        cold = _share_of(gap_s, self.busy_gap_s, self.rested_gap_s)
-        return self.busy_turn_s + cold * (self.turn_s - self.busy_turn_s)
-
-    def outside_s(self, lot: float, gap_s: float) -> float:
-        """What of a request after a pause of `gap_s` passes outside the server; `lot` in [0, 1) is its luck."""
-        busy_s, rested_s = (each[int(lot * len(each))] for each in (self.busy_s, self.rested_s))
-        return busy_s + _share_of(gap_s, self.busy_gap_s, self.rested_gap_s) * (rested_s - busy_s)
-
-    def each_outside_s(self, lots: Sequence[float], gap_s: Sequence[float]) -> Floats:
-        """The same of many [n]."""
-        levels = (np.array(lots) * len(self.busy_s)).astype(np.int64)
-        busy_s = np.array(self.busy_s)[levels]
-        spent_s: Floats = busy_s + _share(gap_s, self.busy_gap_s, self.rested_gap_s) * (
-            np.array(self.rested_s)[levels] - busy_s
-        )
-        return spent_s
-
-
-class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """`inline` is the path where runs are on the event loop, `queued` that where they are not."""
-
-    runs: Runs
-    inline: Path = Path()
-    queued: Path = Path()
 
 
 class SimulatedServer(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,6 +138,7 @@ class _Simulation:
         self._rng = np.random.default_rng([seed, 1])
         self._lots = self._rng.random(count).tolist()
         self._run_lots = self._rng.random(count).tolist()
+        self._replayed_from_s = (seed + 0.5) * _GOLDEN % 1 * costs.runs.span_s
         self._connections = Connections(server.workers, self._rng, shared=server.shared_connections)
         self._were_queued: list[int] = []
         self._connection = [0] * count
@@ -343,12 +288,10 @@ class _Simulation:
     def _run_s(self, batch: list[int]) -> float:
         """How long the run of `batch` takes by itself."""
         rows, kind = sum([self._rows[ticket] for ticket in batch]), self._kinds[batch[0]]
-        busy_s, rested_s = self._runs.busy_s[kind][rows], self._runs.rested_s[kind][rows]
-        level = int(self._run_lots[self.ran % len(self._run_lots)] * len(busy_s))
+        lot = self._run_lots[self.ran % len(self._run_lots)]
         self.ran += 1
         self.ran_rows += rows
-        cold = _share_of(self._gap_s[batch[0]], _WARM_S, _COLD_S)
-        return busy_s[level] + cold * (rested_s[level] - busy_s[level])
+        return self._runs.run_s(kind, rows, self._gap_s[batch[0]], lot, self._replayed_from_s + self.now_s)
 
     def _ran(self, worker: _Worker, step: _Step) -> None:
         took_s = self.now_s - step.started_s
@@ -381,19 +324,3 @@ class _Simulation:
         spent_queued_s = self._queued.each_outside_s(self._lots, self._gap_s)
         spent_s[self._were_queued] = spent_queued_s[self._were_queued]
         return spent_s
-
-
-def _share(gap_s: Sequence[float] | Floats, warm_s: float, cold_s: float) -> Floats:
-    """How cold all is after pauses of `gap_s` [n], from 0 to 1: by its logarithm, as what was seen at several rates."""
-    pauses_s: Floats = np.asarray(gap_s, np.float64)
-    if cold_s <= warm_s:
-        return (pauses_s > warm_s).astype(np.float64)
-    share: Floats = np.log(np.clip(pauses_s, warm_s, cold_s) / warm_s) / log(cold_s / warm_s)
-    return share
-
-
-def _share_of(gap_s: float, warm_s: float, cold_s: float) -> float:
-    """Of one pause."""
-    if gap_s <= warm_s:
-        return 0.0
-    return 1.0 if gap_s >= cold_s else log(gap_s / warm_s) / log(cold_s / warm_s)

@@ -15,6 +15,7 @@ __all__ = [
     "LEVELS",
     "EngineKey",
     "EngineTimes",
+    "Pace",
     "PathTimes",
     "Phase",
     "RowTimes",
@@ -26,7 +27,8 @@ __all__ = [
 
 # 1: first format
 # 2: turn_s and request_s of a path, which bursts tell; what others used meanwhile
-FORMAT_VERSION = 2
+# 3: the pace of an engine's runs
+FORMAT_VERSION = 3
 
 LEVELS = 200
 """Of a distribution, so many quantiles are kept: those at (i + 0.5) / 200."""
@@ -58,6 +60,15 @@ class RowTimes(msgspec.Struct, frozen=True, kw_only=True):
     rested_s: tuple[float, ...]
 
 
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast the machine was while runs were timed: how long each took, and how long its like typically takes [n],
+    in the order in which they were made. Slow ones come together, which their quantiles do not tell.
+    """
+
+    took_s: tuple[float, ...] = ()
+    typical_s: tuple[float, ...] = ()
+
+
 class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """`kinds[body]` is the kind of each request's rows: rows of one kind can share a run, unless not `together`.
 
@@ -69,6 +80,7 @@ class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
     together: bool
     kinds: tuple[int, ...]
     times: tuple[RowTimes, ...]
+    pace: Pace = Pace()
     waited: float = 0.0
     taken_at_s: float = 0.0
 

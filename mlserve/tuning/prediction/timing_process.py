@@ -7,7 +7,7 @@ Its core, and nothing else that could disturb it, is what a server would have. I
 
 import sys
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from mlserve.serve.tasks.carried import Carried
 from mlserve.serve.tasks.signing import open_signature
 from mlserve.stats import Floats
 from mlserve.tuning.prediction.processor import MOST_WAITED, waited_s
-from mlserve.tuning.prediction.times import RowTimes, levels_of
+from mlserve.tuning.prediction.times import Pace, RowTimes, levels_of
 from mlserve.wire import grpc
 from mlserve.wire.signature import Signature
 
@@ -34,6 +34,8 @@ __all__ = ["TimingJob", "TimingResult", "main"]
 # After so long a pause, caches and clocks are what they are where a request comes now and then.
 _PAUSE_S = 0.01
 _FEWEST, _MOST = 5, 400
+# Shorter ones vary by what they find in the caches more than by what happens to the machine.
+_TELLING_S = 1e-3
 
 
 class TimingJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,6 @@ class TimingJob(msgspec.Struct, frozen=True, kw_only=True):
     bodies: tuple[bytes, ...]
     most_rows: int
     budget_s: float
-    seed: int = 0
 
 
 class TimingResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class TimingResult(msgspec.Struct, frozen=True, kw_only=True):
     together: bool = True
     kinds: tuple[int, ...] = ()
     times: tuple[RowTimes, ...] = ()
+    pace: Pace = Pace()
     waited: float = 0.0
 
 
@@ -73,6 +75,7 @@ class _Cell:
         self.busy_s: list[float] = []
         self.rested_s: list[float] = []
         self.waited_s: list[float] = []
+        self.began_s: list[float] = []
         self.spent_s = 0.0
 
     def time(self, engine: Engine) -> None:
@@ -83,6 +86,7 @@ class _Cell:
         self.rested_s.append(_timed_s(engine, inputs))
         self.busy_s.append(_timed_s(engine, inputs))
         self.waited_s.append(waited_s() - before_s)
+        self.began_s.append(began_s)
         self.spent_s += time.perf_counter() - began_s
 
     def took_s(self) -> Floats:
@@ -97,10 +101,17 @@ class _Cell:
             return self
         calmest = np.argsort(np.array(self.waited_s) / took_s, kind="stable")[: max(_FEWEST, len(took_s) // 2)]
         calm = _Cell(self.kind, self.rows, self.choices)
-        calm.busy_s, calm.rested_s, calm.waited_s = (
-            [values[number] for number in calmest] for values in (self.busy_s, self.rested_s, self.waited_s)
+        calm.busy_s, calm.rested_s, calm.waited_s, calm.began_s = (
+            [values[number] for number in calmest]
+            for values in (self.busy_s, self.rested_s, self.waited_s, self.began_s)
         )
         return calm
+
+    def told(self) -> Iterator[tuple[float, float, float]]:
+        """(when its pair began, how long it took, how long its like typically takes) of each run."""
+        for took_s in (self.rested_s, self.busy_s):
+            typical_s = float(np.median(took_s))
+            yield from ((began_s, each_s, typical_s) for began_s, each_s in zip(self.began_s, took_s, strict=True))
 
 
 def main() -> None:
@@ -120,11 +131,9 @@ def _timed(job: TimingJob) -> TimingResult:
     cells = list(_cells(requests, kinds, opened.signature, job.most_rows))
     for cell in cells:
         opened.engine.run(cell.choices[0])
-    rng = np.random.default_rng(job.seed)
     share_s = job.budget_s / len(cells)
-    while todo := [cell for cell in cells if _goes_on(cell, share_s)]:
-        for number in rng.permutation(len(todo)):
-            todo[number].time(opened.engine)
+    while (behind := _behind(cells, share_s)) is not None:
+        behind.time(opened.engine)
     opened.engine.close()
     cells = [cell.calm() for cell in cells]
     took_s = sum(float(cell.took_s().sum()) for cell in cells)
@@ -135,7 +144,17 @@ def _timed(job: TimingJob) -> TimingResult:
             RowTimes(kind=cell.kind, rows=cell.rows, busy_s=levels_of(cell.busy_s), rested_s=levels_of(cell.rested_s))
             for cell in cells
         ),
+        pace=_pace(cells),
         waited=min(1.0, sum(sum(cell.waited_s) for cell in cells) / took_s),
+    )
+
+
+def _pace(cells: Sequence[_Cell]) -> Pace:
+    """All runs that are long enough to show it, in the order in which they were made."""
+    told = sorted((each for cell in cells for each in cell.told() if each[2] >= _TELLING_S), key=lambda each: each[0])
+    return Pace(
+        took_s=tuple(round(took_s, 6) for _, took_s, _ in told),
+        typical_s=tuple(round(typical_s, 6) for *_, typical_s in told),
     )
 
 
@@ -191,9 +210,18 @@ def _joined(requests: Sequence[Tensors], start: int, rows: int, signature: Signa
     return {name: array[:rows] for name, array in whole.items()}
 
 
-def _goes_on(cell: _Cell, share_s: float) -> bool:
+def _behind(cells: Sequence[_Cell], share_s: float) -> _Cell | None:
+    """The one that is farthest from its end, so that what happens to the machine falls on all of them alike; None where
+    all are done.
+    """
+    progress, place = min((_progress(cell, share_s), place) for place, cell in enumerate(cells))
+    return cells[place] if progress < 1 else None
+
+
+def _progress(cell: _Cell, share_s: float) -> float:
+    """From 0 to 1, where it is done."""
     done = len(cell.busy_s)
-    return done < _FEWEST or (done < _MOST and cell.spent_s < share_s)
+    return min(done / _FEWEST, max(done / _MOST, cell.spent_s / share_s))
 
 
 def _timed_s(engine: Engine, inputs: Tensors) -> float:

@@ -1,6 +1,5 @@
 """What a request costs beside its run: measured once for each protocol, on a server whose model computes nothing."""
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,14 @@ import msgspec
 from mlserve.bench.dialects.find import find_dialect
 from mlserve.bench.generator.job import Address, Job
 from mlserve.bench.payload.payload import make_payload
+from mlserve.bench.scratch import scratch_folder
 from mlserve.errors import EngineError
 from mlserve.runs.load import Plan, Protocol
 from mlserve.tuning.prediction.asking_process import AskingJob, AskingResult
 from mlserve.tuning.prediction.child import run_child
+from mlserve.tuning.prediction.costs import Path as Way
 from mlserve.tuning.prediction.hollow import write_hollow
 from mlserve.tuning.prediction.processor import MOST_WAITED
-from mlserve.tuning.prediction.simulation import Path as Way
 from mlserve.tuning.prediction.times import PathTimes
 from mlserve.tuning.prediction.version import Version
 from mlserve.tuning.serving import Served, ServerOptions, file_subject, serving
@@ -37,8 +37,8 @@ def measure_paths(version: Version, protocol: Protocol, plan: Plan, budget_s: fl
 
     Takes about `budget_s`, and starts two servers. Raises EngineError where the server does not answer.
     """
-    with tempfile.TemporaryDirectory(prefix="mlserve-hollow-") as folder:
-        path = Path(folder) / "hollow.onnx"
+    with scratch_folder() as folder:
+        path = folder / "hollow.onnx"
         write_hollow(path, version.inputs, version.outputs)
         inline, queued = (
             _measure(version, path, protocol, plan, inline=inline, budget_s=budget_s / 2) for inline in (True, False)

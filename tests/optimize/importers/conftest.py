@@ -1,4 +1,4 @@
-"""Imports as a user makes them: in the importing process, into an empty folder."""
+"""Imports into an empty folder: in the importing process, as a user makes them, or in that of the tests."""
 
 import itertools
 
@@ -11,13 +11,23 @@ from mlserve.optimize.importing import Source, import_model
 
 @pytest.fixture
 def bring(home):
-    """Imports `path` and returns its kind, what came of it, and an engine of the file."""
+    """Imports `path` in the importing process and returns its kind, what came of it, and an engine of the file."""
+    return bringing(home, import_model)
+
+
+@pytest.fixture
+def bring_here(home, import_here):
+    """As `bring`, in the process of the tests: for what any process shows alike."""
+    return bringing(home, import_here)
+
+
+def bringing(home, run):
     numbers = itertools.count()
 
     def bring(path, **hints):
         out = home / f"out-{next(numbers)}"
         out.mkdir()
-        kind, imported = import_model(Source(path=path, **hints), out, lambda _: None)
+        kind, imported = run(Source(path=path, **hints), out, lambda _: None)
         assert [each.name for each in out.iterdir()] == [MODEL_FILE]
         engine = OnnxEngine(out / MODEL_FILE)
         assert [spec.name for spec in engine.inputs] == [spec.name for spec in imported.inputs]

@@ -26,7 +26,7 @@ def with_holes(rows):
         ("rank:pairwise", "cancer", {}),
     ],
 )
-def test_an_xgboost_model_answers_as_in_xgboost(home, tables, bring, objective, data, settings):
+def test_an_xgboost_model_answers_as_in_xgboost(home, tables, bring_here, objective, data, settings):
     rows, answers = tables[data]
     rows = with_holes(rows)
     table = xgboost.DMatrix(rows, label=answers)
@@ -35,7 +35,7 @@ def test_an_xgboost_model_answers_as_in_xgboost(home, tables, bring, objective, 
     booster = xgboost.train({"objective": objective, "max_depth": 3, **settings}, table, 8)
     booster.save_model(home / "model.ubj")
     pd.DataFrame(rows).assign(label=answers).to_csv(home / "data.csv", index=False)
-    kind, imported, engine = bring(home / "model.ubj", data=home / "data.csv")
+    kind, imported, engine = bring_here(home / "model.ubj", data=home / "data.csv")
     assert kind == "xgboost"
     found = engine.run({"input": rows.astype(np.float32)})
     expected = booster.predict(table)
@@ -47,7 +47,7 @@ def test_an_xgboost_model_answers_as_in_xgboost(home, tables, bring, objective, 
     np.testing.assert_allclose(first, expected.reshape(first.shape), rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_rounds_that_early_stopping_found_the_best_are_kept(home, tables, bring):
+def test_only_the_rounds_that_early_stopping_found_the_best_are_kept(home, tables, bring_here):
     rows, answers = tables["cancer"]
     held_out = xgboost.DMatrix(rows[400:], label=answers[400:])
     booster = xgboost.train(
@@ -55,7 +55,7 @@ def test_only_the_rounds_that_early_stopping_found_the_best_are_kept(home, table
         evals=[(held_out, "held_out")], early_stopping_rounds=3, verbose_eval=False,
     )  # fmt: skip
     booster.save_model(home / "model.json")
-    _, imported, engine = bring(home / "model.json")
+    _, imported, engine = bring_here(home / "model.json")
     kept = booster.best_iteration + 1
     assert f"the first {kept} of" in imported.assumed[0]
     expected = booster.predict(held_out, iteration_range=(0, kept))
@@ -74,7 +74,7 @@ def test_only_the_rounds_that_early_stopping_found_the_best_are_kept(home, table
         ("lambdarank", "cancer", {}),
     ],
 )
-def test_a_lightgbm_model_answers_as_in_lightgbm(home, tables, bring, objective, data, settings):
+def test_a_lightgbm_model_answers_as_in_lightgbm(home, tables, bring_here, objective, data, settings):
     rows, answers = tables[data]
     rows = with_holes(rows)
     settings = {"verbose": -1, "num_threads": 1, **settings}
@@ -83,7 +83,7 @@ def test_a_lightgbm_model_answers_as_in_lightgbm(home, tables, bring, objective,
     booster = lightgbm.train({"objective": objective, "max_depth": 3, **settings}, table, 8)
     booster.save_model(home / "model.txt")
     pd.DataFrame(rows).assign(label=answers).to_csv(home / "data.csv", index=False)
-    kind, _, engine = bring(home / "model.txt", data=home / "data.csv")
+    kind, _, engine = bring_here(home / "model.txt", data=home / "data.csv")
     assert kind == "lightgbm"
     expected = booster.predict(rows)
     found = next(iter(engine.run({"input": rows.astype(np.float32)}).values()))
@@ -93,7 +93,7 @@ def test_a_lightgbm_model_answers_as_in_lightgbm(home, tables, bring, objective,
 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
-def test_splits_by_category_are_kept(home, bring, library):
+def test_splits_by_category_are_kept(home, bring_here, library):
     rng = np.random.default_rng(0)
     rows = np.stack([rng.integers(0, 8, 500), rng.normal(size=500), rng.integers(0, 40, 500)], 1).astype(float)
     answers = rows[:, 0] % 3 + np.sin(rows[:, 2])
@@ -107,7 +107,7 @@ def test_splits_by_category_are_kept(home, bring, library):
         booster = lightgbm.train({"verbose": -1, "num_threads": 1}, table, 8)
         expected = booster.predict(rows)
     booster.save_model(home / ("model.ubj" if library == "xgboost" else "model.txt"))
-    _, _, engine = bring(next(home.glob("model.*")))
+    _, _, engine = bring_here(next(home.glob("model.*")))
     np.testing.assert_allclose(engine.run({"input": rows.astype(np.float32)})["output"][:, 0], expected, atol=1e-5)
 
 
@@ -134,9 +134,9 @@ def train_and_save(home, tables, library, settings):
         ("lightgbm", {"zero_as_missing": True}, "zero_as_missing"),
     ],
 )
-def test_what_trees_in_onnx_cannot_say_is_named(home, tables, bring, library, settings, words):
+def test_what_trees_in_onnx_cannot_say_is_named(home, tables, bring_here, library, settings, words):
     with pytest.raises(ModelFileError, match=words):
-        bring(train_and_save(home, tables, library, settings))
+        bring_here(train_and_save(home, tables, library, settings))
 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
@@ -148,9 +148,9 @@ def test_a_file_that_was_cut_short_is_named(home, tables, bring, library):
         bring(path)
 
 
-def test_a_flag_that_says_what_the_file_says_itself_is_refused(home, tables, bring):
+def test_a_flag_that_says_what_the_file_says_itself_is_refused(home, tables, bring_here):
     with pytest.raises(UsageError, match="says itself what it takes"):
-        bring(train_and_save(home, tables, "xgboost", {}), example="zoo:pair_example")
+        bring_here(train_and_save(home, tables, "xgboost", {}), example="zoo:pair_example")
 
 
 @pytest.mark.parametrize(("hidden", "command"), [("onnxmltools", "boosting"), ("", "")])

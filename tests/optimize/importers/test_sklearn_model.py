@@ -56,9 +56,9 @@ def saved(model, path):
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "fit") else value,
 )
-def test_a_classifier_gives_its_scores_first_and_then_the_label(home, tables, as_csv, bring, model, data, first):
+def test_a_classifier_gives_its_scores_first_and_then_the_label(home, tables, as_csv, bring_here, model, data, first):
     trained(model, tables[data])
-    kind, imported, engine = bring(saved(model, home / "m.joblib"), trust_pickle=True, data=as_csv(data))
+    kind, imported, engine = bring_here(saved(model, home / "m.joblib"), trust_pickle=True, data=as_csv(data))
     rows, answers = tables[data]
     assert kind == "sklearn"
     assert imported.task == "tabular-classification"
@@ -72,26 +72,26 @@ def test_a_classifier_gives_its_scores_first_and_then_the_label(home, tables, as
     assert np.mean(scores.argmax(axis=1) == answers) == pytest.approx(model.score(rows, answers), abs=0.02)
 
 
-def test_the_two_margins_of_a_binary_svc_name_the_class_it_predicts(home, tables, bring):
+def test_the_two_margins_of_a_binary_svc_name_the_class_it_predicts(home, tables, bring_here):
     """onnxruntime alone gives them with their signs swapped."""
     rows, _ = tables["cancer"]
     model = trained(make_pipeline(StandardScaler(), SVC(random_state=0)), tables["cancer"])
-    _, _, engine = bring(saved(model, home / "m.pkl"), trust_pickle=True)
+    _, _, engine = bring_here(saved(model, home / "m.pkl"), trust_pickle=True)
     found = engine.run({"input": rows.astype(np.float32)})
     np.testing.assert_array_equal(found["scores"].argmax(axis=1), model.predict(rows))
 
 
 @pytest.mark.slow
-def test_a_linear_svc_in_a_pipeline_is_converted(home, tables, bring):
+def test_a_linear_svc_in_a_pipeline_is_converted(home, tables, bring_here):
     model = trained(make_pipeline(StandardScaler(), LinearSVC(random_state=0)), tables["cancer"])
-    _, imported, _ = bring(saved(model, home / "m.pkl"), trust_pickle=True)
+    _, imported, _ = bring_here(saved(model, home / "m.pkl"), trust_pickle=True)
     assert [str(spec) for spec in imported.outputs] == ["scores:float32:batch,1", "label:int64:batch"]
 
 
 @pytest.mark.slow
-def test_a_regressor_of_trees_answers_as_the_original(home, tables, as_csv, bring):
+def test_a_regressor_of_trees_answers_as_the_original(home, tables, as_csv, bring_here):
     model = trained(HistGradientBoostingRegressor(random_state=0), tables["diabetes"])
-    _, imported, engine = bring(saved(model, home / "m.pkl"), trust_pickle=True, data=as_csv("diabetes"))
+    _, imported, engine = bring_here(saved(model, home / "m.pkl"), trust_pickle=True, data=as_csv("diabetes"))
     rows, _ = tables["diabetes"]
     assert [str(spec) for spec in imported.outputs] == ["output:float32:batch,1"]
     np.testing.assert_allclose(
@@ -100,9 +100,9 @@ def test_a_regressor_of_trees_answers_as_the_original(home, tables, as_csv, brin
 
 
 @pytest.mark.slow
-def test_clusters_give_their_number_first(home, tables, bring):
+def test_clusters_give_their_number_first(home, tables, bring_here):
     model = trained(KMeans(4, n_init=1, random_state=0), tables["wine"])
-    _, imported, _ = bring(saved(model, home / "m.pkl"), trust_pickle=True)
+    _, imported, _ = bring_here(saved(model, home / "m.pkl"), trust_pickle=True)
     assert [str(spec) for spec in imported.outputs] == ["label:int64:batch", "scores:float32:batch,4"]
 
 
@@ -132,10 +132,10 @@ def by_column(people):
     return make_pipeline(columns, LogisticRegression()).fit(*people)
 
 
-def test_a_column_transformer_takes_one_input_a_column(home, people, by_column, bring):
+def test_a_column_transformer_takes_one_input_a_column(home, people, by_column, bring_here):
     table, answers = people
     table.assign(label=answers).to_csv(home / "people.csv", index=False)
-    _, imported, engine = bring(saved(by_column, home / "m.joblib"), trust_pickle=True, data=home / "people.csv")
+    _, imported, engine = bring_here(saved(by_column, home / "m.joblib"), trust_pickle=True, data=home / "people.csv")
     assert [str(spec) for spec in imported.inputs] == [
         "age:float32:batch",
         "city:object:batch",
@@ -150,10 +150,10 @@ def test_a_column_transformer_takes_one_input_a_column(home, people, by_column, 
     assert found["label"].tolist() == by_column.predict(asked).tolist()
 
 
-def test_a_reader_of_text_takes_one_text_a_row(home, bring):
+def test_a_reader_of_text_takes_one_text_a_row(home, bring_here):
     texts, answers = ["good film", "bad film", "nice day here", "awful bad day"] * 3, [1, 0, 1, 0] * 3
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, answers)
-    _, imported, engine = bring(saved(model, home / "m.pkl"), trust_pickle=True)
+    _, imported, engine = bring_here(saved(model, home / "m.pkl"), trust_pickle=True)
     assert [str(spec) for spec in imported.inputs] == ["text:object:batch"]
     found = engine.run({"text": np.array(["a bad film", "nice"], object)})
     np.testing.assert_allclose(found["probabilities"], model.predict_proba(["a bad film", "nice"]), atol=1e-5)
@@ -187,7 +187,7 @@ def test_a_pickle_is_not_loaded_without_trust(home, bring):
     assert (home / "ran").exists()
 
 
-def test_what_float32_cannot_tell_apart_is_refused(home, bring):
+def test_what_float32_cannot_tell_apart_is_refused(home, bring_here):
     """A time in seconds since 1970, to the second: float32 knows it to two minutes."""
     rng = np.random.default_rng(0)
     times = 1.7e9 + rng.uniform(0, 3600, (200, 1))
@@ -195,35 +195,35 @@ def test_what_float32_cannot_tell_apart_is_refused(home, bring):
         pd.DataFrame({"time": rows[:, 0]}).to_csv(home / f"{name}.csv", index=False)
         saved(make_pipeline(StandardScaler(), LinearRegression()).fit(rows, np.sin(rows[:, 0] / 500)), home / name)
     with pytest.raises(Refused, match=r"of \d+ rows come out otherwise.*at most 2% may"):
-        bring(home / "seconds", trust_pickle=True, data=home / "seconds.csv")
-    bring(home / "since", trust_pickle=True, data=home / "since.csv")
+        bring_here(home / "seconds", trust_pickle=True, data=home / "seconds.csv")
+    bring_here(home / "since", trust_pickle=True, data=home / "since.csv")
 
 
-def test_columns_in_another_order_are_not_mistaken(home, tables, bring):
+def test_columns_in_another_order_are_not_mistaken(home, tables, bring_here):
     rows, answers = tables["wine"]
     table = pd.DataFrame(rows, columns=[f"c{number}" for number in range(13)])
     model = trained(make_pipeline(StandardScaler(), LogisticRegression()), (table, answers))
     table[table.columns[::-1]].to_csv(home / "turned.csv", index=False)
     table.to_csv(home / "right.csv", index=False)
     with pytest.raises(DataFileError, match="another order; write them as c0, c1"):
-        bring(saved(model, home / "m.pkl"), trust_pickle=True, data=home / "turned.csv")
-    bring(home / "m.pkl", trust_pickle=True, data=home / "right.csv")
+        bring_here(saved(model, home / "m.pkl"), trust_pickle=True, data=home / "turned.csv")
+    bring_here(home / "m.pkl", trust_pickle=True, data=home / "right.csv")
 
 
 @pytest.mark.slow
-def test_inputs_may_be_stated(home, tables, bring):
+def test_inputs_may_be_stated(home, tables, bring_here):
     model = trained(make_pipeline(StandardScaler(), LinearRegression()), tables["wine"])
     stated = (parse_input_flag("wine:float64:batch,13"),)
-    _, imported, _ = bring(saved(model, home / "m.pkl"), trust_pickle=True, inputs=stated)
+    _, imported, _ = bring_here(saved(model, home / "m.pkl"), trust_pickle=True, inputs=stated)
     assert imported.inputs == stated
     with pytest.raises(UsageError, match="--example is for PyTorch"):
-        bring(home / "m.pkl", trust_pickle=True, example="zoo:pair_example")
+        bring_here(home / "m.pkl", trust_pickle=True, example="zoo:pair_example")
 
 
-def test_what_is_no_model_says_what_it_is(home, bring):
+def test_what_is_no_model_says_what_it_is(home, bring_here):
     saved({"model": np.zeros(3), "scaler": StandardScaler()}, home / "m.pkl")
     with pytest.raises(ModelFileError, match="holds a dict, not a scikit-learn model"):
-        bring(home / "m.pkl", trust_pickle=True)
+        bring_here(home / "m.pkl", trust_pickle=True)
     saved(FunctionTransformer(), home / "f.pkl")
     with pytest.raises(UnknownInputError, match="--input input:float32:batch,N"):
-        bring(home / "f.pkl", trust_pickle=True)
+        bring_here(home / "f.pkl", trust_pickle=True)

@@ -9,7 +9,7 @@ import torch
 from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.model.artifact import MODEL_FILE
 from mlserve.model.processing import ImageInput
-from mlserve.optimize.importing import Source, Training, import_model
+from mlserve.optimize.importing import Source, Training
 from mlserve.optimize.training import Prune
 from mlserve.optimize.training.schedule import Schedule
 
@@ -28,13 +28,19 @@ def resnet(tmp_path, monkeypatch):
     return tmp_path / "resnet"
 
 
-def pruned(source, data):
-    passes = (Prune("channels", amount=0.25, tuning=Schedule(epochs=1)),)
-    _, imported = import_model(Source(path=source, data=data), source.parent / "out", lambda _: None, Training(passes))
-    return imported
+@pytest.fixture
+def pruned(import_here):
+    """Imports a folder, its channels pruned with rows of `data`."""
+
+    def bring(source, data):
+        passes = (Prune("channels", amount=0.25, tuning=Schedule(epochs=1)),)
+        asked = Source(path=source, data=data)
+        return import_here(asked, source.parent / "out", lambda _: None, Training(passes))[1]
+
+    return bring
 
 
-def test_rows_of_any_size_are_taken_where_the_configuration_names_none(resnet):
+def test_rows_of_any_size_are_taken_where_the_configuration_names_none(resnet, pruned):
     rows = np.random.default_rng(0).normal(size=(24, 3, 40, 48)).astype(np.float32)
     data = resnet.parent / "rows.npz"
     np.savez(data, pixel_values=rows, label=np.arange(24) % 3)
@@ -45,7 +51,7 @@ def test_rows_of_any_size_are_taken_where_the_configuration_names_none(resnet):
     assert engine.run({"pixel_values": rows[:2]})["logits"].shape == (2, 3)
 
 
-def test_images_are_read_as_the_model_s_own_preprocessing_reads_them(resnet):
+def test_images_are_read_as_the_model_s_own_preprocessing_reads_them(resnet, pruned):
     from PIL import Image
 
     own = {

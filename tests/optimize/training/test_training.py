@@ -225,7 +225,7 @@ def test_a_pruned_state_dict_is_published_as_it_was_trained(weights, home, image
     assert engine.run({"image": np.zeros((2, 1, 8, 8), np.float32)})["output"].shape == (2, 10)
 
 
-def test_a_pruned_hugging_face_folder_keeps_its_labels_and_its_interface(home, monkeypatch):
+def test_a_pruned_hugging_face_folder_keeps_its_labels_and_its_interface(home, monkeypatch, import_here):
     monkeypatch.setenv("USE_TF", "0")
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -240,7 +240,7 @@ def test_a_pruned_hugging_face_folder_keeps_its_labels_and_its_interface(home, m
     (home / "out").mkdir()
     passes = (Prune("layers", tuning=SHORT), Prune("heads", tuning=UNTUNED), Prune("channels", tuning=UNTUNED))
     source = Source(path=home / "bert", data=home / "rows.npz")
-    _, imported = import_model(source, home / "out", lambda _: None, Training(passes))
+    _, imported = import_here(source, home / "out", lambda _: None, Training(passes))
     assert imported.labels == ("bad", "so so", "good")
     assert imported.trained[0][0].startswith("layers: 4 -> 2; kept ")
     assert imported.trained[1][0] == "attention heads: 8 -> 4"

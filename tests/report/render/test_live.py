@@ -1,7 +1,12 @@
 """The live page in a real browser: a newer report is shown where the reader was."""
 
 import http.client
+import json
+import re
 import shutil
+import subprocess
+import sys
+import threading
 import time
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -103,3 +108,29 @@ def test_a_newer_report_is_shown_at_the_same_place_in_the_same_theme_with_the_sa
             time.sleep(0.05)
         else:
             raise AssertionError("the page does not say that the report has ended")
+
+
+def test_watch_ends_with_the_last_page_where_the_search_that_it_follows_has_ended(search_folder, tmp_path):
+    shutil.copytree(search_folder, tmp_path / "tune")
+    record = tmp_path / "tune" / "tune.json"
+    whole = record.read_text()
+    record.write_text(json.dumps(json.loads(whole) | {"verdict": None, "settled": None}))
+    command = [sys.executable, "-m", "mlserve", "report", "tune", "--watch", "--formats", "html"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    killer = threading.Timer(60, watching.kill)
+    killer.start()
+    try:
+        address = re.search(r"live at (\S+)", watching.stderr.readline())[1]
+        with urlopen(f"{address}changes") as changes:
+            assert changes.readline() == b"data: 1\n"
+            assert b"the pick" not in urlopen(f"{address}report").read()
+            record.write_text(whole)
+            assert next(line for line in changes if line.startswith(b"data")) == b"data: 2\n"
+            assert b"the pick" in urlopen(f"{address}report").read()
+        output, errors = watching.communicate(timeout=20)
+        assert (watching.returncode, output) == (0, "")
+        assert "tune is over; the last page is report/report.html" in errors
+    finally:
+        killer.cancel()
+        watching.kill()
+        watching.communicate()

@@ -15,6 +15,7 @@ from mlserve.report.render.charts import chart_groups
 from mlserve.report.render.html import render_html
 from mlserve.report.report import build_report
 from mlserve.report.slo import Slo
+from mlserve.report.usage import Usage
 
 WHEN = "2026-11-21T13:00:00+00:00"
 EVIL = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>\"'&<!--"
@@ -398,9 +399,15 @@ def test_on_paper_nothing_is_cut_off_at_the_edge(browser, demo_page, search_page
 
 @pytest.fixture(scope="module")
 def search_page(search_folder, tmp_path_factory):
+    """With a price: each server used four tenths of one of the two cores for its 60 requests a second."""
     report = build_report(read_runs([search_folder]), max_accuracy_loss=0.01, created_at="2026-11-21T13:00:00+00:00")
+    unknown = dict.fromkeys(("generator_cores", "server_bytes", "gpu_utilization", "gpu_bytes"), (None, None))
+    used = Usage(at_s=(0.5, 1.5), server_cores=(0.4, 0.4), **unknown)
+    results = tuple(msgspec.structs.replace(one, usage=used) for one in report.results)
+    choice = msgspec.structs.replace(report.choice, price_per_h=3.6)
     path = tmp_path_factory.mktemp("search") / "report.html"
-    path.write_text(render_html(report), encoding="utf-8")
+    page = render_html(msgspec.structs.replace(report, results=results, choice=choice))
+    path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -420,6 +427,12 @@ def test_the_page_of_a_search_shows_the_pick_what_it_beat_and_why(browser, searc
     ]
     assert page.run("return document.querySelectorAll('#prediction-0 .mark-symbol path').length") == 4
     assert "foretold" in page.hover("#prediction-0 .mark-symbol path")
+    assert "price of 1,000 requests" in page.run("return document.querySelector('#cost-0 svg').textContent")
+    assert page.run("return document.querySelectorAll('#cost-0 .mark-symbol path').length") >= 4
+    shown = """return [...document.querySelectorAll("[id^='charts-'] ~ .grid figure .chart")]
+        .map(chart => chart.dataset.chart).filter(name => name.startsWith("distribution"))"""
+    assert page.run(shown) == ["distribution-0", "distribution-1"]  # the pick beside the runner-up, of four
+    assert page.run("return document.querySelectorAll('option[value=distribution-3]').length") == 2
     assert page.run("return document.documentElement.scrollWidth") <= width
     assert page.faults() == []
 

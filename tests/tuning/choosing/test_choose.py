@@ -164,6 +164,9 @@ def test_an_invalid_confirmation_is_made_again_and_after_three_the_pick_stands_u
     assert (end.number, end.confirmed, end.why) == (0, False, "its 3 fresh runs were INVALID: other work")
     proven = next_trial(one, PACE, [*done[:-1], confirmed(True)])
     assert (proven.number, proven.confirmed) == (0, True)
+    past = [msgspec.structs.replace(each, past=True) for each in done]
+    assert next_trial(one, PACE, past).fidelity == "confirm"  # a search that is asked once more tries once more
+    assert next_trial(one, Pace(budget_s=30.0), past).why.endswith("INVALID: other work; the budget is spent")
 
 
 def test_a_confirmation_that_other_work_made_miss_is_spoilt_and_one_that_the_server_missed_counts(contest):

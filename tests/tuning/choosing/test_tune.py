@@ -20,6 +20,7 @@ from mlserve.tuning.choosing.chosen import evidence_of, production_of
 from mlserve.tuning.choosing.record import Search, read_record
 from mlserve.tuning.choosing.space import Space
 from mlserve.tuning.choosing.tune import Tuning
+from mlserve.tuning.ending import has_ended
 from mlserve.tuning.prediction.prediction import Prediction
 from mlserve.tuning.serving import ServerOptions
 from mlserve.tuning.setting import Setting
@@ -260,6 +261,17 @@ def test_a_pick_whose_fresh_runs_are_all_invalid_stands_as_not_confirmed(tmp_pat
     assert [one.trial.fidelity for one in tuning.attempts[-3:]] == ["confirm"] * 3
     proof = [tuning.read(one.folder) for one in evidence_of(tuning.attempts, verdict.pick.number)]
     assert not production_of(tuning.contest, verdict, proof, tmp_path / "store").evidence.valid
+    still = servers(faults=lambda plan: [busy] if plan.duration_s == PACE.long_s else [])
+    verdict = still.tuning(tmp_path / "out", at_100).run(quiet)  # asked once more
+    assert (verdict.why, len(still.runs)) == ("its 6 fresh runs were INVALID: other work", 3)
+    cut = servers(stop_at=0)
+    with pytest.raises(KeyboardInterrupt):
+        cut.tuning(tmp_path / "out", at_100).run(quiet)
+    assert not has_ended(tmp_path / "out")  # it goes on, so that who watches it goes on too
+    quieter = servers()
+    assert quieter.tuning(tmp_path / "out", at_100).run(quiet).confirmed
+    assert len(quieter.runs) == 1
+    assert has_ended(tmp_path / "out")
 
 
 def test_the_file_of_a_search_that_is_damaged_is_refused(tmp_path, servers, quiet, at_100):

@@ -26,6 +26,7 @@ from mlserve.tuning.prediction.service_times import engine_key, measure_engine
 from mlserve.tuning.prediction.times import (
     LEVELS,
     EngineTimes,
+    Pace,
     PathTimes,
     Phase,
     RowTimes,
@@ -129,7 +130,7 @@ def test_times_of_another_machine_and_of_another_format_are_left_out(measured):
     assert read_times(measured[0], msgspec.structs.replace(machine, cores=machine.cores + 1)).engines == ()
     assert read_times(measured[0].with_name("missing.json"), machine).engines == ()
     damaged = measured[0].with_name("damaged.json")
-    damaged.write_text('{"format_version": 2, "engines": 7}')
+    damaged.write_text('{"format_version": 3, "engines": 7}')
     with pytest.raises(UsageError, match=r"holds no measured times.*delete it"):
         read_times(damaged, machine)
 
@@ -201,7 +202,57 @@ def test_the_highest_rate_is_what_the_parts_bear(setting, source):
     found = predicts([with_options(setting, max_batch_rows=n) for n in (1, 8)], parse_slo("p99=80ms"), None)
     assert 70 < found[0].max_rate_per_s < 100
     assert 500 < found[1].max_rate_per_s < 800
-    assert predicts([setting], parse_slo("p99=5ms"), None)[0].max_rate_per_s == 0
+    (none,) = predicts([setting], parse_slo("p99=5ms"), None)
+    assert none.rate_per_s == none.max_rate_per_s == 0
+    assert 0.01 < none.objective_s < 0.1  # what it is instead, where requests hardly meet
+
+
+def test_a_higher_rate_is_sought_only_where_it_is_wanted(setting, source):
+    version = open_version(setting.model, source, PLAN)
+    times, slo = made_up(version, setting.options, lambda _: 0.01), parse_slo("p99=80ms")
+    wanted, unwanted = (Predictor(times, [version], PLAN, highest=highest) for highest in (True, False))
+    borne, sought = unwanted([setting], slo, 50.0)[0], wanted([setting], slo, 50.0)[0]
+    assert borne == msgspec.structs.replace(sought, max_rate_per_s=50.0)
+    assert sought.max_rate_per_s > 500
+    assert unwanted([setting], slo, 900.0) == wanted([setting], slo, 900.0)  # not borne: advice needs it
+
+
+def test_what_slowed_the_machine_is_foretold_of_all_engines_on_such_cores(setting, source):
+    version = open_version(setting.model, source, PLAN)
+    times = made_up(version, setting.options, lambda _: 0.01)
+    (calm,) = times.engines
+    slow = Pace(took_s=(0.01,) * 300 + (0.03,) * 100, typical_s=(0.01,) * 400)
+    own = msgspec.structs.replace(calm, pace=Pace(took_s=(0.01,), typical_s=(0.01,)))
+
+    def p99_s(*engines):
+        held = msgspec.structs.replace(times, engines=engines)
+        return Predictor(held, [version], PLAN, highest=False)([setting], SLO, 20.0)[0].p99_s
+
+    def other(**knobs):
+        return msgspec.structs.replace(calm, key=msgspec.structs.replace(calm.key, **knobs), pace=slow)
+
+    assert p99_s(calm) == p99_s(own) == p99_s(own, other(threads=7)) == p99_s(own, other(device="cuda"))
+    assert p99_s(own, msgspec.structs.replace(other(model="other"), waited=0.3)) == p99_s(own)
+    assert p99_s(own, other(model="other")) > 1.5 * p99_s(own)
+    assert p99_s(calm, other(model="other")) == p99_s(calm)  # a short one has no pace, and its own quantiles
+
+
+def test_runs_that_are_long_enough_are_kept_in_their_order(source, tmp_path):
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    weight, vector = np.ones((1500, 1500), np.float32), helper.make_tensor_value_info
+    nodes = [helper.make_node("MatMul", [f"y{n}" if n else "x", "w"], [f"y{n + 1}"]) for n in range(9)]
+    ends = [vector(name, TensorProto.FLOAT, ["batch", 1500]) for name in ("x", "y9")]
+    graph = helper.make_graph(nodes, "long", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+    path = tmp_path / "long.onnx"
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    found = measure_engine(open_version(str(path), source, PLAN), ServerOptions(threads=1), 2, 0.1)
+    pairs = len(found.pace.took_s) // 2
+    assert 2 * pairs == len(found.pace.took_s) == len(found.pace.typical_s)
+    assert pairs >= 10
+    # Runs of one row and of two in turns, until the end.
+    kinds = [found.pace.typical_s[2 * pair] for pair in range(pairs)]
+    assert len({*kinds}) == len({*kinds[: len(kinds) // 2]}) == len({*kinds[len(kinds) // 2 :]}) == 2
 
 
 def test_a_rate_without_end_is_infinite_and_a_tight_limit_costs_rate(setting, source):
@@ -266,7 +317,7 @@ def test_whoever_bears_a_rate_keeps_the_limit_at_every_lower_one(setting, source
     setting = with_options(setting, max_batch_rows=rows, workers=workers)
     options = setting.options
     times = made_up(version, options, lambda _: run_s, cold_s=cold_s)
-    predicts, slo = Predictor(times, [version], PLAN), parse_slo("p90=40ms")
+    predicts, slo = Predictor(times, [version], PLAN, highest=False), parse_slo("p90=40ms")
     (highest,) = predicts([setting], slo, None)
     assert (highest.max_rate_per_s > 0) == (highest.objective_s <= slo.limit_s)
     for rate in (share * highest.alone_per_s, 0.5 * highest.max_rate_per_s, 0.9 * highest.max_rate_per_s):
@@ -334,6 +385,9 @@ def test_what_if_foretells_from_what_is_kept_best_first(measured, setting, sourc
     table = invoke(setting.model, *said, "--max-batch-rows", "8", "--rps", "50")
     assert "foretold, not measured" in table.stdout
     assert "tiny.onnx, cpu, rest, 1 worker, 1 thread, batch 8, delay 0 ms" in table.stdout
+    none = invoke(setting.model, *said, "--max-batch-rows", "8", "--slo", "p50=1us")
+    assert none.exit_code == 1
+    assert "no setting is foretold to meet the objective: even where requests hardly meet, p50 is" in none.stdout
 
 
 def test_a_narrow_table_cuts_nothing_and_shows_what_is_the_same_once(setting, source, tmp_path):

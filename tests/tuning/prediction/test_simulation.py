@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from mlserve.bench.load.schedule import schedule
 from mlserve.runs.load import Plan
-from mlserve.tuning.prediction.simulation import Arrivals, Costs, Path, Runs, SimulatedServer, simulate
+from mlserve.tuning.prediction.costs import Costs, Path, Runs
+from mlserve.tuning.prediction.simulation import Arrivals, SimulatedServer, simulate
 
 ALONE = SimulatedServer(max_rows=1, cores=2)
 
