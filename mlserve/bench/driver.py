@@ -84,8 +84,8 @@ def run_bench(
         _null_server(subject, asked, crew) as null_server,
         watching(subject.pids, subject.cpus, sources) as watch,
     ):
-        by_plan = ByPlan(plan)
-        course = Course(directory, watch, on_progress, decide or (by_plan if plan.open_ended else None), crew.seat)
+        by_plan = ByPlan(plan) if decide is None and plan.open_ended else None
+        course = Course(directory, watch, on_progress, decide or by_plan, crew.seat)
         course.calibration = crew.calibration
         counted_before = _count(subject)
         job = _job(subject, plan, asked, directory, null_server, waits=crew.seat is not None)
@@ -110,7 +110,7 @@ def run_bench(
         counts=_counts(samples, finished),
         calibration=course.calibration,
         resources=resources,
-        ended=by_plan.reason if decide is None else "",
+        ended=by_plan.reason if by_plan else "",
         start_up_s=subject.start_up_s,
         lock=lock,
         certificate=certify(samples, plan, window, facts),
