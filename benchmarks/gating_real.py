@@ -55,7 +55,7 @@ SLOWER = 0.10
 LIMIT = "p50=5%"
 # Evenly spaced, and far enough apart that none waits for another: what a run shows is the model, and not a queue.
 RATE_PER_S = 100.0
-WARM_UP_S, RUN_S, PROBE_S = 0.3, 1.5, 10.0
+WARM_UP_S, RUN_S, PROBE_S = 0.3, 4.0, 10.0
 IDLE_S = 5.0
 _SEEDS_A_GATE = 10_000_000
 

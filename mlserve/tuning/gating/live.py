@@ -44,7 +44,7 @@ FORMAT_VERSION = 1
 
 # Until a pair has shown it: starting server and generators, calibrating, and the last answers.
 _OVERHEAD_S = 6.0
-_MOST_ATTEMPTS = 3
+_MOST_ATTEMPTS = 5
 # A candidate that does not work has to show it twice, by servers that were started one after the other.
 _ENOUGH_BREAKS = 2
 # A Poisson load has more or less than it should; a run is refused only where it never could hold enough.
