@@ -8,8 +8,8 @@ rates on a real server, with the same schedule: a tiny MLP, and each of --model.
 three times, so that more of them have a p99. Each point is measured --runs times, in rounds over all points, so that
 what happens to the machine meanwhile falls on all of them alike; a prediction is judged by the middle of its runs. The
 table has both and their ratio; the last lines say which share of the points is within 20% at p50 and p99, of each
-protocol, over all of them and over those most of whose runs are VALID; and which share of single runs is within 20% of
-the middle of the others at the same point: no prediction can be better than a measurement that is made again.
+model and protocol, over all of them and over those most of whose runs are VALID; and which share of single runs is
+within 20% of the middle of the others at the same point: no prediction can be better than a measurement made again.
 
 --json FILE is written after every run; the same command goes on where the file ends.
 
@@ -319,12 +319,11 @@ def _summarize(console: Console, found: Found) -> None:
     points = found.points
     if found.disturbed:
         console.print(f"others had the cores for {found.disturbed:.0%} of the time in which parts were timed")
-    protocols = dict.fromkeys(point.setting.protocol for point in points)
-    groups = {"all": points} | {
-        name: tuple(point for point in points if point.setting.protocol == name) for name in protocols
-    }
-    valid = {f"{words}, VALID": [point for point in some if point.valid] for words, some in groups.items()}
-    for words, some in (groups | valid).items():
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        for words in ("all", point.setting.variant, point.setting.protocol, *(("VALID",) if point.valid else ())):
+            groups.setdefault(words, []).append(point)
+    for words, some in groups.items():
         for name in NAMES:
             judged = [point for point in some if point.each(name)]
             if not judged:

@@ -34,11 +34,13 @@ _LONGER = (1, 3, 9)
 
 
 class AskingJob(msgspec.Struct, frozen=True, kw_only=True):
-    """The requests of `job`, which ask where their time went, for about `budget_s`; to a server whose processes are
-    `pids`, on the cores `cpus`.
+    """The requests of `timed`, all of which ask where their time went, and of `usual`, of which some do, as in a load
+    test, since the answer costs the server some time; for about `budget_s`; to a server whose processes are `pids`, on
+    the cores `cpus`.
     """
 
-    job: Job
+    timed: Job
+    usual: Job
     pids: tuple[int, ...]
     cpus: tuple[int, ...]
     budget_s: float
@@ -100,8 +102,8 @@ def main() -> None:
 
 def _asked(asking: AskingJob) -> AskingResult:
     """The bursts first: they show how many requests the server bears."""
-    plan, budget_s = asking.job.plan, asking.budget_s
-    cost = burst_cost(asking.job, asking.pids, 0.2 * budget_s)
+    plan, budget_s = asking.usual.plan, asking.budget_s
+    cost = burst_cost(asking.timed, asking.pids, 0.2 * budget_s)
     most_per_s = 1 / (cost.turn_s + cost.request_s)
     busy_per_s, rested_per_s = min(_BUSY_PER_S, _BUSY * most_per_s), min(_RESTED_PER_S, _RESTED * most_per_s)
     busy, rested = (
@@ -124,12 +126,15 @@ def _phase(asking: AskingJob, plan: Plan, request_s: float) -> _Asked:
         slices = _asked_by(asking, msgspec.structs.replace(plan, duration_s=duration_s, warm_up_s=_WARM_UP_S))
         spent_s = used_s(asking.pids) - before_s
         rows = [row for each in slices for row in each.rows]
-        good = [row for row in rows if _is_good(row)]
+        good = [row for row in rows if row.status == OK]
+        timed = [row for row in good if row.compute_ns is not None]
         calm = _calm(slices)
-        warm = [row for each in calm for row in each.rows if _is_good(row) and row.scheduled_ns >= _WARM_UP_S * 1e9]
-        if len(warm) >= _FEWEST and len(good) > len(rows) / 2:
+        warm = [row for each in calm for row in each.rows if row.status == OK and row.scheduled_ns >= _WARM_UP_S * 1e9]
+        untimed = [row for row in warm if row.compute_ns is None]
+        if timed and len(untimed) >= _FEWEST and len(good) > len(rows) / 2:
+            run_s = float(np.median([row.compute_ns or 0 for row in timed])) / 1e9
             return _Asked(
-                _phase_of(rows, warm, _turn_s(good, spent_s, request_s)),
+                _phase_of(rows, untimed, run_s, _turn_s(good, timed, spent_s - len(good) * request_s, run_s)),
                 sum(each.others_s for each in calm),
                 sum(each.whole_s for each in calm),
             )
@@ -139,7 +144,7 @@ def _phase(asking: AskingJob, plan: Plan, request_s: float) -> _Asked:
 
 def _asked_by(asking: AskingJob, plan: Plan) -> list[_Slice]:
     """A load."""
-    job = msgspec.structs.replace(asking.job, plan=plan)
+    job = msgspec.structs.replace(asking.usual, plan=plan)
     sink = _Slices(asking)
     generator = Generator(job, Share(), open_client(job.address, job), lambda _: None, sink)
     generator.run(time.monotonic_ns() + round(_LEAD_S * 1e9))
@@ -154,21 +159,21 @@ def _calm(slices: Sequence[_Slice]) -> Sequence[_Slice]:
     return some[: (len(some) + 1) // 2]
 
 
-def _is_good(row: Sample) -> bool:
-    return row.status == OK and row.compute_ns is not None
-
-
-def _turn_s(good: Sequence[Sample], spent_s: float, request_s: float) -> float | None:
+def _turn_s(good: Sequence[Sample], timed: Sequence[Sample], spent_s: float, run_s: float) -> float | None:
     """Processor time of a turn of the server at this pace, in each of which it ran once: what is left of `spent_s`."""
-    runs = sum(row.rows / row.batch_rows for row in good if row.batch_rows)
-    run_s = float(np.median([row.compute_ns or 0 for row in good])) / 1e9
-    return max(0.0, (spent_s - len(good) * request_s) / runs - run_s) if runs else None
+    shares = [row.rows / row.batch_rows for row in timed if row.batch_rows]
+    if not shares:
+        return None
+    runs = len(good) * float(np.mean(shares))
+    return max(0.0, spent_s / runs - run_s)
 
 
-def _phase_of(rows: Sequence[Sample], warm: Sequence[Sample], turn_s: float | None) -> Phase:
-    outside_s = np.array([(row.done_ns or 0) - row.scheduled_ns - (row.compute_ns or 0) for row in warm]) / 1e9
+def _phase_of(rows: Sequence[Sample], untimed: Sequence[Sample], run_s: float, turn_s: float | None) -> Phase:
+    outside_s = np.array([(row.done_ns or 0) - row.scheduled_ns for row in untimed]) / 1e9 - run_s
     due_s = np.array([row.scheduled_ns for row in rows]) / 1e9
-    return Phase(gap_s=float(np.ptp(due_s)) / len(due_s), outside_s=levels_of(outside_s), turn_s=turn_s)
+    return Phase(
+        gap_s=float(np.ptp(due_s)) / len(due_s), outside_s=levels_of(np.maximum(outside_s, 0.0)), turn_s=turn_s
+    )
 
 
 if __name__ == "__main__":

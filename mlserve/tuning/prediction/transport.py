@@ -8,12 +8,13 @@ import msgspec
 
 from mlserve.bench.dialects.find import find_dialect
 from mlserve.bench.generator.job import Address, Job
-from mlserve.bench.payload.payload import make_payload
+from mlserve.bench.payload.payload import Timed, make_payload
 from mlserve.bench.scratch import scratch_folder
 from mlserve.errors import EngineError
 from mlserve.runs.load import Plan, Protocol
 from mlserve.tuning.prediction.asking_process import AskingJob, AskingResult
 from mlserve.tuning.prediction.child import run_child
+from mlserve.tuning.prediction.costs import WARM_S
 from mlserve.tuning.prediction.costs import Path as Way
 from mlserve.tuning.prediction.hollow import write_hollow
 from mlserve.tuning.prediction.processor import MOST_WAITED
@@ -51,7 +52,8 @@ def _measure(
 ) -> PathTimes:
     options = ServerOptions(threads=1, max_delay_ms=0.0 if inline else _NEVER_INLINE_MS)
     with serving(str(path), path.parent, options) as served:
-        job = _job(version, served, path, protocol, plan, budget_s)
+        timed, usual = (_job(version, served, path, protocol, plan, timed=timed) for timed in ("all", "sampled"))
+        job = AskingJob(timed=timed, usual=usual, pids=served.pids, cpus=served.settings.cpus, budget_s=budget_s)
         found = run_child(_MODULE, job, served.spare_cpus, AskingResult)
         if found.others > MOST_WAITED:  # others may be done by now
             again = run_child(_MODULE, job, served.spare_cpus, AskingResult)
@@ -71,13 +73,13 @@ def _measure(
     )
 
 
-def _job(version: Version, served: Served, path: Path, protocol: Protocol, plan: Plan, budget_s: float) -> AskingJob:
+def _job(version: Version, served: Served, path: Path, protocol: Protocol, plan: Plan, *, timed: Timed) -> Job:
     subject = file_subject(served, path, protocol, version.wish)
-    wish = msgspec.structs.replace(version.wish, timed="all", expected=None)
+    wish = msgspec.structs.replace(version.wish, timed=timed, expected=None)
     plan = msgspec.structs.replace(plan, protocol=protocol, check_answers=False)
     payload = make_payload(subject.target, version.inputs, plan, wish)
     target, dialect = subject.target, find_dialect(protocol)
-    job = Job(
+    return Job(
         plan=plan,
         name="hollow",
         address=Address(dialect.transport, target.host, target.port, dialect.path(target)),
@@ -85,7 +87,6 @@ def _job(version: Version, served: Served, path: Path, protocol: Protocol, plan:
         order=payload.order,
         directory="",
     )
-    return AskingJob(job=job, pids=served.pids, cpus=served.settings.cpus, budget_s=budget_s)
 
 
 def way_of(times: PathTimes) -> Way:
@@ -98,7 +99,7 @@ def way_of(times: PathTimes) -> Way:
         request_s=times.request_s,
         busy_s=tuple(_outside_s(each, busy_turn_s + times.request_s) for each in times.busy.outside_s),
         rested_s=tuple(_outside_s(each, times.turn_s + times.request_s) for each in rested_s),
-        busy_gap_s=times.busy.gap_s,
+        busy_gap_s=max(times.busy.gap_s, WARM_S),
         rested_gap_s=times.rested.gap_s,
     )
 
