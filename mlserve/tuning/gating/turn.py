@@ -57,9 +57,9 @@ def slot_of(plan: Plan) -> float:
     return slot_s if plan.duration_s >= _FEWEST_PERIODS * slot_s else 0.0
 
 
-def shared_plan(plan: Plan, slot_s: float) -> Plan:
-    """`plan` as one of two that take turns of `slot_s`: as many requests in about twice the time."""
-    on_s, period_s = (1 - _BETWEEN) * slot_s, 2 * slot_s
+def shared_plan(plan: Plan, slot_s: float, parties: int = 2) -> Plan:
+    """`plan` as one of `parties` that take turns of `slot_s`: as many requests in about so many times the time."""
+    on_s, period_s = (1 - _BETWEEN) * slot_s, parties * slot_s
     warm_up_s, duration_s = (
         ceil(round(length_s / on_s, 9)) * period_s for length_s in (plan.warm_up_s, plan.duration_s)
     )
