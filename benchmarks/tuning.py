@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rps", type=float, help="20")
     parser.add_argument(
         "--slo",
-        help="p90=200ms: at 20/s, a p99 is that of too few requests; p50=20ms of a tiny MLP, whose p99 is the machine's",
+        help="p90=200ms: at 20/s, a p99 is that of too few requests; p50=20ms of a tiny MLP, its p99 is the machine's",
     )
     parser.add_argument("--duration", type=float, default=8.0, help="seconds of a long run")
     parser.add_argument("--most", type=int, default=60, help="settings, at most")
