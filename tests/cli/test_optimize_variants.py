@@ -130,7 +130,6 @@ def test_static_int8_is_judged_on_rows_it_was_not_calibrated_on(optimize):
     assert fp32["metrics"]["accuracy"]["loss"] == 0
 
 
-@pytest.mark.slow
 def test_static_int8_without_data_says_what_is_missing_and_publishes_the_rest(optimize):
     done = optimize("--int8", "--int8-static", data=False)
     assert done.returncode == 1

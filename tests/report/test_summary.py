@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.report.curves import distribution, timeline
@@ -83,7 +83,6 @@ def test_a_run_without_a_single_answer_has_figures_that_say_so(made_runs, rate_p
     assert set(timeline([run]).p99_s) == {None}
 
 
-@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), median_ms=st.floats(0.01, 1000), spread=st.floats(0, 2))
 def test_percentiles_rise(made_runs, seed, median_ms, spread):
     run = made_runs.record(made_runs.Load(median_ms, spread=spread), seed=seed, rate_per_s=300.0, duration_s=2.0)

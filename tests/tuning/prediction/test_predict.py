@@ -317,7 +317,7 @@ def test_whoever_bears_a_rate_keeps_the_limit_at_every_lower_one(setting, source
     setting = with_options(setting, max_batch_rows=rows, workers=workers)
     options = setting.options
     times = made_up(version, options, lambda _: run_s, cold_s=cold_s)
-    predicts, slo = Predictor(times, [version], PLAN, highest=False), parse_slo("p90=40ms")
+    predicts, slo = Predictor(times, [version], PLAN), parse_slo("p90=40ms")
     (highest,) = predicts([setting], slo, None)
     assert (highest.max_rate_per_s > 0) == (highest.objective_s <= slo.limit_s)
     for rate in (share * highest.alone_per_s, 0.5 * highest.max_rate_per_s, 0.9 * highest.max_rate_per_s):
