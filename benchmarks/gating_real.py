@@ -41,8 +41,10 @@ from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Plan, Protocol
 from mlserve.runs.machine import read_machine
 from mlserve.runs.samples import read_samples
+from mlserve.tuning.gating.asked import LiveGate
 from mlserve.tuning.gating.calibrated import CalibratedRuns, SideLoad
-from mlserve.tuning.gating.live import Course, LiveGate, run_gate
+from mlserve.tuning.gating.live import run_gate
+from mlserve.tuning.gating.pairs import Course
 from mlserve.tuning.gating.side import Side, side_of
 from mlserve.tuning.gating.turn import Turn, shared_plan, slot_of
 from mlserve.tuning.measuring import read_recorded
@@ -211,7 +213,7 @@ def _gate(
     )
     listener, began_s = _Listener(), time.monotonic()
     opens = opens_side(Source(store=folder.parent))
-    result = run_gate(asked, folder, opens, listener, budget_s, measure=runs, measure_both=runs.both)
+    result = run_gate(asked, folder, opens, listener, budget_s, runs=runs)
     found = next((one.difference for one in result.metrics if one.metric == "p50"), None)
     return Outcome(
         kind=kind,

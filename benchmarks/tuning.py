@@ -5,7 +5,8 @@
     python benchmarks/tuning.py minilm --store store --out /tmp/minilm
 
 Real servers: every setting is measured once (`--duration`), then `tune` searches with a tenth of that time, once for
-each of 5 seeds; what foretelling took is told apart. The winner of one run each is the luckiest one too: so the five
+each of 5 seeds; what foretelling took is told apart. As `tune` may go over its budget by one long run, its budget is
+that much less than a tenth. The winner of one run each is the luckiest one too: so the five
 best of the exhaustive search, and every seed's pick, are measured again, all at once in turns of a tenth of a second,
 in several rounds of new servers; a pick's loss is the ratio of the means of these runs. The same command with the same
 --out goes on where it stopped. On a quiet machine of 2 cores, 60 settings take about 20 minutes.
@@ -273,7 +274,7 @@ def measure(said: argparse.Namespace, out: Path) -> None:
     print(f"foretelling all of them: {foretelling_s:.0f} s")
     verdicts, spent = [], []
     for seed in range(said.seeds):
-        searched = bench.tuning(f"seed-{seed}", 1000 * (seed + 1), SHARE * whole_s)
+        searched = bench.tuning(f"seed-{seed}", 1000 * (seed + 1), (SHARE - 1 / count) * whole_s)
         verdicts.append(searched.run(Quiet()))
         spent.append(searched.spent_s)
     best = sorted(range(count), key=lambda number: found[number].percentile_s or math.inf)[:MEASURED_AGAIN]

@@ -101,7 +101,7 @@ def _pair(runs: CalibratedRuns, model: Path, plan: Plan, folder: Path, way: str)
                     raise fault
         else:
             for one in loads:
-                runs(one.subject_of, one.plan, one.folder, one.label, lambda _: None, None)
+                runs.one(one.subject_of, one.plan, one.folder, one.label, lambda _: None, None)
     return places
 
 

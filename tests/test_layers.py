@@ -25,6 +25,7 @@ LAYER = {
     "errors": 1,
     "units": 1,
     "stats": 1,
+    "locked_folder": 1,
     "__init__": 0,
 }
 SAME_LAYER = {

@@ -10,7 +10,7 @@ from mlserve.report.gating import calibration, gate_file, history, result
 from mlserve.runs import lock, production, run
 from mlserve.tuning import find_max, grid
 from mlserve.tuning.choosing import aim, attempt, record
-from mlserve.tuning.gating import live
+from mlserve.tuning.gating import asked
 from mlserve.tuning.prediction import times
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "stability.md").read_text()
@@ -36,7 +36,7 @@ def named(struct, text):
         ("`run.json`", run),
         (FOLDER, grid),
         (FOLDER, find_max),
-        (FOLDER, live),
+        (FOLDER, asked),
         (FOLDER, record),
         ("`tune.json`", record),
         ("`service-times.json`", times),
@@ -56,7 +56,7 @@ def test_the_number_of_a_format_is_the_one_that_is_written(heading, module):
     ("heading", "structs"),
     [
         ("`run.json`", [run.Run, lock.Lock]),
-        (FOLDER, [live.LiveGate, record.Search, aim.Aim]),
+        (FOLDER, [asked.LiveGate, record.Search, aim.Aim]),
         ("`tune.json`", [record.Record, record.Foretold, attempt.Attempt, choice.Verdict, choice.Tried]),
         ("`production.toml`", [production.Production, production.ServeChoice]),
         ("`production.toml`", [production.Expected, production.Evidence]),

@@ -29,7 +29,7 @@ from mlserve.units import parse_duration_s, parse_fraction
 
 if TYPE_CHECKING:
     from mlserve.runs.load import Plan
-    from mlserve.tuning.gating.live import LiveGate
+    from mlserve.tuning.gating.asked import LiveGate
     from mlserve.tuning.gating.side import Side
     from mlserve.tuning.opening import Source
     from mlserve.tuning.serving import ServerOptions
@@ -313,7 +313,7 @@ def _live_gate(
 ) -> "LiveGate":
     from mlserve.report.gating.rate_resolution import resolution_for
     from mlserve.tuning.evidence import parse_slo
-    from mlserve.tuning.gating.live import LiveGate
+    from mlserve.tuning.gating.asked import LiveGate
     from mlserve.tuning.gating.turn import slot_of
 
     told = [

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mlserve.report.gating.calibration import Calibrated, GateCalibration
     from mlserve.report.gating.result import GateResult
     from mlserve.report.measurement import Recorded
-    from mlserve.tuning.gating.live import Course, LiveGate
+    from mlserve.tuning.gating.asked import LiveGate
+    from mlserve.tuning.gating.pairs import Course
     from mlserve.tuning.gating.servers import OpensSide
     from mlserve.tuning.gating.side import Side
     from mlserve.tuning.gating.turn import Turn

@@ -5,14 +5,12 @@ mlserve-run-XXXXXXXX/metrics    what they count
 mlserve-run-XXXXXXXX/control    what they agree on
 """
 
-import fcntl
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from mlserve.locked_folder import locked_folder
 
 __all__ = ["CommonFolder", "open_common_folder"]
 
@@ -34,35 +32,8 @@ class CommonFolder(NamedTuple):
 @contextmanager
 def open_common_folder() -> Iterator[CommonFolder]:
     """A new folder, for this user alone, removed at the end; and with it those that killed servers left behind."""
-    _remove_abandoned()
-    folder = _make()
-    try:
+    with locked_folder(_PREFIX) as locked:
+        folder = CommonFolder(*locked)
         for part in (folder.metrics, folder.path / "control"):
             part.mkdir(mode=0o700)
         yield folder
-    finally:
-        shutil.rmtree(folder.path, ignore_errors=True)
-        os.close(folder.lock)
-
-
-def _make() -> CommonFolder:
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        with suppress(FileNotFoundError):  # another server took it for abandoned before it was locked
-            lock = os.open(path / "lock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (path / "lock").exists():
-                return CommonFolder(path, lock)
-            os.close(lock)
-
-
-def _remove_abandoned() -> None:
-    """Removes the folders of servers of which no process lives: those that nobody has locked."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # it is in use, or somebody else's, or another server has just removed it
-            lock = os.open(path / "lock", os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            finally:
-                os.close(lock)

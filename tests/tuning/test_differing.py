@@ -9,7 +9,7 @@ from mlserve.report.gating.limits import parse_gate_limits
 from mlserve.runs.load import Plan, Ramp
 from mlserve.tuning.differing import differing
 from mlserve.tuning.evidence import parse_slo
-from mlserve.tuning.gating.live import LiveGate
+from mlserve.tuning.gating.asked import LiveGate
 from mlserve.tuning.gating.side import Side
 from mlserve.tuning.grid import Axis, Sweep
 from mlserve.tuning.serving import ServerOptions

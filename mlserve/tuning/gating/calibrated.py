@@ -5,6 +5,7 @@ then, and not before every run.
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -16,7 +17,7 @@ from mlserve.runs.run import Calibration, Run
 from mlserve.tuning.measuring import OnProgress
 from mlserve.tuning.opening import SubjectOf
 
-__all__ = ["CalibratedRuns", "MeasureBoth", "SideLoad"]
+__all__ = ["CalibratedRuns", "GateRuns", "SideLoad"]
 
 # A calibration takes 460 requests, which may be as long as the run that it is for.
 _HOLDS_S = 300.0
@@ -31,12 +32,28 @@ class SideLoad(msgspec.Struct, frozen=True, kw_only=True):
     label: str
 
 
-MeasureBoth = Callable[[Sequence[SideLoad], float, OnProgress], Sequence[BaseException | None]]
-"""(the runs, the slot [s] by which each begins after the one before, progress) -> what went wrong with each."""
+class GateRuns(Protocol):
+    """Makes the runs of a gate."""
+
+    def one(
+        self,
+        subject_of: SubjectOf,
+        plan: Plan,
+        folder: Path,
+        label: str,
+        on_progress: OnProgress,
+        decide: Decide | None,
+    ) -> Run:
+        """A `Measure`: one run by itself."""
+        ...
+
+    def both(self, loads: Sequence[SideLoad], slot_s: float, on_progress: OnProgress) -> Sequence[BaseException | None]:
+        """Those of a pair at once, of which each begins `slot_s` after the one before: what went wrong with each."""
+        ...
 
 
 class CalibratedRuns:
-    """A `Measure`: what the generators cost by themselves in a VALID run holds for five minutes of runs of the same
+    """Real runs: what the generators cost by themselves in a VALID run holds for five minutes of runs of the same
     side under the same load, whatever their seed.
 
     Machine, generators and requests are the same in them. What disturbs one of them is seen by the checks that it has
@@ -47,7 +64,7 @@ class CalibratedRuns:
         self._bench, self._now_s = bench, now_s
         self._known: dict[tuple[str, Plan], tuple[float, Calibration]] = {}
 
-    def __call__(
+    def one(
         self,
         subject_of: SubjectOf,
         plan: Plan,
@@ -60,7 +77,7 @@ class CalibratedRuns:
         return self._run(asked, on_progress, decide, None)
 
     def both(self, loads: Sequence[SideLoad], slot_s: float, on_progress: OnProgress) -> Sequence[BaseException | None]:
-        """A `MeasureBoth`. Progress is that of the last."""
+        """See GateRuns. Progress is that of the last."""
 
         def run(seat: Seat) -> None:
             tell = on_progress if seat.number == len(loads) - 1 else _tell_nobody

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from mlserve.report.gating.result import GateResult
-from mlserve.tuning.gating.live import LiveGate
+from mlserve.tuning.gating.asked import LiveGate
 
 __all__ = ["gate_against_itself"]
 

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from mlserve.runs.load import Plan
-from mlserve.tuning.gating.live import LiveGate
+from mlserve.tuning.gating.asked import LiveGate
 from mlserve.tuning.gating.side import Side
 from mlserve.tuning.opening import Contender
 from mlserve.tuning.serving import ServerOptions
@@ -39,7 +39,7 @@ class TwoServers:
         finally:
             self._open -= 1
 
-    def measure(self, subject_of, plan, folder, label, on_progress, decide):
+    def one(self, subject_of, plan, folder, label, on_progress, decide):
         if folder.name in self._broken:
             raise self._broken[folder.name]
         name = subject_of(plan.protocol).name
@@ -52,13 +52,13 @@ class TwoServers:
         self._fail(folder / "samples.parquet", self._failed.get(name, 0.0))
         return run
 
-    def measure_both(self, loads, slot_s, on_progress):
+    def both(self, loads, slot_s, on_progress):
         """Both runs of a pair, as if they had taken turns: whoever breaks down ends both."""
         broken = [self._broken.get(load.folder.name) for load in loads]
         if any(broken):
             return broken
         for load in loads:
-            self.measure(load.subject_of, load.plan, load.folder, load.label, on_progress, None)
+            self.one(load.subject_of, load.plan, load.folder, load.label, on_progress, None)
         return broken
 
     def _fail(self, rows, share):

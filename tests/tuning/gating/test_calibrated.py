@@ -37,7 +37,7 @@ def measured(bench, clock, tmp_path, made_runs):
     def measure(side="a", seed=0, rate_per_s=50.0, at_s=0.0):
         clock.now_s = at_s
         plan = made_runs.make_plan(rate_per_s=rate_per_s, seed=seed)
-        return runs(lambda _: None, plan, tmp_path, side, lambda _: None, None)
+        return runs.one(lambda _: None, plan, tmp_path, side, lambda _: None, None)
 
     return measure
 

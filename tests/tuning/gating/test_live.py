@@ -16,7 +16,7 @@ A_DAY_S = 86_400.0
 
 
 def run(asked, folder, servers, told, budget_s=A_DAY_S, **said):
-    return run_gate(asked, folder, servers.opens, told, budget_s, measure=servers.measure, **said)
+    return run_gate(asked, folder, servers.opens, told, budget_s, runs=servers, **said)
 
 
 def test_a_server_against_itself_passes_and_is_measured_a_b_b_a(tmp_path, two_servers, live_gate, told):
@@ -56,19 +56,25 @@ def test_a_slower_candidate_fails_only_when_fresh_runs_have_confirmed_it(tmp_pat
     assert [name for name, _ in servers.runs][-len(fresh) :] == fresh
 
 
+class AnotherWhenAfresh:
+    """The runs of `first`, and where they confirm those of `second`."""
+
+    def __init__(self, first, second):
+        self._first, self._second = first, second
+
+    def one(self, subject_of, plan, where, *rest):
+        servers = self._second if where.name.startswith("fresh-") else self._first
+        return servers.one(subject_of, plan, where, *rest)
+
+
 def test_a_suspicion_that_fresh_runs_do_not_bear_out_is_no_failure(tmp_path, two_servers, live_gate, told):
     """The candidate is slow until somebody looks twice."""
     first, second = two_servers(0.004, 0.006, noise=0.001), two_servers(0.004, 0.004, noise=0.001)
     folder, asked = tmp_path / "out", live_gate()
-    measured = []
-
-    def measure(subject_of, plan, where, *rest):
-        measured.append(where.name)
-        return (second if where.name.startswith("fresh-") else first).measure(subject_of, plan, where, *rest)
-
-    result = run_gate(asked, folder, first.opens, told, A_DAY_S, measure=measure)
+    result = run_gate(asked, folder, first.opens, told, A_DAY_S, runs=AnotherWhenAfresh(first, second))
     assert any(one.suspected for one in told.results)
-    assert any(name.startswith("fresh-") for name in measured)
+    assert second.runs
+    assert all(name.startswith("fresh-") for name, _ in second.runs)
     assert result.verdict != "fail"
 
 
@@ -286,13 +292,9 @@ def test_gates_of_a_server_against_itself_have_each_schedules_of_their_own(tmp_p
     assert len({seed for _, seed in servers.runs}) == len(servers.runs) / 2
 
 
-def in_turns(asked, folder, servers, told, budget_s=A_DAY_S, **said):
-    return run_gate(asked, folder, servers.opens, told, budget_s, measure_both=servers.measure_both, **said)
-
-
 def test_both_runs_of_a_pair_take_turns_by_one_schedule(tmp_path, two_servers, live_gate, told):
     servers = two_servers(0.004, 0.006, noise=0.001)
-    result = in_turns(live_gate(slot_s=0.2), tmp_path / "out", servers, told)
+    result = run(live_gate(slot_s=0.2), tmp_path / "out", servers, told)
     assert (result.verdict, result.settled) == ("fail", True)
     assert servers.most_open == 2
     assert [name for name, _ in servers.runs][:4] == ["01-base", "01-candidate", "02-candidate", "02-base"]
@@ -306,10 +308,10 @@ def test_a_pair_of_which_one_run_is_missing_is_measured_again_whole(tmp_path, tw
     folder, asked = tmp_path / "out", live_gate(slot_s=0.2)
     first = two_servers(0.004, 0.004, noise=0.001, broken={"02-base": KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
-        in_turns(asked, folder, first, told)
+        run(asked, folder, first, told)
     (folder / "01-base" / "run.json").unlink()
     second = two_servers(0.004, 0.004, noise=0.001)
-    result = in_turns(asked, folder, second, told)
+    result = run(asked, folder, second, told)
     assert result.verdict == "pass"
     assert [name for name, _ in second.runs][:4] == ["01-base", "01-candidate", "02-candidate", "02-base"]
 
@@ -318,13 +320,13 @@ def test_a_pair_of_which_one_run_is_missing_is_measured_again_whole(tmp_path, tw
 def test_a_base_that_breaks_while_turns_are_taken_is_named(tmp_path, two_servers, live_gate, told, name):
     servers = two_servers(0.004, 0.004, broken={name: BenchError("it has gone")})
     with pytest.raises(BenchError, match=r"base \(main@1\): it has gone"):
-        in_turns(live_gate(slot_s=0.2), tmp_path / "out", servers, told)
+        run(live_gate(slot_s=0.2), tmp_path / "out", servers, told)
 
 
 def test_a_candidate_that_breaks_while_turns_are_taken_fails_when_it_does_so_twice(
     tmp_path, two_servers, live_gate, told
 ):
     broken = {folder: BenchError("it has gone") for folder in ("02-candidate", "02-candidate-again2")}
-    result = in_turns(live_gate(slot_s=0.2), tmp_path / "out", two_servers(0.004, 0.004, broken=broken), told)
+    result = run(live_gate(slot_s=0.2), tmp_path / "out", two_servers(0.004, 0.004, broken=broken), told)
     assert result.verdict == "fail"
     assert "it has gone" in " ".join(result.reasons)

@@ -18,7 +18,8 @@ from mlserve.runs.production import Production, ServeChoice, read_production, wr
 from mlserve.runs.run import write_run
 from mlserve.runs.samples import OK, Sample, SampleWriter
 from mlserve.runs.window import Window
-from mlserve.tuning.gating.live import LiveGate, run_gate
+from mlserve.tuning.gating.asked import LiveGate
+from mlserve.tuning.gating.live import run_gate
 from mlserve.tuning.gating.side import production_side, side_of
 from mlserve.tuning.opening import Source
 from mlserve.tuning.serving import ServerOptions, serving
@@ -26,22 +27,22 @@ from mlserve.tuning.serving import ServerOptions, serving
 REQUESTS = 20
 
 
-@pytest.fixture
-def measure(made_runs):
+class OneByOne:
     """Measures a run, and keeps the processes of the servers that it asked."""
-    asked = []
 
-    def one_after_the_other(subject_of, plan, folder, label, on_progress, decide):
+    def __init__(self, usual):
+        self._usual, self.asked = usual, []
+
+    def one(self, subject_of, plan, folder, label, on_progress, decide):
         subject = subject_of(plan.protocol)
-        asked.append(subject.pids)
+        self.asked.append(subject.pids)
         rows = ask(subject.target.url, subject.model.name)
         with SampleWriter(folder) as writer:
             writer.append(rows)
-        usual = made_runs.record(made_runs.Load(), rate_per_s=10.0).run
         run = msgspec.structs.replace(
-            usual,
+            self._usual,
             label=label,
-            started_at=f"2026-11-22T00:{len(asked) // 60:02}:{len(asked) % 60:02}+00:00",
+            started_at=f"2026-11-22T00:{len(self.asked) // 60:02}:{len(self.asked) % 60:02}+00:00",
             plan=plan,
             window=Window(0.0, rows[-1].done_ns / 1e9),
             model=subject.model,
@@ -51,8 +52,10 @@ def measure(made_runs):
         write_run(folder, run)
         return run
 
-    one_after_the_other.asked = asked
-    return one_after_the_other
+
+@pytest.fixture
+def one_by_one(made_runs):
+    return OneByOne(made_runs.record(made_runs.Load(), rate_per_s=10.0).run)
 
 
 def ask(url, model):
@@ -77,7 +80,7 @@ def gate(base, candidate, *limits):
     return LiveGate(base=base, candidate=candidate, plan=plan, limits=parse_gate_limits(limits), keep_servers=True)
 
 
-def test_a_server_made_slower_fails_after_both_were_started_again(tiny_onnx, tmp_path, told, measure):
+def test_a_server_made_slower_fails_after_both_were_started_again(tiny_onnx, tmp_path, told, one_by_one):
     slower = Production(serve=ServeChoice(models=(str(tiny_onnx),), threads=1, max_delay_ms=8.0))
     write_production(tmp_path / "production.toml", slower)
     options = ServerOptions(threads=1)
@@ -85,22 +88,22 @@ def test_a_server_made_slower_fails_after_both_were_started_again(tiny_onnx, tmp
     base, candidate = side_of(str(tiny_onnx), tmp_path, options), production_side(read_production(file), file, options)
     asked = gate(base, candidate, "p50=50%")
     opens = opens_side(Source(store=tmp_path))
-    result = run_gate(asked, tmp_path / "out", opens, told, 600.0, measure=measure)
+    result = run_gate(asked, tmp_path / "out", opens, told, 600.0, runs=one_by_one)
     assert result.verdict == "fail", result
     p50 = next(one for one in result.metrics if one.metric == "p50")
     assert (result.about, p50.was_suspected, p50.difference.change > 1.5) == ("processes", True, True)
-    assert len(set(measure.asked)) == 4  # a base and a candidate, and both again
-    assert not any(psutil.pid_exists(pid) for pids in measure.asked for pid in pids)
+    assert len(set(one_by_one.asked)) == 4  # a base and a candidate, and both again
+    assert not any(psutil.pid_exists(pid) for pids in one_by_one.asked for pid in pids)
 
 
-def test_a_server_that_runs_already_does_not_fail_against_itself(tiny_onnx, tmp_path, told, measure):
+def test_a_server_that_runs_already_does_not_fail_against_itself(tiny_onnx, tmp_path, told, one_by_one):
     """The negative control of the one above."""
     with serving(str(tiny_onnx), tmp_path, ServerOptions(threads=1)) as served:
         side = side_of(served.http, tmp_path, ServerOptions())
         assert side.options is None
         asked = gate(side, side, "p50=200%")
         opens = opens_side(Source(store=tmp_path))
-        result = run_gate(asked, tmp_path / "out", opens, told, 1.5, measure=measure)
+        result = run_gate(asked, tmp_path / "out", opens, told, 1.5, runs=one_by_one)
     assert result.verdict in {"pass", "inconclusive"}
     assert not any(one.confirmed for one in result.metrics)
-    assert len(measure.asked) >= 2
+    assert len(one_by_one.asked) >= 2
