@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from mlserve.report.comparison import MORE_ERRORS
-from mlserve.report.gating.blame import is_spoilt, machine_faults, own_faults, told_of, tolerated
+from mlserve.report.gating.blame import borne, is_spoilt, machine_faults, own_faults, told_of, tolerated
 from mlserve.report.gating.calibration import GateCalibration, unfit
 from mlserve.report.gating.estimate import CERTAIN, Spread, plus
 from mlserve.report.gating.evidence import Pair, Refused
@@ -123,7 +123,7 @@ def decide_pairs(
     notes = unlike(before, after, ignore_differences=False) + cautions(before, after)
     calibration, why_unfit = fitting(calibration, after, kept=kept, limits=limits)
     sides = Sides(before.runs, after.runs, notes + why_unfit)
-    first, again = ([pair for pair in some if not is_spoilt(pair)] for some in (pairs, fresh))
+    first, again = ([pair for pair in some if not is_spoilt(pair, limits)] for some in (pairs, fresh))
 
     def tracks(some: Sequence[Limit], of: Sequence[Pair]) -> list[Track]:
         if not of:
@@ -143,7 +143,7 @@ def decide_pairs(
     if about == "processes":
         metrics = [of_processes(metric) for metric in metrics]
     is_last_look = len(again if suspected else first) >= LOOKS[-1]
-    result = _result(sides, _standing(everything), metrics, calibration, suspected, is_last_look=is_last_look)
+    result = _result(sides, _standing(everything, limits), metrics, calibration, suspected, is_last_look=is_last_look)
     return msgspec.structs.replace(result, mode="relative", about=about)
 
 
@@ -237,10 +237,10 @@ def _known(calibration: GateCalibration | None, limit: Limit, resolution: float 
     return plus(lasting, calibration.between(limit.metric)), calibration.one_pair(limit.metric)
 
 
-def _standing(pairs: Sequence[Pair]) -> _Standing:
+def _standing(pairs: Sequence[Pair], limits: Sequence[Limit]) -> _Standing:
     """What the certificates of runs taken in turn allow: what either side alone did counts, and is told."""
-    spoilt = [pair for pair in pairs if is_spoilt(pair)]
-    others = [pair for pair in pairs if not is_spoilt(pair)]
+    spoilt = [pair for pair in pairs if is_spoilt(pair, limits)]
+    others = [pair for pair in pairs if not is_spoilt(pair, limits)]
     bad = {
         "base": [pair.baseline for pair in others if own_faults(pair.baseline)],
         "candidate": [pair.candidate for pair in others if own_faults(pair.candidate)],
@@ -255,7 +255,7 @@ def _standing(pairs: Sequence[Pair]) -> _Standing:
         invalid=faults([pair.baseline for pair in spoilt], "baseline")
         + faults([pair.candidate for pair in spoilt], "candidate"),
         refused=beyond,
-        notes=[one for one in told.values() if one not in beyond],
+        notes=[one for one in (borne(others, limits), *told.values()) if one and one not in beyond],
         base_fails=not tolerated(len(bad["base"]), len(pairs)),
     )
 

@@ -11,6 +11,7 @@ import msgspec
 
 from mlserve.report.gating.limits import Limit
 from mlserve.report.measurement import Recorded
+from mlserve.runs.load import Bursts
 from mlserve.stats import Gap, Interval
 
 __all__ = ["Evidence", "Pair", "Refused", "Shares", "limit_value", "place_of", "value_of"]
@@ -19,15 +20,21 @@ _HALVINGS = 30
 
 
 class Pair(msgspec.Struct, frozen=True):
-    """Two runs taken one after the other, of the baseline and of the candidate, in whichever order. `max_rates` are the
-    highest rates at which each met its objective (requests per second), where they were sought; `rates_at_most` says of
-    which that is the lowest that was tried, and failed.
+    """Two runs, of the baseline and of the candidate, in turns or one after the other, in whichever order. `max_rates`
+    are the highest rates at which each met its objective (requests per second), where they were sought; `rates_at_most`
+    says of which that is the lowest that was tried, and failed.
     """
 
     baseline: Recorded
     candidate: Recorded
     max_rates: tuple[float, float] | None = None
     rates_at_most: tuple[bool, bool] = (False, False)
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether both were asked at once, in turns, and not one after the other."""
+        shape = self.baseline.run.plan.shape
+        return isinstance(shape, Bursts) and shape.throughout and self.candidate.run.plan.shape == shape
 
 
 class Refused(NamedTuple):

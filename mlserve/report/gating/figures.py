@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlserve.report.gating.evidence import Pair
 from mlserve.report.gating.limits import Limit
 from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Bursts
@@ -68,9 +69,7 @@ def noise_in_turns(limit: Limit, baseline: Recorded, candidate: Recorded) -> flo
     it: what the machine did to both is not in it. None for a figure that is no latency, and for runs that did not.
     """
     shape = baseline.run.plan.shape
-    if limit.metric in _WHY_NOT or not isinstance(shape, Bursts) or not shape.throughout:
-        return None
-    if candidate.run.plan.shape != shape:
+    if limit.metric in _WHY_NOT or not isinstance(shape, Bursts) or not Pair(baseline, candidate).in_turns:
         return None
     sides = _alike(_by_period(baseline, shape), _by_period(candidate, shape))
     noise = shared_log_spread(*sides, _statistic(limit))

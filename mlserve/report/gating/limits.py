@@ -62,6 +62,11 @@ class Limit(msgspec.Struct, frozen=True):
         return f"{self.metric}{sign}{figure}"
 
     @property
+    def is_latency(self) -> bool:
+        """Whether it is a percentile or the mean of latency."""
+        return self.q is not None or self.metric == "mean"
+
+    @property
     def in_points(self) -> bool:
         """Whether a change of it is a difference, not a ratio."""
         return self.metric in (ERROR_RATE, "accuracy")

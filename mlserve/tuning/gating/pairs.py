@@ -118,7 +118,7 @@ class Pairs:
             pair = self._attempt(turn, attempt, course, last=last)
             if len(self.breaks) >= ENOUGH_BREAKS:
                 return pair
-            self.spoilt = pair is None or is_spoilt(pair)
+            self.spoilt = pair is None or is_spoilt(pair, self._asked.limits)
             if pair is not None and (not self.spoilt or (last and not self.unconfirmed)):
                 return pair if self.spoilt or self._search is None else self._with_rates(pair, turn, self._search)
         raise AssertionError("attempts do not end")
