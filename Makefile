@@ -5,17 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable
 
-# What measures time, or fills the machine's cores, is not run beside anything else.
-IN_TURN := $(addprefix tests/bench/,clients foreign generator measuring/test_truth.py null_server test_driver.py test_leash.py watching) \
-	$(addprefix tests/tuning/,gating prediction/test_predict.py prediction/test_processor.py test_find_max.py test_serving.py test_tax.py) \
-	tests/cli/test_bench.py
+# The tests start hundreds of short processes: what one has compiled, the next need not compile again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow gate check proto clean
+# What measures time, or fills the machine's cores, is not run beside anything else.
+IN_TURN := $(addprefix tests/bench/,watching measuring/test_truth.py) \
+	$(addprefix tests/bench/generator/test_,calibration.py dispatcher.py generator.py pacer.py server_timing.py) \
+	$(addprefix tests/tuning/,gating/test_real_servers.py prediction/test_predict.py prediction/test_processor.py test_find_max.py test_tax.py) \
+	tests/scorecard
+
+.PHONY: help demo test test-slow gate scorecard scorecard-long check proto clean
 
 help:
 	@echo "make demo    optimize, serve, load-test and tune a real model; ends with a report"
 	@echo "make test    the test suite"
 	@echo "make test-slow   what takes longest: more kinds of models through every pass"
+	@echo "make scorecard   load, faults, bad input, attacks: 40 tests, each with a control; reports/scorecard.md"
+	@echo "make scorecard-long   the same as for a release: hours"
 	@echo "make gate    our server as it is here against BASE (main), on this machine"
 	@echo "make check   formatting, lint and types"
 	@echo "make proto   compile the gRPC messages again"
@@ -26,15 +32,22 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.test-installed
 	@sh tests/install_tools.sh
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(IN_TURN:%=--ignore %)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(IN_TURN:%=--ignore %)
 	$(BIN)/python -m pytest $(IN_TURN)
 
 test-slow: $(VENV)/.test-installed
-	$(BIN)/python -m pytest --slow --numprocesses 2 tests/optimize tests/cli
+	$(BIN)/python -m pytest --slow --numprocesses 2 tests/optimize tests/cli tests/engines tests/serve
+	$(BIN)/python -m pytest --slow tests/scorecard
 
 BASE ?= main
 gate: $(VENV)/.demo-installed
 	$(BIN)/python benchmarks/own_gate.py --base $(BASE)
+
+scorecard: $(VENV)/.test-installed
+	$(BIN)/python benchmarks/scorecard
+
+scorecard-long: $(VENV)/.test-installed
+	$(BIN)/python benchmarks/scorecard --form long
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .

@@ -105,13 +105,17 @@ class PreciseTimer:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
         self._fd = self._libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        self._due = due
+        self._loop, self._due = loop, due
         loop.add_reader(self._fd, self._fired)
 
     def set(self, instant_ns: int) -> None:
         seconds, rest = divmod(instant_ns, _NS)
         when = (ctypes.c_long * 4)(0, 0, seconds, rest)
         self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(when), None)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
 
     def _fired(self) -> None:
         with suppress(BlockingIOError):  # it was set anew since it fired

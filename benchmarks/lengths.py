@@ -187,7 +187,7 @@ def serving(artifact: Artifact, core: int, *, by_length: bool) -> Iterator[int]:
 def request_of(text: str) -> bytes:
     """The bytes of one request."""
     body = msgspec.json.encode({"text": text})
-    head = b"POST /v1/models/m/predict HTTP/1.1\r\nhost: b\r\ncontent-type: application/json\r\n"
+    head = b"POST /v1/models/m/predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
 

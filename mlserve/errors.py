@@ -17,9 +17,11 @@
        |- UnknownModelError       404 / NOT_FOUND
        |- PayloadTooLarge         413 / RESOURCE_EXHAUSTED
        |- UnsupportedContent      415 / UNIMPLEMENTED
+       |- TooManyRequests         429 / RESOURCE_EXHAUSTED
        |- Overloaded              503 / RESOURCE_EXHAUSTED
        |- NotServing              503 / UNAVAILABLE
        |- DeadlineExceeded        504 / DEADLINE_EXCEEDED
+       |- NoSpace                 507 / RESOURCE_EXHAUSTED
        `- ModelFailed             500 / INTERNAL
 
 A message names the thing, the value received and the next step. Anything else that reaches the terminal is a bug and
@@ -38,6 +40,7 @@ __all__ = [
     "MlserveError",
     "ModelFailed",
     "ModelFileError",
+    "NoSpace",
     "NotServing",
     "Overloaded",
     "PayloadTooLarge",
@@ -45,6 +48,7 @@ __all__ = [
     "RequestError",
     "RunFileError",
     "StoreError",
+    "TooManyRequests",
     "Unauthenticated",
     "UnknownInputError",
     "UnknownModelError",
@@ -98,10 +102,14 @@ class Refused(MlserveError):
 
 
 class RequestError(MlserveError):
-    """One request to a server cannot be answered. `http_status` and `grpc_code` are what the protocols say."""
+    """One request to a server cannot be answered. `http_status` and `grpc_code` are what the protocols say.
+
+    `retry_after_s` says when the same request may succeed, where that is known.
+    """
 
     http_status: ClassVar[int] = 500
     grpc_code: ClassVar[int] = 13
+    retry_after_s: float | None = None
 
 
 class InvalidRequest(RequestError):
@@ -146,11 +154,26 @@ class UnsupportedContent(RequestError):
     grpc_code: ClassVar[int] = 12
 
 
+class TooManyRequests(RequestError):
+    """The request's key has used up its rate or its quota."""
+
+    http_status: ClassVar[int] = 429
+    grpc_code: ClassVar[int] = 8
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Overloaded(RequestError):
-    """The queue is full; the same request may succeed later."""
+    """The queue is full; the same request may succeed later. A server may answer 429 in its stead."""
 
     http_status: ClassVar[int] = 503
     grpc_code: ClassVar[int] = 8
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NotServing(RequestError):
@@ -165,6 +188,13 @@ class DeadlineExceeded(RequestError):
 
     http_status: ClassVar[int] = 504
     grpc_code: ClassVar[int] = 4
+
+
+class NoSpace(RequestError):
+    """The server's disk is full, or it may write no more."""
+
+    http_status: ClassVar[int] = 507
+    grpc_code: ClassVar[int] = 8
 
 
 class ModelFailed(RequestError):

@@ -249,13 +249,13 @@ def row_interval(
     rows. Samples whose figure is NaN, such as one without a second class, are left out. `(nan, nan)` for fewer than two
     rows.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit
 
     if rows < 2:
         return math.nan, math.nan
     estimates = np.concatenate([figure(counts) for counts in _redrawn_rows(rows, resamples, seed)])
-    reach = math.sqrt(rows / (rows - 1)) * float(t.ppf((1 + confidence) / 2, rows - 1))
-    return _percentile_interval(estimates[~np.isnan(estimates)], float(1 - 2 * norm.cdf(-reach)))
+    reach = math.sqrt(rows / (rows - 1)) * float(stdtrit(rows - 1, (1 + confidence) / 2))
+    return _percentile_interval(estimates[~np.isnan(estimates)], float(1 - 2 * ndtr(-reach)))
 
 
 def flip_interval(lost: int, won: int, rows: int, confidence: float = 0.95) -> Interval:
@@ -283,13 +283,15 @@ def trend(at: Floats, figures: Floats, *, confidence: float = 0.95) -> Line:
     of correlated figures spread more: by the same factor as means (Hamed and Rao 1998 correct the Mann-Kendall test in
     this way), of the correlation that is left when the line is taken away.
     """
-    from scipy.stats import theilslopes
-
-    slope, start, _, _ = theilslopes(figures, at)
+    rise, run = figures - figures[:, None], at - at[:, None]
+    slopes = np.sort(rise[run > 0] / run[run > 0])
+    slope = float(np.median(slopes))
+    start = float(np.median(figures) - slope * np.median(at))
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * _widening_by(_correlation(figures - slope * at))
-    widened = min(2 * NormalDist().cdf(reach) - 1, 1 - 1e-12)
-    _, _, low, high = theilslopes(figures, at, alpha=widened)
-    return Line(float(start), float(slope), float(low), float(high))
+    spread = reach * math.sqrt(max(0.0, _rank_variance(len(at)) - _tied(figures) - _tied(at)))
+    lowest = max(round((len(slopes) - spread) / 2) - 1, 0)
+    highest = min(round((len(slopes) + spread) / 2), len(slopes) - 1)
+    return Line(start, slope, float(slopes[lowest]), float(slopes[highest]))
 
 
 def _redrawn_rows(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
@@ -357,6 +359,16 @@ def _correlation(levels: Floats) -> float:
     spread = float(deviations @ deviations)
     r = float(deviations[1:] @ deviations[:-1]) / spread if spread > 0 else 0.0
     return r + 1 / len(levels) if r > 0 else 0.0
+
+
+def _rank_variance(values: int) -> float:
+    """Of Kendall's sum over all pairs of `values` in an order by chance: +1 for each that rises, -1 that falls."""
+    return values * (values - 1) * (2 * values + 5) / 18
+
+
+def _tied(values: Floats) -> float:
+    """What the variance loses by values that are equal."""
+    return sum(_rank_variance(int(times)) for times in np.unique(values, return_counts=True)[1])
 
 
 def _tally(runs: Sequence[Blocks]) -> tuple[float, int]:

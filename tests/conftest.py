@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,15 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 # Begun first where files run beside each other: begun last, each would let the other cores wait for it.
-LONGEST = ("cli/test_tune.py", "cli/test_optimize_variants.py", "cli/test_optimize.py")
+LONGEST = (
+    "cli/test_bench.py",
+    "cli/test_optimize_variants.py",
+    "cli/test_tune.py",
+    "serve/test_loading.py",
+    "optimize/test_importing.py",
+    "cli/test_optimize.py",
+    "cli/test_serve.py",
+)
 
 
 def pytest_addoption(parser):
@@ -96,5 +105,27 @@ def mlserve(tmp_path):
             cwd=cwd,
             env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
         )
+
+    return run
+
+
+@pytest.fixture
+def mlserve_here(tmp_path, monkeypatch):
+    """As `mlserve`, but in this process: for what is told before a process or a heavy library has work to do."""
+    from typer.testing import CliRunner
+
+    from mlserve.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    heeded = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        try:
+            done = CliRunner().invoke(app, words, env={"COLUMNS": "200", "NO_COLOR": "1"}, catch_exceptions=False)
+        finally:
+            for number, handler in heeded.items():
+                signal.signal(number, handler)
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
     return run

@@ -273,6 +273,16 @@ def test_the_interval_of_a_trend_holds_the_truth_also_where_neighbours_correlate
     assert np.mean([line.low <= 0 <= line.high for line in lines]) >= least
 
 
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize("decimals", [9, 1, 0])  # with 0, many figures are equal
+def test_where_neighbours_have_nothing_in_common_a_trend_is_scipys(confidence, decimals):
+    at = np.sort(np.random.default_rng(0).random(20)).round(2)
+    for seed in range(20):
+        figures = _series(seed, -0.6).round(decimals)
+        slope, start, low, high = theilslopes(figures, at, alpha=confidence)
+        assert trend(at, figures, confidence=confidence) == pytest.approx((start, slope, low, high))
+
+
 def test_an_interval_that_takes_correlated_figures_for_independent_is_too_narrow():
     """The control of the test above: Sen's interval as it is."""
     at = np.arange(20) / 20

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from mlserve.model.artifact import Artifact
     from mlserve.model.store import Store
 
-__all__ = ["app", "list_models", "promote", "rollback", "show", "verify"]
+__all__ = ["app", "list_models", "promote", "rollback", "show", "sign", "verify"]
 
 app = typer.Typer(
-    help="List, show, promote, roll back and verify the models in the store.",
+    help="List, show, promote, roll back, sign and verify the models in the store.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -115,27 +115,65 @@ def rollback(
 
 @app.command()
 @ending_well
+def sign(
+    ref: RefArgument,
+    private_key: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, metavar="KEY.pem", help="Elliptic key (P-256, P-384, P-521).")
+    ],
+    store: StoreOption = Path("store"),
+    json: JsonFlag = False,
+) -> None:
+    """Vouch for a version with a key, in the format of OpenSSF's model-signing.
+
+    Its files must be those of its manifest. The signature lies beside it, in NAME/signatures/VERSION.sig.
+    """
+    from mlserve.model.signing import sign_version
+    from mlserve.model.store import verify as verify_files
+
+    artifact = _open(store).resolve(ref)
+    verify_files(artifact)
+    signature = sign_version(artifact.directory, private_key)
+    if json:
+        print_json({"ref": artifact.ref, "signature": str(signature)})
+    else:
+        out.print(f"{artifact.ref} is signed: {signature}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@ending_well
 def verify(
     refs: Annotated[list[str] | None, typer.Argument(metavar="[NAME[@VERSION|@ALIAS]]...")] = None,
+    public_key: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, metavar="KEY.pem", help="Check signatures, too: by one of these."),
+    ] = None,
     store: StoreOption = Path("store"),
     json: JsonFlag = False,
 ) -> None:
     """Check that every file is the one the manifest was written for; the whole store when no version is named."""
+    from mlserve.model.signing import signature_path, verify_signature
     from mlserve.model.store import verify as verify_files
 
     found = _open(store)
     artifacts, faults = ([found.resolve(ref) for ref in refs], {}) if refs else _readable(found)
+    states = dict.fromkeys(faults, "damaged")
     for artifact in artifacts:
         try:
+            state = "damaged"
             verify_files(artifact)
+            state = "not vouched for"
+            if public_key:
+                verify_signature(artifact.directory, signature_path(artifact.directory), public_key)
+            state = "ok"
         except StoreError as error:
-            faults[artifact.ref] = str(error)
-    states = dict.fromkeys((artifact.ref for artifact in artifacts), "ok") | faults
+            text = str(error)
+            faults[artifact.ref] = text if state == "damaged" else f"{artifact.ref}: {text}"
+        states[artifact.ref] = state
     if json:
-        print_json(states)
+        print_json({ref: faults.get(ref, state) for ref, state in states.items()})
     else:
         for ref, state in states.items():
-            out.print(f"{ref}  {'[green]ok[/]' if state == 'ok' else '[red]damaged[/]'}", highlight=False)
+            out.print(f"{ref}  [{'green' if state == 'ok' else 'red'}]{state}[/]", highlight=False)
     if faults:
         raise StoreError("; ".join(faults.values()))
 

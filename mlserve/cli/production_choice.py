@@ -69,8 +69,9 @@ def configured(said: ServeChoice, context: typer.Context, path: Path | None, *, 
         note = f"{flag} {_shown(value)} wins over {name} = {held} of {path}"
         err.print(note, highlight=False, markup=False, soft_wrap=True)
     choice = msgspec.structs.replace(production.serve, **changes)
-    if choice.keys and not Path(choice.keys).is_file():
-        raise UsageError(f"{path}: serve.keys: there is no file {choice.keys}; mend it, or say it with --keys")
+    for name, file in (("keys", choice.keys), ("jwks", choice.jwks)):
+        if file and not Path(file).is_file():
+            raise UsageError(f"{path}: serve.{name}: there is no file {file}; mend it, or say it with --{name}")
     unlike = [name for name in changes if name in _MEASURED]
     if "models" not in changes:
         unlike += _changed_model(choice, production, path, allowed=allow_changed)

@@ -7,11 +7,43 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mlserve.cli.production_choice import Configured, configured, expectation
+from mlserve.cli.serve_access import (
+    AllowedHost,
+    AllowedOrigin,
+    AuditLog,
+    Jwks,
+    JwtAudience,
+    JwtIssuer,
+    access_of,
+    is_open,
+)
+from mlserve.cli.serve_flags import (
+    GrpcTransport,
+    MaxConnections,
+    MaxQueueRows,
+    MaxRequest,
+    MaxWait,
+    OverloadStatus,
+    ReceiveTimeout,
+    overload_status_of,
+    transport_for,
+)
+from mlserve.cli.serve_life import (
+    HangAfter,
+    LameDuck,
+    LogKeep,
+    LogMaxBytes,
+    MemoryGuard,
+    life_settings,
+    most_bytes,
+)
+from mlserve.cli.serve_signatures import RequireSignature, TrialTime, TrustedKey, compiled_in, signatures_of
+from mlserve.cli.serve_tls import TlsCert, TlsClientCa, TlsClientRequired, TlsIdentities, TlsKey, tls_of
 from mlserve.cli.served_models import Chosen, choose_models, follow_models
 from mlserve.cli.terminal import JsonFlag, StoreOption, ending_well, err, out, print_json
 from mlserve.errors import UsageError
 from mlserve.runs.production import ServeChoice
-from mlserve.units import parse_duration_s
+from mlserve.units import parse_bytes, parse_duration_s
 
 if TYPE_CHECKING:
     from mlserve.serve.protocols.vertex import VertexRoutes
@@ -61,12 +93,30 @@ def serve(
         int | None,
         typer.Option(min=0, max=65535, help="Port on 127.0.0.1 for TorchServe's management pages; 0 takes a free one."),
     ] = None,
+    grpc_transport: GrpcTransport = None,
+    max_connections: MaxConnections = 4096,
+    max_request: MaxRequest = "64MiB",
+    receive_timeout: ReceiveTimeout = "30s",
     keys: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="File of API keys; it is followed as it changes.")
     ] = None,
+    jwks: Jwks = None,
+    jwt_issuer: JwtIssuer = "",
+    jwt_audience: JwtAudience = "",
+    allowed_host: AllowedHost = None,
+    allowed_origin: AllowedOrigin = None,
+    audit_log: AuditLog = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    tls_client_required: TlsClientRequired = False,
+    tls_identities: TlsIdentities = None,
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="Let everybody who can reach --host ask without a key.")
     ] = False,
+    require_signature: RequireSignature = "off",
+    trusted_key: TrustedKey = None,
+    trial_time: TrialTime = "9s",
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the ports.")] = 1,
     threads: Annotated[
         int | None,
@@ -76,6 +126,9 @@ def serve(
     max_delay_ms: Annotated[
         float, typer.Option(min=0.0, max=60_000.0, help="How long a request may wait for others to share its batch.")
     ] = 0.0,
+    max_queue_rows: MaxQueueRows = 4096,
+    max_wait: MaxWait = "30s",
+    overload_status: OverloadStatus = 503,
     device: Annotated[
         str, typer.Option(help="cpu, cuda[:N] (onnxruntime, torch), tensorrt[:N] (onnxruntime), gpu[:N] (openvino).")
     ] = "cpu",
@@ -90,12 +143,17 @@ def serve(
         bool, typer.Option(help="Keep compiled models in STORE/.cache, so that versions of the store load quicker.")
     ] = True,
     drain: Annotated[str, typer.Option(help="After SIGTERM, how long accepted requests may take to end.")] = "30s",
+    lame_duck: LameDuck = "",
+    hang_after: HangAfter = "10s",
+    memory_guard: MemoryGuard = "95%",
     log_requests: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the requests that are logged, as JSON lines.")
     ] = 0.0,
     log_file: Annotated[
         Path | None, typer.Option(help="Where the lines of --log-requests go.", show_default="stderr")
     ] = None,
+    log_max_bytes: LogMaxBytes = "",
+    log_keep: LogKeep = 5,
     otlp: Annotated[
         str, typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP) that traces go to.")
     ] = "",
@@ -138,6 +196,9 @@ def serve(
         threads=threads or 0,
         max_batch_rows=max_batch_rows,
         max_delay_ms=max_delay_ms,
+        max_queue_rows=max_queue_rows,
+        max_wait=max_wait,
+        overload_status=overload_status_of(overload_status),
         versions=versions or "",
         model_control=model_control,
         route=tuple(routes or ()),
@@ -146,11 +207,34 @@ def serve(
         http_port=http_port,
         grpc_port=grpc_port,
         management_port=-1 if management_port is None else management_port,
+        grpc_transport=grpc_transport or "",
+        max_connections=max_connections,
+        max_request=max_request,
+        receive_timeout=receive_timeout,
         keys=str(keys) if keys else "",
+        jwks=str(jwks) if jwks else "",
+        jwt_issuer=jwt_issuer,
+        jwt_audience=jwt_audience,
+        allowed_host=tuple(allowed_host or ()),
+        allowed_origin=tuple(allowed_origin or ()),
+        audit_log=str(audit_log) if audit_log else "",
+        tls_cert=str(tls_cert or ""),
+        tls_key=str(tls_key or ""),
+        tls_client_ca=str(tls_client_ca or ""),
+        tls_client_required=tls_client_required,
+        tls_identities=str(tls_identities or ""),
+        require_signature=require_signature,
+        trusted_key=tuple(map(str, trusted_key or ())),
+        trial_time=trial_time,
         cache=cache,
         drain=drain,
+        lame_duck=lame_duck,
+        hang_after=hang_after,
+        memory_guard=memory_guard,
         log_requests=log_requests,
         log_file=str(log_file) if log_file else "",
+        log_max_bytes=log_max_bytes,
+        log_keep=log_keep,
         otlp=otlp,
         trace=trace,
     )
@@ -159,20 +243,22 @@ def serve(
 
 def _run(asked: Configured, *, allow_anonymous: bool, json: bool) -> None:
     """Serves until it is told to end."""
-    from mlserve.serve.supervisor import run_server
+    from mlserve.serve.supervisor import resolve_host, run_server
 
     choice = asked.choice
     chosen = follow_models(
         list(choice.models), Path(choice.store), choice.versions or None, explicit=choice.model_control == "explicit"
     )
     vertex = _vertex(chosen)
-    address = choice.host or (vertex.host if vertex else "127.0.0.1")
-    is_open = _is_open(address, choice.keys, allow_anonymous=allow_anonymous)
+    name = choice.host or (vertex.host if vertex else "127.0.0.1")
+    address = resolve_host(name)  # once: what is listened on is what was looked at
+    keys = choice.keys or choice.jwks or choice.tls_client_ca
+    reachable = is_open(name, address, keys, allow_anonymous=allow_anonymous)
     settings = _settings(choice, chosen, vertex, address)
 
     def on_ready(endpoints: "Endpoints") -> None:
-        if is_open:
-            err.print(f"[yellow]warning:[/] {address} can be reached from other machines, and everybody may ask")
+        if reachable:
+            err.print(f"[yellow]warning:[/] {name} can be reached from other machines, and everybody may ask")
         if json:
             print_json(_ready(endpoints) | asked.document)
         else:
@@ -196,11 +282,15 @@ def _settings(choice: ServeChoice, chosen: Chosen, vertex: "VertexRoutes | None"
         health_paths=(vertex.health_path,) if vertex and vertex.health_path else (),
         server_name=choice.server_name,
         keys_file=str(Path(choice.keys).absolute()) if choice.keys else "",  # a link may be turned to another file
+        tls=tls_of(choice),
+        access=access_of(choice),
         watch=WatchSettings(
             choice.log_requests,
             str(Path(choice.log_file).resolve()) if choice.log_file else "",
             choice.otlp,
             choice.trace if choice.otlp else 0.0,
+            most_bytes(choice),
+            choice.log_keep,
         ),
         management_port=None if choice.management_port < 0 else choice.management_port,
         host=address,
@@ -212,10 +302,26 @@ def _settings(choice: ServeChoice, chosen: Chosen, vertex: "VertexRoutes | None"
             choice.threads or max(1, usable_cores() // choice.workers),
             choice.engine,
             choice.compute_type,
-            cache=str(Path(choice.store).resolve() / ".cache") if choice.cache else "",
+            cache=compiled_in(choice),
         ),
-        batch=BatchSettings(choice.max_batch_rows, choice.max_delay_ms / 1000),
-        limits=Limits(drain_s=parse_duration_s(choice.drain)),
+        batch=BatchSettings(
+            choice.max_batch_rows,
+            choice.max_delay_ms / 1000,
+            choice.max_queue_rows,
+            max_wait_s=parse_duration_s(choice.max_wait),
+            overload_status=choice.overload_status,
+        ),
+        life=life_settings(choice, address),
+        signatures=signatures_of(choice),
+        trial_s=parse_duration_s(choice.trial_time),
+        limits=Limits(
+            max_request_bytes=parse_bytes(choice.max_request),
+            max_connections=choice.max_connections,
+            head_s=min(Limits().head_s, parse_duration_s(choice.receive_timeout)),
+            receive_s=parse_duration_s(choice.receive_timeout),
+            drain_s=parse_duration_s(choice.drain),
+        ),
+        grpc_transport=transport_for(address, choice.grpc_transport),
     )
 
 
@@ -231,23 +337,6 @@ def _vertex(chosen: Chosen) -> "VertexRoutes | None":
     if len(names) != 1 or names[0] == EVERY_NAME:
         raise UsageError("Vertex AI asks one model (AIP_PREDICT_ROUTE); name the one to serve: mlserve serve NAME")
     return vertex_routes(os.environ, names[0])
-
-
-def _is_open(host: str, keys: str, *, allow_anonymous: bool) -> bool:
-    """Whether people beyond this machine may ask without a key. Raises UsageError unless that is what was meant."""
-    import ipaddress
-
-    from mlserve.serve.supervisor import resolve_host
-
-    address = resolve_host(host).partition("%")[0]
-    if keys or ipaddress.ip_address(address).is_loopback:
-        return False
-    if not allow_anonymous:
-        raise UsageError(
-            f"--host {host} can be reached from other machines, and without keys everybody there may ask; "
-            "name a file of keys with --keys, or mean it: --allow-anonymous"
-        )
-    return True
 
 
 def _route(text: str) -> "NamedRoute":
@@ -279,7 +368,7 @@ def _print_ready(endpoints: "Endpoints", expected: list[str]) -> None:
         out.print(f"  {name}@{version}", highlight=False)
     example = f"/v2/models/{endpoints.served[0][0]}/infer" if endpoints.served else "/v2/repository/index"
     out.print(f"  REST  {endpoints.http}{example}", highlight=False)
-    out.print(f"  gRPC  {endpoints.grpc}", highlight=False)
+    out.print(f"  gRPC  {endpoints.grpc}{' (TLS)' if endpoints.http.startswith('https') else ''}", highlight=False)
     out.print(f"  docs  {endpoints.http}/docs", highlight=False)
     if endpoints.management:
         out.print(f"  management  {endpoints.management}", highlight=False)

@@ -10,9 +10,10 @@ from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.engines.openvino_engine import OpenvinoEngine
 from mlserve.engines.split_engine import SplitEngine
 from mlserve.engines.torch_engine import TorchEngine
-from mlserve.errors import EngineError
+from mlserve.errors import EngineError, ModelFileError
 from mlserve.model.artifact import Artifact, Format, Manifest
 from mlserve.model.onnx_file import inspect_onnx
+from mlserve.model.private_copy import private_onnx
 from mlserve.model.tensors import batchable
 
 __all__ = ["open_engine", "open_onnx_file"]
@@ -31,8 +32,11 @@ def open_engine(artifact: Artifact, settings: EngineSettings | None = None) -> E
 
     The compute type it was made for goes with its engine, and so does whether large batches are split; on a device, on
     one thread and for rows that depend on each other they never are. Raises EngineError when the engine is not
-    installed, cannot open the artifact's format, or would not run on the device or in the compute type asked for.
+    installed, cannot open the artifact's format, would not run on the device or in the compute type asked for, and for
+    an ONNX file that must not be loaded.
     """
+    if artifact.manifest.format == "onnx":
+        _inspect(artifact.model_path)
     settings = _settled(settings or EngineSettings(), artifact.manifest)
     whole = _open(artifact, settings)
     if not settings.split_batches:
@@ -43,6 +47,13 @@ def open_engine(artifact: Artifact, settings: EngineSettings | None = None) -> E
         return whole
     part = _open(artifact, msgspec.structs.replace(settings, streams=settings.threads))
     return SplitEngine(whole, part, settings.threads)
+
+
+def _inspect(path: Path) -> None:
+    try:
+        inspect_onnx(path)
+    except ModelFileError as error:
+        raise EngineError(f"{path} cannot be loaded: it {str(error).removeprefix(f'{path} ')}") from error
 
 
 def _settled(settings: EngineSettings, manifest: Manifest) -> EngineSettings:
@@ -78,24 +89,26 @@ def _open(artifact: Artifact, settings: EngineSettings) -> Engine:
             raise _cannot_open(engine, manifest.format)
 
 
-def open_onnx_file(path: Path, settings: EngineSettings | None = None) -> Engine:
+def open_onnx_file(path: Path, settings: EngineSettings | None = None, within: str = "") -> Engine:
     """The ONNX file `path`, inspected and then loaded by onnxruntime or the engine that `settings` name.
 
-    The engine's inputs have the bounds that the file tells. A bare file is never cached: nothing binds it to its
-    content. Raises ModelFileError for a file that must not be loaded, and EngineError as `open_engine`.
+    What is inspected and loaded is a copy of it, in the folder `within` ("" for that of temporary files). The engine's
+    inputs have the bounds that the file tells. A bare file is never cached: nothing binds it to its content. Raises
+    ModelFileError for a file that must not be loaded, and EngineError as `open_engine`.
     """
-    bounds = inspect_onnx(path).bounds
     settings = settings or EngineSettings()
     engine = settings.engine or "onnxruntime"
     _check_applicable(engine, settings)
     opened: Engine
-    match engine:
-        case "onnxruntime":
-            opened = OnnxEngine(path, settings)
-        case "openvino":
-            opened = OpenvinoEngine(path, settings)
-        case _:
-            raise _cannot_open(engine, "onnx")
+    with private_onnx(path, within) as (copy, file):
+        match engine:
+            case "onnxruntime":
+                opened = OnnxEngine(copy, settings)
+            case "openvino":
+                opened = OpenvinoEngine(copy, settings)
+            case _:
+                raise _cannot_open(engine, "onnx")
+    bounds = file.bounds
     opened.inputs = tuple(msgspec.structs.replace(spec, below=bounds.get(spec.name)) for spec in opened.inputs)
     return opened
 

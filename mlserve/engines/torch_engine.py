@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ import numpy as np
 from mlserve.engines.device import parse_device
 from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.feed import arrays_in_order
-from mlserve.errors import EngineError, InvalidRequest
+from mlserve.engines.unpickling import only_tensors
+from mlserve.errors import EngineError, InvalidRequest, ModelFileError
 from mlserve.model.synthesis import synthesize
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, device
     from torch.export import ExportedProgram
 
-__all__ = ["TorchEngine", "TorchFacts", "torch_facts"]
+__all__ = ["TorchEngine", "TorchFacts", "load_program", "torch_facts"]
 
 # Rows that torch.compile is shown at load. It makes code of its own for one row, and so do oneDNN's convolutions for
 # sixteen and more.
@@ -158,17 +160,31 @@ def _device(text: str) -> "device":
 
 
 def _load(path: Path, where: "device") -> "ExportedProgram":
-    import torch
     from torch.export.passes import move_to_device_pass
 
     logging.disable(logging.ERROR)  # PyTorch logs the traceback of what we report as an error of our own
     try:
-        program = torch.export.load(path)
+        program = load_program(path)
         return program if where.type == "cpu" else move_to_device_pass(program, where)
     except Exception as error:  # a damaged archive fails anywhere
         raise EngineError(f"{path} cannot be loaded as a torch.export program: {_reason(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def load_program(path: Path) -> "ExportedProgram":
+    """The torch.export program at `path`, loaded without running code of it.
+
+    Raises ModelFileError for one that holds code, as a pickle or compiled, and whatever PyTorch does for damage.
+    """
+    import torch
+
+    records = torch._C.PyTorchFileReader(str(path)).get_all_records() if zipfile.is_zipfile(path) else []  # noqa: SLF001  # what load itself asks
+    compiled = next((name for name in records if "aotinductor/" in name or name.endswith((".so", ".o"))), "")
+    if compiled:
+        raise ModelFileError(f"{path} holds compiled code ({compiled[:200]}); export the program without compiling it")
+    with only_tensors(path):
+        return torch.export.load(path)
 
 
 def _writes_in_place(program: "ExportedProgram") -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from mlserve.errors import StoreError
+from mlserve.model.plain_files import FileRecord
 from mlserve.model.processing import Processing
 from mlserve.model.tensors import TensorSpec
 
@@ -40,13 +41,6 @@ _MODEL_FILES: dict[Format, str] = {"onnx": MODEL_FILE, "openvino": "model.xml", 
 
 # 1: first format (0.1.0)
 FORMAT_VERSION = 1
-
-
-class FileRecord(msgspec.Struct, frozen=True):
-    """What binds one file to its manifest."""
-
-    sha256: str
-    size_bytes: int
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -172,7 +166,7 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
     return {
         path.relative_to(directory).as_posix(): FileRecord(sha256_of(path), path.stat().st_size)
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != directory / MANIFEST
     }
 
 

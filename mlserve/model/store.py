@@ -20,13 +20,12 @@ from mlserve.errors import StoreError
 from mlserve.model.artifact import (
     MANIFEST,
     Artifact,
-    FileRecord,
     Manifest,
     read_manifest,
     record_files,
-    sha256_of,
     write_manifest,
 )
+from mlserve.model.plain_files import differences
 
 __all__ = ["PRODUCTION", "Store", "check_name", "verify"]
 
@@ -224,27 +223,14 @@ def check_name(name: str) -> str:
 
 def verify(artifact: Artifact) -> None:
     """Raises StoreError unless the version holds exactly the files of its manifest, each with its SHA-256."""
-    recorded = artifact.manifest.files
-    present = {
-        path.relative_to(artifact.directory).as_posix()
-        for path in artifact.directory.rglob("*")
-        if not path.is_dir() and path.name != MANIFEST
-    }
-    faults = [f"{name} is missing" for name in recorded if name not in present]
-    faults += [f"{name} is not in the manifest" for name in sorted(present - set(recorded))]
-    faults += [
-        f"{name} is a link" if (artifact.directory / name).is_symlink() else f"{name} was changed"
-        for name, record in recorded.items()
-        if name in present and not _unchanged(artifact.directory / name, record)
-    ]
+    try:
+        faults = differences(artifact.directory, artifact.manifest.files, but=MANIFEST)
+    except OSError as error:
+        raise StoreError(f"{artifact.directory} cannot be read: {error.strerror}") from error
     if faults:
         raise StoreError(
             f"{artifact.ref} does not match its manifest: {'; '.join(faults)}; restore it or optimize the model again"
         )
-
-
-def _unchanged(path: Path, record: FileRecord) -> bool:
-    return not path.is_symlink() and path.stat().st_size == record.size_bytes and sha256_of(path) == record.sha256
 
 
 def _content(manifest: Manifest) -> tuple[object, ...]:

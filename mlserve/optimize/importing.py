@@ -130,20 +130,28 @@ def _check_hints(source: Source, kind: SourceKind, training: Training) -> None:
 @contextmanager
 def _worker(request: ImportRequest, messages: int, limits: Limits) -> Iterator[tuple[Iterator[bytes], Watch]]:
     """The lines that the importing process writes, and what watches it; it is gone at the end, whatever happens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlserve.optimize.importers"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=messages,
-        process_group=0,  # Ctrl-C reaches us alone; leaving this block ends the process
-        env={**_QUIET, **os.environ, "KERAS_BACKEND": "tensorflow"},  # tf2onnx reads no other
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process, Watch(process, limits) as watch:
+    with (
+        tempfile.TemporaryDirectory(prefix="mlserve-import-") as scratch,
+        _started(messages, scratch) as process,
+        Watch(process, limits) as watch,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(msgspec.json.encode(request) + b"\n")
             process.stdin.flush()
             yield iter(process.stdout), watch
         finally:
             end(process)
+
+
+def _started(messages: int, scratch: str) -> "subprocess.Popen[bytes]":
+    """The importing process; its temporary files are its own, in the folder `scratch`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlserve.optimize.importers"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=messages,
+        process_group=0,  # Ctrl-C reaches us alone; leaving the caller's block ends the process
+        env={**_QUIET, **os.environ, "KERAS_BACKEND": "tensorflow", "TMPDIR": scratch},  # tf2onnx reads no other
+    )

@@ -106,11 +106,11 @@ def confidence_of(plan: Plan) -> float:
     """
     if not plan.precision:
         return _CONFIDENCE
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit
 
     each = 1 - (1 - _CONFIDENCE) / len(looks_s(plan))
-    reach = math.sqrt(BLOCKS_A_RUN / (BLOCKS_A_RUN - 1)) * float(t.ppf((1 + each) / 2, BLOCKS_A_RUN - 1))
-    return float(1 - 2 * norm.sf(reach))
+    reach = math.sqrt(BLOCKS_A_RUN / (BLOCKS_A_RUN - 1)) * float(stdtrit(BLOCKS_A_RUN - 1, (1 + each) / 2))
+    return float(1 - 2 * ndtr(-reach))
 
 
 def _measured(samples: Samples, window: Window) -> npt.NDArray[np.bool_]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 
@@ -37,6 +37,8 @@ _PINNED = ("models", "store", "device", "workers", "threads", "max_batch_rows", 
 Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
 Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+QueueRows = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Connections = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -59,6 +61,9 @@ class ServeChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     threads: Threads = 0
     max_batch_rows: Rows = 32
     max_delay_ms: Delay = 0.0
+    max_queue_rows: QueueRows = 4096
+    max_wait: str = "30s"
+    overload_status: Literal[503, 429] = 503
     versions: str = ""
     model_control: str = "store"
     route: tuple[str, ...] = ()
@@ -67,11 +72,34 @@ class ServeChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     http_port: Port = 8000
     grpc_port: Port = 8001
     management_port: Annotated[int, msgspec.Meta(ge=-1, le=65_535)] = -1
+    grpc_transport: Literal["", "native", "guarded", "grpcio"] = ""
+    max_connections: Connections = 4096
+    max_request: str = "64MiB"
+    receive_timeout: str = "30s"
     keys: str = ""
+    jwks: str = ""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    allowed_host: tuple[str, ...] = ()
+    allowed_origin: tuple[str, ...] = ()
+    audit_log: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    tls_client_required: bool = False
+    tls_identities: str = ""
+    require_signature: str = "off"
+    trusted_key: tuple[str, ...] = ()
+    trial_time: str = "9s"
     cache: bool = True
     drain: str = "30s"
+    lame_duck: str = ""
+    hang_after: str = "10s"
+    memory_guard: str = "95%"
     log_requests: Share = 0.0
     log_file: str = ""
+    log_max_bytes: str = ""
+    log_keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
     otlp: str = ""
     trace: Share = 1.0
 

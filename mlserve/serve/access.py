@@ -1,4 +1,4 @@
-"""The one authorization point in front of every dialect: who may do what, by an API key's scopes.
+"""The one authorization point in front of every dialect: who may do what, by the scopes of a key or a token.
 
 Every page and every rpc names the scope it needs, or that it is public; the transports ask `Access.check` before
 anything else happens. A server without keys lets everybody do everything.
@@ -8,31 +8,156 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
 from mlserve.errors import Forbidden, Unauthenticated
+from mlserve.serve.allowance import Allowance, Ledger
 
-__all__ = ["Access", "Key", "Scope", "digest"]
+__all__ = ["CERTIFICATE", "Access", "Certified", "Grant", "Key", "Scope", "Tokens", "digest"]
 
 Scope = Literal["infer", "metadata", "admin", "metrics"]
 """What a key may do: ask for answers; read what is served; load, unload and move; read the metrics."""
+
+CERTIFICATE = b"\0certificate\0"
+"""How a credential begins that is a connection's certificate: no header can hold a NUL, so no client can send one."""
 
 # So many different credentials are remembered; each is one entry of a dictionary.
 _MOST_REMEMBERED = 4096
 
 
-class Key(msgspec.Struct, frozen=True):
+class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     """An API key as the server keeps it: never the key itself, only its SHA-256 (keys have 256 random bits).
 
-    `expires_at` is ISO 8601 with a time zone; empty for never.
+    `expires_at` is ISO 8601 with a time zone; empty for never. `rate_per_s`, `burst` and `quota_per_day` count
+    requests as `Allowance` says; 0 is no limit.
     """
 
     name: str
     sha256: str
     scopes: frozenset[Scope]
     expires_at: str = ""
+    rate_per_s: float = 0.0
+    burst: int = 0
+    quota_per_day: int = 0
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """How much may be asked with it; None for as much as one likes."""
+        if not (self.rate_per_s or self.quota_per_day):
+            return None
+        return Allowance(self.rate_per_s, self.burst, self.quota_per_day)
+
+
+class Grant(NamedTuple):
+    """What a credential allows, whose it is, and until when (seconds since 1970).
+
+    `allowance` says how much may be asked; what was is kept under `account`.
+    """
+
+    name: str
+    scopes: frozenset[Scope]
+    until_s: float = float("inf")
+    allowance: Allowance | None = None
+    account: bytes = b""
+
+
+class Tokens(Protocol):
+    """Reads signed tokens (JWT); see `mlserve.serve.tokens`."""
+
+    def verify(self, token: bytes) -> Grant:
+        """What `token` grants. Raises Unauthenticated for one that this server does not trust."""
+        ...
+
+
+class Certified(Protocol):
+    """Knows clients by the certificates of their connections; see `mlserve.serve.identities`."""
+
+    def verify(self, credential: bytes) -> Grant:
+        """What a certificate grants (a credential that begins with CERTIFICATE). Raises Unauthenticated for nothing."""
+        ...
+
+
+class _Rules(NamedTuple):
+    """What holds at one moment, and the credentials that were seen under it."""
+
+    keys: dict[str, Key]
+    tokens: Tokens | None
+    certified: Certified | None
+    seen: dict[bytes | None, Grant]
+
+
+class Access:
+    """Checks credentials against the keys and tokens of one server. With neither, everybody may do everything.
+
+    The price of a check on the hot path is one lookup in a dictionary of the credentials seen before. `ledger` is
+    where the keys' allowances are counted.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Key] | None = None,
+        tokens: Tokens | None = None,
+        ledger: Ledger | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._now, self._ledger = now, ledger or Ledger()
+        self._certified: Certified | None = None
+        self.replace(keys, tokens)
+
+    def replace(self, keys: Sequence[Key] | None, tokens: Tokens | None = None) -> None:
+        """Takes `keys` and `tokens` in place of those before, at once; whoever was known is looked at anew."""
+        self._rules = _Rules({key.sha256: key for key in keys or ()}, tokens, self._certified, {})
+        self.open = keys is None and tokens is None and self._certified is None
+
+    def replace_certified(self, certified: Certified) -> None:
+        """Takes what `certified` knows of certificates in place of what was known of them, beside keys and tokens."""
+        self._certified = certified
+        self._rules = self._rules._replace(certified=certified, seen={})
+        self.open = False
+
+    def check(self, scope: Scope | None, credential: bytes | None) -> None:
+        """Raises unless `credential` allows `scope` once more; a `scope` of None is public.
+
+        `credential` is the value of the header `authorization` (`Bearer KEY`) or of `x-api-key`, None for neither.
+        Raises Unauthenticated for none, an unknown or an expired one, Forbidden for one without the scope, and
+        TooManyRequests for one that has asked too much.
+        """
+        if self.open or scope is None:
+            return
+        grant = self._rules.seen.get(credential)
+        if grant is None or scope not in grant.scopes or self._now() >= grant.until_s:
+            grant = self._grant(scope, credential)
+        if grant.allowance is not None:
+            self._ledger.charge(grant.account, grant.allowance)
+
+    def check_stream(self, scope: Scope | None, credential: bytes | None) -> None:
+        """As `check`, for a stream whose messages are then checked and counted one by one."""
+        if not self.open and scope is not None:
+            self._grant(scope, credential)
+
+    def name_of(self, credential: bytes | None) -> str:
+        """Whose `credential` is, for those who are to be told; empty for nobody that is known."""
+        try:
+            return self._known(credential).name if credential else ""
+        except Unauthenticated:
+            return ""
+
+    def _grant(self, scope: Scope, credential: bytes | None) -> Grant:
+        if not credential:
+            raise Unauthenticated("this server asks for a key: send the header 'authorization: Bearer KEY'")
+        grant = self._known(credential)
+        if self._now() >= grant.until_s:
+            raise Unauthenticated("the key has expired; ask for another")
+        if scope not in grant.scopes:
+            raise Forbidden(f"the key does not allow this: it lacks the scope '{scope}'")
+        return grant
+
+    def _known(self, credential: bytes) -> Grant:
+        rules = self._rules  # they may be replaced meanwhile, and what is found by the old ones must not outlive them
+        return rules.seen.get(credential) or _look_up(rules, credential)
 
 
 def digest(key: bytes) -> str:
@@ -40,45 +165,20 @@ def digest(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
-class Access:
-    """Checks credentials against the keys of one server. `keys` None: everybody may do everything.
-
-    The price of a check on the hot path is one lookup in a dictionary of the credentials seen before.
-    """
-
-    def __init__(self, keys: Sequence[Key] | None = None, *, now: Callable[[], float] = time.time) -> None:
-        self._now = now
-        self.replace(keys)
-
-    def replace(self, keys: Sequence[Key] | None) -> None:
-        """Takes `keys` in place of those before, at once."""
-        self.open = keys is None
-        self._by_digest = {key.sha256: key for key in keys or ()}
-        self._seen: dict[bytes, tuple[frozenset[Scope], float]] = {}
-
-    def check(self, scope: Scope | None, credential: bytes | None) -> None:
-        """Raises unless `credential` allows `scope`; a `scope` of None is public.
-
-        `credential` is the value of the header `authorization` (`Bearer KEY`) or of `x-api-key`, None for neither.
-        Raises Unauthenticated for none, an unknown or an expired one, and Forbidden for one without the scope.
-        """
-        if self.open or scope is None:
-            return
-        if not credential:
-            raise Unauthenticated("this server asks for a key: send the header 'authorization: Bearer KEY'")
-        known = self._seen.get(credential) or self._look_up(credential)
-        if self._now() >= known[1]:
-            raise Unauthenticated("the key has expired; ask for another")
-        if scope not in known[0]:
-            raise Forbidden(f"the key does not allow this: it lacks the scope '{scope}'")
-
-    def _look_up(self, credential: bytes) -> tuple[frozenset[Scope], float]:
-        kind, _, rest = credential.partition(b" ")
-        key = self._by_digest.get(digest(rest.strip() if kind.lower() == b"bearer" else credential.strip()))
-        if key is None:
-            raise Unauthenticated("the key is not known to this server")
+def _look_up(rules: _Rules, credential: bytes) -> Grant:
+    kind, _, rest = credential.partition(b" ")
+    secret = rest.strip() if kind.lower() == b"bearer" else credential.strip()
+    key = rules.keys.get(digest(secret))
+    if rules.certified is not None and credential.startswith(CERTIFICATE):
+        grant = rules.certified.verify(credential)
+    elif key is not None:
         until_s = datetime.fromisoformat(key.expires_at).astimezone(UTC).timestamp() if key.expires_at else float("inf")
-        if len(self._seen) >= _MOST_REMEMBERED:
-            self._seen.clear()
-        self._seen[credential] = (key.scopes, until_s)
-        return self._seen[credential]
+        grant = Grant(key.name, key.scopes, until_s, key.allowance, bytes.fromhex(key.sha256)[:16])
+    elif rules.tokens is not None and secret.count(b".") == 2:
+        grant = rules.tokens.verify(secret)
+    else:
+        raise Unauthenticated("the key is not known to this server")
+    if len(rules.seen) >= _MOST_REMEMBERED:
+        rules.seen.clear()
+    rules.seen[credential] = grant
+    return grant

@@ -13,6 +13,7 @@ from mlserve.serve.batching.future import Answered, noting_runs, run
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.tasks.task import Asked, TaskAnswer
+from mlserve.serve.transports.patience import patience_s
 from mlserve.wire.signature import InferRequest
 
 __all__ = ["Answering", "noting_batches"]
@@ -42,8 +43,12 @@ class Answering:
     async def infer(
         self, model: ServedModel, request: InferRequest, protocol: str, headers: Mapping[bytes, bytes] = NO_HEADERS
     ) -> Answered:
-        """The outputs for `request`. Raises RequestError. Logs and traces look at `headers`."""
+        """The outputs for `request`. Raises RequestError. Logs and traces look at `headers`, which may say how long the
+        client waits.
+        """
         self._service.check_serving()
+        if headers:
+            request.timeout_s = patience_s(request.timeout_s, headers)
         with self._wait(), noting_runs(model.batcher, _batches.get()):
             return await run(model.batcher, request, model.signature, self.turn, protocol, headers)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,8 +32,9 @@ from mlserve.serve.protocols.dialect import (
 )
 from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.settings import Limits
-from mlserve.serve.transports.http_reply import ACCEPT_ENCODING, asked_fields
-from mlserve.serve.transports.http_slow import answer, read
+from mlserve.serve.transports.certificate_mark import CERTIFICATE_FIELD
+from mlserve.serve.transports.http_reply import ACCEPT_ENCODING, asked_fields, retry_field
+from mlserve.serve.transports.http_slow import answer, read, unless_gone
 
 __all__ = ["application"]
 
@@ -89,17 +91,41 @@ class _Pages:
         scope = page.scope if isinstance(page, Page) else "infer"
         error_of = dialect.error if isinstance(page, Page) else page.inference.error
         answer = partial(self._show, page) if isinstance(page, Page) else partial(self._infer, page)
+        waits = scope == "infer"
+
+        async def respond(request: Request) -> Response:
+            self._service.access.check(scope, _credential(request))
+            complete = await self._complete(request)
+            making = answer(complete)
+            # Where runs are short, all is over before anybody could be seen to leave.
+            return await (unless_gone(complete.receive, making) if waits and self._service.queues else making)
+
+        allowed = respond if scope != "admin" else partial(self._audited, respond)
 
         async def handle(request: Request) -> Response:
             try:
-                self._service.access.check(scope, _credential(request))
-                return await answer(await self._complete(request))
+                return await allowed(request)
             except RequestError as error:
                 refusal = _refusal(error, error_of)
                 _add_fields(refusal, asked_fields(dict(request.scope["headers"]), 0.0, ()))
                 return refusal
 
         return handle
+
+    async def _audited(self, respond: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
+        """The answer to an admin call, which the audit log is told of, whatever came of it."""
+        client, name = request.client, str(request.path_params.get("name", ""))
+        with self._service.audit.call(
+            f"{request.method} {request.scope['raw_path'].decode('latin-1')}",
+            who=self._service.access.name_of(_credential(request)),
+            remote=f"{client.host}:{client.port}" if client else "",
+            model=name,
+        ) as line:
+            response = await respond(request)
+            line["status"] = response.status_code
+            if response.status_code >= HTTPStatus.BAD_REQUEST:
+                line["outcome"] = "refused"
+        return response
 
     async def _complete(self, request: Request) -> Request:
         """The request with its whole body, unpacked."""
@@ -109,8 +135,10 @@ class _Pages:
             return request
         body = await unpack(body, encoding, self._limits.max_request_bytes)
 
+        unpacked = iter([{"type": "http.request", "body": body}])
+
         async def receive() -> Message:
-            return {"type": "http.request", "body": body}
+            return next(unpacked, None) or await request.receive()
 
         headers = [field for field in request.scope["headers"] if field[0] not in (ENCODING, b"content-length")]
         headers.append((b"content-length", b"%d" % len(body)))
@@ -170,13 +198,15 @@ def _is_admin(page: Page | InferPage) -> bool:
 
 def _credential(request: Request) -> bytes | None:
     fields = dict(request.scope["headers"])
-    return fields.get(b"authorization") or fields.get(b"x-api-key")
+    return fields.get(b"authorization") or fields.get(b"x-api-key") or request.scope.get(CERTIFICATE_FIELD)
 
 
 def _refusal(error: RequestError, body: Callable[[int, str], bytes]) -> Response:
     status = error.http_status
-    headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(status)
-    return Response(body(status, str(error)), status, headers, "application/json")
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None
+    refusal = Response(body(status, str(error)), status, headers, "application/json")
+    _add_fields(refusal, retry_field(status, error.retry_after_s))
+    return refusal
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

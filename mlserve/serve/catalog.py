@@ -1,11 +1,12 @@
 """What is served at one moment: an immutable view that is replaced whole, so that no request sees half a change."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from mlserve.engines.engine import Engine
-from mlserve.errors import UnknownModelError
+from mlserve.errors import NotServing, UnknownModelError
 from mlserve.serve.batching.batcher import Batcher
 from mlserve.serve.metrics import ModelMeter
 from mlserve.serve.tasks.task import Task
@@ -74,14 +75,15 @@ class Catalog(msgspec.Struct, frozen=True, eq=False):
     """The served versions by (name, version), and the words that lead to them.
 
     `defaults` says which version a request that names none is for, `aliases` which version each alias of a name means
-    (only versions that are served), `others` what is known but not served, and why. `routes` is the fast lane's memory
-    of what a path means; it goes with the catalog.
+    (only versions that are served), `others` what is known but not served, and why. `held` are the versions that are
+    held back for now, and why. `routes` is the fast lane's memory of what a path means; it goes with the catalog.
     """
 
     models: dict[tuple[str, str], ServedModel] = {}
     defaults: dict[str, str] = {}
     aliases: dict[str, dict[str, str]] = {}
     others: tuple[IndexEntry, ...] = ()
+    held: Mapping[tuple[str, str], str] = {}
     routes: dict[bytes, Any] = msgspec.field(default_factory=dict)
 
     @property
@@ -99,12 +101,18 @@ class Catalog(msgspec.Struct, frozen=True, eq=False):
         return sorted((version for each, version in self.models if each == name), key=lambda text: (len(text), text))
 
     def find(self, name: str, version: str = "") -> ServedModel:
-        """The served version; `version` may be an alias, and empty means the default one. Raises UnknownModelError."""
+        """The served version; `version` may be an alias, and empty means the default one.
+
+        Raises UnknownModelError, and NotServing for one that is held back.
+        """
         chosen = version or self.defaults.get(name, "")
         model = self.models.get((name, chosen))
         if model is None:
             model = self.models.get((name, self.aliases.get(name, {}).get(chosen, "")))
         if model is None:
+            for (each, number), reason in self.held.items():
+                if each == name and (number == version or not self.versions(name)):
+                    raise NotServing(reason)
             raise UnknownModelError(f"Request for unknown model: '{name[:128]}'{self._missing(name, version)}")
         return model
 

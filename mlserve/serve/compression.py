@@ -23,7 +23,8 @@ _WORTH_PACKING_BYTES = 16 << 10
 _SAMPLE_BYTES, _WORTH_SHARE = 4 << 10, 0.8
 # More members than this have no use; each costs a little.
 _MOST_MEMBERS = 1000
-_PIECE_BYTES = 64 << 10
+# So much is looked at, and made of it, at once. zlib doubles its buffer as it grows: a bomb's would be a second one.
+_PIECE_BYTES, _PART_BYTES = 64 << 10, 1 << 20
 _GZIP_WRAPPED, _ZLIB_WRAPPED, _BARE = 31, 15, -15
 
 
@@ -101,16 +102,17 @@ def _members(body: bytes, wrapping: int, most_bytes: int) -> tuple[list[bytes], 
         unpacking = zlib.decompressobj(wrapping)
         while not unpacking.eof:
             piece = view[position : position + _PIECE_BYTES]
-            if not piece:
+            part = unpacking.decompress(piece, min(free_bytes + 1, _PART_BYTES))
+            if not piece and not part and not unpacking.eof:
                 raise InvalidRequest("the compressed body ends too early")
-            parts.append(unpacking.decompress(piece, free_bytes + 1))
-            free_bytes -= len(parts[-1])
+            parts.append(part)
+            free_bytes -= len(part)
             if free_bytes < 0:
                 raise PayloadTooLarge(
                     f"the body has more than {most_bytes} bytes once it is unpacked, which exceeds the maximum allowed "
                     f"input size of {most_bytes}"
                 )
-            position += len(piece) - len(unpacking.unused_data)
+            position += len(piece) - len(unpacking.unused_data) - len(unpacking.unconsumed_tail)
         if position == len(body):
             break
     return parts, position

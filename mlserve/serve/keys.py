@@ -1,11 +1,11 @@
 """API keys on disk: made, kept as SHA-256 alone, read again when the file changes.
 
-The file is JSON: `{"format_version": 1, "keys": [{"name", "sha256", "scopes", "expires_at"}, ...]}`. It is replaced
-whole, by renaming a finished file over it, and only its owner may read it.
+The file is JSON: `{"format_version": 1, "keys": [{"name", "sha256", "scopes", "expires_at", ...}, ...]}`, each with the
+fields of `Key`. It is replaced whole, by renaming a finished file over it, and only its owner may read it.
 """
 
 import fcntl
-import logging
+import math
 import os
 import re
 import secrets
@@ -20,6 +20,8 @@ import msgspec
 
 from mlserve.errors import UsageError
 from mlserve.serve.access import Key, Scope, digest
+from mlserve.serve.allowance import Allowance
+from mlserve.serve.followed_file import FollowedFile
 
 __all__ = ["KeyFile", "NewKey", "add_key", "new_key", "read_keys", "remove_key"]
 
@@ -29,8 +31,7 @@ _KEY_BYTES = 32  # 256 random bits
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SCOPES = get_args(Scope)
-
-_log = logging.getLogger("mlserve.serve")
+_MOST_PER_S, _MOST_PER_DAY = 1e6, 10**12
 
 
 class NewKey(NamedTuple):
@@ -45,19 +46,23 @@ class _File(msgspec.Struct):
     keys: list[dict[str, Any]]
 
 
-def new_key(name: str, scopes: Iterable[str], expires_at: str = "") -> NewKey:
+def new_key(name: str, scopes: Iterable[str], expires_at: str = "", allowance: Allowance | None = None) -> NewKey:
     """A key of 256 random bits that allows `scopes` until `expires_at` (ISO 8601 with a time zone; empty for ever).
 
-    Raises UsageError for a name, a scope or a time that is none.
+    Without an `allowance` it may be used as often as one likes; a rate without a burst gets one of a second. Raises
+    UsageError for a name, a scope, a time or a number that is none.
     """
     secret = secrets.token_urlsafe(_KEY_BYTES)
     record = {"name": name, "sha256": digest(secret.encode()), "scopes": sorted(set(scopes)), "expires_at": expires_at}
+    if allowance is not None:
+        burst = allowance.burst or (max(1, math.ceil(allowance.rate_per_s)) if allowance.rate_per_s else 0)
+        record |= allowance._replace(burst=burst)._asdict()
     return NewKey(secret, _key(record, f"key '{name[:64]}'"))
 
 
 def read_keys(path: Path) -> list[Key]:
     """Every key of the file. Raises UsageError, naming the file and the key, for what cannot be read."""
-    return _read(path)[0]
+    return KeyFile(path).read()
 
 
 def add_key(path: Path, key: Key) -> None:
@@ -80,46 +85,11 @@ def remove_key(path: Path, name: str) -> Key:
     return found
 
 
-class KeyFile:
+class KeyFile(FollowedFile[list[Key]]):
     """The keys of one file, for a server that follows it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: tuple[int, ...] | None = None
-
-    def read(self) -> list[Key]:
-        """The keys as they are now. Raises UsageError as `read_keys`."""
-        keys, self._stamp = _read(self._path)
-        return keys
-
-    def changed(self) -> list[Key] | None:
-        """The keys if the file changed since it was last read, else None.
-
-        A file that cannot be read changes nothing: the keys from before stay, and the log says why, once.
-        """
-        try:
-            stamp = _stamp(self._path.stat())
-        except OSError:
-            stamp = ()
-        if stamp == self._stamp:
-            return None
-        self._stamp = stamp
-        try:
-            return self.read()
-        except UsageError as error:
-            _log.warning("the keys stay as they were: %s", error)
-            return None
-
-
-def _read(path: Path) -> tuple[list[Key], tuple[int, ...]]:
-    """The keys, and the stamp of the file they were read from."""
-    try:
-        with path.open("rb") as file:
-            stamp = _stamp(os.fstat(file.fileno()))
-            content = file.read()
-    except OSError as error:
-        raise UsageError(f"the keys file {path} cannot be read: {error.strerror}") from error
-    return _parse(content, path), stamp
+        super().__init__(path, _parse, "keys")
 
 
 def _parse(content: bytes, path: Path) -> list[Key]:
@@ -151,6 +121,8 @@ def _key(record: dict[str, Any], which: str) -> Key:
         key = msgspec.convert(record, Key)
     except msgspec.ValidationError as error:
         raise UsageError(f"{which} cannot be read: {error}") from error
+    if unmeant := sorted(record.keys() - {*Key.__struct_fields__}):
+        raise UsageError(f"{which} has a field {unmeant[0][:64]!r} that means nothing; mend its name, or remove it")
     if not _NAME.fullmatch(key.name):
         raise UsageError(f"{which}: a key's name has letters, digits and . _ @ -, at most 128, and no space")
     if not _SHA256.fullmatch(key.sha256):
@@ -160,7 +132,17 @@ def _key(record: dict[str, Any], which: str) -> Key:
             f"{which} expires at {key.expires_at[:64]!r}, which is no time with a zone; "
             "write it like 2027-01-31T00:00:00+00:00"
         )
+    _check_allowance(key, which)
     return key
+
+
+def _check_allowance(key: Key, which: str) -> None:
+    if not (0 <= key.rate_per_s <= _MOST_PER_S and 0 <= key.quota_per_day <= _MOST_PER_DAY):
+        raise UsageError(
+            f"{which} has a rate or quota that is none: give up to {_MOST_PER_S:g} a second, {_MOST_PER_DAY:g} a day"
+        )
+    if bool(key.burst) != bool(key.rate_per_s) or key.burst < 0 or key.burst > _MOST_PER_S:
+        raise UsageError(f"{which}: 'burst' is how many requests of 'rate_per_s' may come at once, 1 or more")
 
 
 def _is_time(text: str) -> bool:
@@ -192,7 +174,7 @@ def _changing(path: Path) -> Iterator[list[Key]]:
 
 
 def _write(path: Path, keys: Sequence[Key]) -> None:
-    records = [{**msgspec.structs.asdict(key), "scopes": sorted(key.scopes)} for key in keys]
+    records = [{**msgspec.to_builtins(key), "scopes": sorted(key.scopes), "expires_at": key.expires_at} for key in keys]
     content = msgspec.json.format(msgspec.json.encode({"format_version": _FORMAT_VERSION, "keys": records}), indent=2)
     with tempfile.NamedTemporaryFile(prefix=".keys-", dir=path.parent, delete=False) as file:  # with mode 0600
         finished = Path(file.name)
@@ -205,7 +187,3 @@ def _write(path: Path, keys: Sequence[Key]) -> None:
             with suppress(OSError):
                 finished.unlink()
             raise
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_mtime_ns, status.st_ino, status.st_size, status.st_dev)

@@ -1,81 +1,126 @@
 """From a version on disk to a model that is served: checked, loaded, warmed up."""
 
-import time
-from collections.abc import Sequence
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from mlserve.engines.engine import Engine
 from mlserve.engines.independence import rows_independent
 from mlserve.engines.opening import open_engine, open_onnx_file
-from mlserve.errors import EngineError, RequestError
-from mlserve.model.artifact import MANIFEST, Artifact, Format, read_manifest
-from mlserve.model.store import verify
-from mlserve.model.synthesis import synthesize
-from mlserve.model.tensors import TensorSpec
+from mlserve.errors import StoreError
+from mlserve.model.artifact import MANIFEST, Artifact, Format
+from mlserve.model.private_copy import private_onnx, private_version
+from mlserve.model.signing import signature_path, verify_signature
 from mlserve.serve.batching.lengths import batcher_for
+from mlserve.serve.batching.share import device_share
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.serve.catalog import ModelFacts, ServedModel
+from mlserve.serve.life.noted import NotedEngine
+from mlserve.serve.life.slate import open_slate
 from mlserve.serve.recording.recorder import Recorded, open_recorder
-from mlserve.serve.settings import ModelSource, ServeSettings
+from mlserve.serve.settings import ModelSource, ServeSettings, SignatureSettings
 from mlserve.serve.tasks.carried import Carried
 from mlserve.serve.tasks.opening import open_task
 from mlserve.serve.tasks.signing import open_signature
+from mlserve.serve.trial import try_model
+from mlserve.serve.warming import check_interface, warm_up
 from mlserve.serve.watching.resources import measured_load
 from mlserve.serve.watching.watched import open_meter
 from mlserve.wire.signature import Signature
 
 if TYPE_CHECKING:
-    from mlserve.serve.batching.batcher import Ticket
+    from mlserve.serve.batching.ticket import Ticket
 
 __all__ = ["load_model"]
+
+_log = logging.getLogger("mlserve.serve")
 
 # V2's names for them, as Triton's clients know them.
 _PLATFORM: dict[Format, str] = {"onnx": "onnxruntime_onnx", "openvino": "openvino", "torch": "pytorch_libtorch"}
 
 
-def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn) -> ServedModel:
+def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial: bool = False) -> ServedModel:
     """The model in `source`, ready to answer.
 
-    A version folder is checked against its manifest, a bare ONNX file by `inspect_onnx`, before an engine sees it.
-    Raises StoreError, ModelFileError or EngineError.
+    Before an engine sees it, it is copied to where nobody else can write, a version checked against its manifest and
+    its signature, ONNX by `inspect_onnx`; for a `trial` it is loaded and run in a process of its own first, so that
+    what crashes there does not crash a server that serves. Raises StoreError, ModelFileError or EngineError.
     """
-    with measured_load() as cost:
-        served = _load(source, settings, turn)
+    with measured_load() as cost, open_slate(settings.slate).noted(source.name, source.version):
+        served = _load(source, settings, turn, trial=trial)
     served.meter.loaded(served.facts.size_bytes, cost)
     return served
 
 
-def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn) -> ServedModel:
+def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial: bool) -> ServedModel:
     path = Path(source.path)
-    if (path / MANIFEST).is_file():
-        return _load_version(source, Artifact(path, read_manifest(path)), settings, turn)
-    engine = open_onnx_file(path, settings.engine)
-    together = rows_independent(engine, engine.inputs)
-    signature = Signature(source.name, source.version, engine.inputs, engine.outputs, together=together)
-    facts = ModelFacts(engine="onnxruntime", size_bytes=path.stat().st_size)
-    return _behind_batcher(engine, signature, settings, facts)
+    if (path / MANIFEST).exists():
+        with private_version(path, settings.run_directory) as artifact:
+            _check_signature(source, settings.signatures, artifact)
+            if trial:
+                _try(artifact.directory, settings)
+            return _load_version(source, artifact, settings, turn)
+    _check_signature(source, settings.signatures)
+    if trial:
+        with private_onnx(path, settings.run_directory) as (copy, _):
+            _try(copy, settings)
+            return _load_file(source, copy, settings)
+    return _load_file(source, path, settings)
+
+
+def _try(path: Path, settings: ServeSettings) -> None:
+    try_model(path, settings.engine, settings.batch.max_rows, settings.run_directory, settings.trial_s)
+
+
+def _check_signature(source: ModelSource, wanted: SignatureSettings, artifact: Artifact | None = None) -> None:
+    """Tells what the signature of a version lacks, or raises StoreError, as is `wanted`; a bare file can have none."""
+    if wanted.require == "off":
+        return
+    try:
+        if artifact is None:
+            raise StoreError("a bare file has no signature; serve a version of the store")
+        verify_signature(artifact.directory, signature_path(Path(source.path)), [*map(Path, wanted.trusted_keys)])
+    except StoreError as error:
+        if wanted.require == "enforce":
+            raise StoreError(f"{source.name}@{source.version} is refused: {error}") from error
+        _log.warning("%s@%s is served though nobody vouches for it: %s", source.name, source.version, error)
+
+
+def _load_file(source: ModelSource, path: Path, settings: ServeSettings) -> ServedModel:
+    engine = open_onnx_file(path, settings.engine, settings.run_directory)
+    try:
+        together = rows_independent(engine, engine.inputs)
+        signature = Signature(source.name, source.version, engine.inputs, engine.outputs, together=together)
+        return _behind_batcher(
+            engine, signature, settings, ModelFacts(engine="onnxruntime", size_bytes=path.stat().st_size)
+        )
+    except BaseException:
+        engine.close()
+        raise
 
 
 def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettings, turn: LoopTurn) -> ServedModel:
-    verify(artifact)
     manifest = artifact.manifest
     engine = open_engine(artifact, settings.engine)
-    carried = Carried(artifact)
-    signature = open_signature(source.name, source.version, carried, engine, by_length=settings.batch.by_length)
-    facts = ModelFacts(
-        platform=_PLATFORM[manifest.format],
-        engine=settings.engine.engine or manifest.engine,
-        variant=manifest.variant,
-        size_bytes=artifact.size_bytes,
-        labels=manifest.labels,
-    )
-    served = _behind_batcher(engine, signature, settings, facts)
+    try:
+        check_interface(engine, manifest)
+        carried = Carried(artifact)
+        signature = open_signature(source.name, source.version, carried, engine, by_length=settings.batch.by_length)
+        facts = ModelFacts(
+            platform=_PLATFORM[manifest.format],
+            engine=settings.engine.engine or manifest.engine,
+            variant=manifest.variant,
+            size_bytes=artifact.size_bytes,
+            labels=manifest.labels,
+        )
+        served = _behind_batcher(engine, signature, settings, facts)
+    except BaseException:  # its memory is not to wait for the next try
+        engine.close()
+        raise
     try:
         task = open_task(carried, signature, served.batcher, turn, settings.batch)
     except BaseException:  # or each further try would leave a thread and a meter behind
@@ -86,8 +131,12 @@ def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettin
 
 def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSettings, facts: ModelFacts) -> ServedModel:
     max_rows = settings.batch.max_rows if signature.together else 1
-    window: BatchWindow[Ticket] = BatchWindow(max_rows, settings.batch.max_delay_s, settings.batch.max_waiting_rows)
-    typical_s = _warm_up(engine, [field.spec for field in signature.inputs.values()], max_rows)
+    batch = settings.batch
+    window: BatchWindow[Ticket] = BatchWindow(
+        max_rows, batch.max_delay_s, batch.max_waiting_rows, settings.batch_wait_s
+    )
+    single_s, typical_s = warm_up(engine, [field.spec for field in signature.inputs.values()], max_rows)
+    share = device_share(settings.engine, settings.workers)
     facts = msgspec.structs.replace(
         facts,
         device=settings.engine.device,
@@ -98,23 +147,6 @@ def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSetting
     )
     meter = open_meter(signature.name, signature.version, settings.watch)
     observer = Recorded(meter, signature, open_recorder(settings.run_directory))
-    batcher = batcher_for(signature, engine, window, observer, typical_s=typical_s)
+    engine = NotedEngine(engine, open_slate(settings.slate).place(signature.name, signature.version))
+    batcher = batcher_for(signature, engine, window, observer, typical_s=typical_s, single_s=single_s, share=share)
     return ServedModel(signature, batcher, meter, facts, engine=engine)
-
-
-def _warm_up(engine: Engine, inputs: Sequence[TensorSpec], max_rows: int) -> float:
-    """Runs one row and a full batch, twice each; how long the last full batch took.
-
-    0.0 for a model that cannot run made-up rows: its first real requests will tell.
-    """
-    rng = np.random.default_rng(0)
-    elapsed_s = 0.0
-    try:
-        for rows in (1, max_rows, 1, max_rows):
-            tensors = synthesize(inputs, rows, rng)
-            started_s = time.perf_counter()
-            engine.run(tensors)
-            elapsed_s = time.perf_counter() - started_s
-    except (EngineError, RequestError):
-        return 0.0
-    return elapsed_s

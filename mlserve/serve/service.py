@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from mlserve.errors import Forbidden, NotServing
+from mlserve.errors import Forbidden, NotServing, Overloaded
 from mlserve.serve.access import Access
+from mlserve.serve.audit import Audit
 from mlserve.serve.catalog import Catalog, ServedModel
 from mlserve.serve.control import Control
 
@@ -28,11 +29,17 @@ class Service:
     `catalog` is replaced whole when what is served changes; a request keeps the model it found.
     """
 
-    def __init__(self, catalog: Catalog, access: Access | None = None, name: str = SERVER_NAME) -> None:
+    def __init__(
+        self, catalog: Catalog, access: Access | None = None, name: str = SERVER_NAME, audit: Audit | None = None
+    ) -> None:
         self.catalog = catalog
         self.access = access or Access()
+        self.audit = audit or Audit()
         self.name = name
+        self.leaving = False
+        """It is about to stop, and says so, but still takes what comes."""
         self.draining = False
+        self.short_of_memory = False
         self.retiring: list[ServedModel] = []
         """Served no more, but with requests that are still to be answered."""
         self._control: Control | None = None
@@ -40,7 +47,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        return not self.draining
+        return not (self.leaving or self.draining)
 
     @property
     def control(self) -> Control:
@@ -80,9 +87,18 @@ class Service:
         self.install(self.catalog)
 
     def check_serving(self) -> None:
-        """Raises NotServing while the server drains: what was accepted before is still answered."""
+        """Raises NotServing while the server drains, and Overloaded while its memory is short: what was accepted before
+        is still answered.
+        """
         if self.draining:
             raise NotServing("the server is shutting down; send the request again, it will reach another one")
+        if self.short_of_memory:
+            raise Overloaded("the server has no memory left for further requests; send it again later")
+
+    @property
+    def queues(self) -> bool:
+        """Whether requests may wait in a queue at present."""
+        return any(model.batcher.queues for model in self.catalog.models.values())
 
     @property
     def idle(self) -> bool:

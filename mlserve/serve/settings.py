@@ -8,16 +8,24 @@ from mlserve.engines.engine import EngineSettings
 
 __all__ = [
     "EVERY_NAME",
+    "AccessSettings",
     "BatchSettings",
     "Follow",
+    "GrpcTransport",
+    "LifeSettings",
     "Limits",
     "ModelSource",
     "NamedRoute",
     "ServeSettings",
+    "SignatureSettings",
     "StoreChoice",
+    "TlsSettings",
     "WatchSettings",
     "WorkerReport",
 ]
+
+GrpcTransport = Literal["native", "guarded", "grpcio"]
+"""pygrpc-native, which keeps messages of any size; the same behind a guard that holds it to the limits; or grpcio."""
 
 EVERY_NAME = "*"
 """Stands for every name of a store that is not named itself."""
@@ -26,23 +34,51 @@ EVERY_NAME = "*"
 class BatchSettings(msgspec.Struct, frozen=True):
     """At most `max_rows` rows run together; a batch waits up to `max_delay_s` for more, counted from its oldest.
 
-    `by_length`: rows of tokens share a batch with those of about their own length; else with any, in order of arrival.
+    At most `max_waiting_rows` rows wait, and no more than are expected to take `max_wait_s`; who comes beyond that is
+    answered `overload_status`, 503 or 429. `by_length`: rows of tokens share a batch with those of about their own
+    length; else with any, in order of arrival.
     """
 
     max_rows: int = 32
     max_delay_s: float = 0.0
     max_waiting_rows: int = 4096
     by_length: bool = True
+    max_wait_s: float = 30.0
+    overload_status: Literal[503, 429] = 503
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one client may take: sizes in bytes, times in seconds."""
+    """What one client may take: sizes in bytes, times in seconds. docs/operations.md says what is answered beyond each.
+
+    `max_receiving_bytes` are those of unfinished requests of all connections of one worker together, as far as they
+    came in more than one piece. `max_connections` are a worker's over HTTP, and as many over gRPC; fewer where the
+    process may not open so many files. `head_s` is the time for a request's headers, `receive_s` that for all of it.
+    """
 
     max_request_bytes: int = 64 << 20
     max_header_bytes: int = 64 << 10
+    max_headers: int = 100
+    max_receiving_bytes: int = 1 << 30
+    max_connections: int = 4096
+    head_s: float = 10.0
     receive_s: float = 30.0
     keep_alive_s: float = 75.0
     drain_s: float = 30.0
+
+
+class LifeSettings(msgspec.Struct, frozen=True):
+    """How a server lives and ends. Told to stop, it goes on for `lame_duck_s` as one that is not ready, so that who
+    chooses among servers turns to others.
+
+    A worker whose event loop stands still for `hang_after_s` is killed, 0 for never. At `memory_share` of the memory it
+    may use, from 0 to 1, the server refuses new requests; 0 never. A model that `deaths_to_hold` workers died of within
+    five minutes is held back for a while; 0 never.
+    """
+
+    lame_duck_s: float = 0.0
+    hang_after_s: float = 10.0
+    memory_share: float = 0.95
+    deaths_to_hold: int = 3
 
 
 class ModelSource(msgspec.Struct, frozen=True):
@@ -86,12 +122,57 @@ class NamedRoute(msgspec.Struct, frozen=True):
 
 
 class WatchSettings(msgspec.Struct, frozen=True):
-    """What is told of single requests: the share that is logged as JSON lines, where to, and where traces go."""
+    """What is told of single requests: the share that is logged as JSON lines, where to, and where traces go.
+
+    A `log_file` of `log_max_bytes` makes room for a new one (0: it grows), and `log_keep` older ones are kept.
+    """
 
     log_share: float = 0.0
     log_file: str = ""
     otlp_endpoint: str = ""
     trace_share: float = 0.0
+    log_max_bytes: int = 0
+    log_keep: int = 5
+
+
+class TlsSettings(msgspec.Struct, frozen=True):
+    """The server's `certificate`, with its chain, and its `key`; `client_ca` are the certificates of who signs those of
+    the clients: PEM files, followed as they change.
+
+    `client_required`: who shows no such certificate is not let in. `identities` is the file that says what the names in
+    one allow; "" for none.
+    """
+
+    certificate: str
+    key: str
+    client_ca: str = ""
+    client_required: bool = False
+    identities: str = ""
+
+
+class AccessSettings(msgspec.Struct, frozen=True):
+    """Who may ask, beside those who have an API key. `jwks_file` names the public keys of signed tokens, which must be
+    from `jwt_issuer` and for `jwt_audience`; empty for none.
+
+    `hosts` are names that browsers may know a port of this machine by, `origins` the sites whose pages may send
+    requests; see `BrowserGuard`. Admin calls are told in `audit_file`, or on stderr when that is empty.
+    """
+
+    jwks_file: str = ""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    audit_file: str = ""
+
+
+class SignatureSettings(msgspec.Struct, frozen=True):
+    """What is asked of a version's signature: nothing; that the log tells where none of the `trusted_keys` (files of
+    public keys) made it; or that the version is not served then.
+    """
+
+    require: Literal["off", "warn", "enforce"] = "off"
+    trusted_keys: tuple[str, ...] = ()
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,10 +180,13 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `models` are served as they are; `store` says what of a store is served beside them, and is followed as it changes.
     `defaults` says which of `models` a request that names no version is for. `model_control` is `explicit` where
-    clients may load and unload. `management_port` is on the loopback address, None for none. `keys_file` names the
-    API keys; without one everybody may do everything. `health_paths` are further paths that tell whether the server is
-    ready, of a platform's own choice. `run_directory` is the workers' common folder, made by the
-    supervisor. `resumes`: the worker takes the place of one that died.
+    clients may load and unload. `management_port` is on the loopback address, None for none. `keys_file` names the API
+    keys; without one, and without tokens (`access`) and identities (`tls`), everybody may do everything. `health_paths`
+    are further paths that tell whether the server is ready, of a platform's own choice. `run_directory` is the workers'
+    common folder, made by the supervisor, and `slate` the descriptor of the memory that a worker shares with it, -1 for
+    none. `resumes`: the worker takes the place of one that died. `tls` None: the ports speak plain text; the management
+    port always does. `trial_s`: how long a small model may take to load and to run once, in a process of its own,
+    before a server that serves takes it up; 0 for no such trial.
     """
 
     models: tuple[ModelSource, ...] = ()
@@ -113,6 +197,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     health_paths: tuple[str, ...] = ()
     server_name: str = "mlserve"
     keys_file: str = ""
+    access: AccessSettings = AccessSettings()
+    tls: TlsSettings | None = None
     watch: WatchSettings = WatchSettings()
     run_directory: str = ""
     resumes: bool = False
@@ -124,7 +210,16 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineSettings = EngineSettings()
     batch: BatchSettings = BatchSettings()
     limits: Limits = Limits()
-    grpc_transport: str = "native"
+    life: LifeSettings = LifeSettings()
+    signatures: SignatureSettings = SignatureSettings()
+    trial_s: float = 9.0
+    slate: int = -1
+    grpc_transport: GrpcTransport = "native"
+
+    @property
+    def batch_wait_s(self) -> float:
+        """How much work may wait, in seconds: what is accepted can be answered within a drain, where there is one."""
+        return min(self.batch.max_wait_s, self.limits.drain_s or self.batch.max_wait_s)
 
     def authority(self, port: int) -> str:
         """`host:port`, with an IPv6 address in brackets."""

@@ -1,12 +1,12 @@
-"""The supervisor: binds the ports, starts the workers, replaces those that die, and ends them all."""
+"""The supervisor: binds the ports, starts the workers, replaces those that die or hang, and ends them all."""
 
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,14 +17,17 @@ import msgspec
 
 from mlserve.errors import EngineError, UsageError
 from mlserve.serve.common_folder import CommonFolder, open_common_folder
-from mlserve.serve.settings import ServeSettings, WorkerReport
+from mlserve.serve.life.breaker import Breaker, culprit
+from mlserve.serve.life.process import WorkerProcess
+from mlserve.serve.life.shedding import Shedding
+from mlserve.serve.settings import GrpcTransport, ServeSettings, WorkerReport
 from mlserve.serve.versions.agreement import bury
 
 __all__ = ["Endpoints", "resolve_host", "run_server"]
 
 # A worker that dies at once, again and again, is started again ever more slowly.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
-_HEALTHY_AFTER_S = 10.0
+_HEALTHY_AFTER_S = 2.0
 _LOOK_EVERY_S = 0.1
 _STOP_MARGIN_S = 5.0
 
@@ -62,7 +65,7 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
                 http_port=http.getsockname()[1],
                 grpc_port=grpc.getsockname()[1],
                 management_port=management_port,
-                grpc_transport=settings.grpc_transport if find_spec("pygrpc_native") else "grpcio",
+                grpc_transport=_grpc_transport(settings),
                 run_directory=str(folder.path),
             ),
         )
@@ -74,56 +77,83 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
             supervisor.stop()
 
 
-class _Worker:
-    """One worker process and when it was started."""
+class _Slot:
+    """The place of one worker: who has it, or when the next one shall."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self.process, self.started_s = process, time.monotonic()
+    def __init__(self) -> None:
+        self.worker: WorkerProcess | None = None
+        self.pause_s, self.start_at_s = 0.0, 0.0
+        self.hung = False
 
 
 class _Supervisor:
     def __init__(self, folder: CommonFolder, settings: ServeSettings) -> None:
         self._folder, self._settings = folder, settings
         self._served: tuple[tuple[str, str], ...] = ()
-        self._workers: list[_Worker] = []
-        self._stopping = False
-        self._pause_s = _FIRST_PAUSE_S
+        self._slots = [_Slot() for _ in range(settings.workers)]
+        self._stopping = self._hurry = False
+        self._executors: list[int] = []
+        self._breaker = Breaker(settings.life.deaths_to_hold)
+        self._shedding = Shedding(settings.life.memory_share)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+
+    @property
+    def _workers(self) -> list[WorkerProcess]:
+        return [slot.worker for slot in self._slots if slot.worker is not None]
 
     def start(self) -> bool:
         """Starts every worker and waits until all answer; False when a signal came first.
 
         Raises EngineError when a worker cannot serve.
         """
-        for _ in range(self._settings.workers):
+        for slot in self._slots:
             if not self._stopping:
-                self._workers.append(_Worker(self._spawn(self._settings)))
-        for worker in self._workers:
-            report = _first_report(worker.process)
-            if report.fault and not self._stopping:
-                raise EngineError(report.fault)
-            self._served = report.served
+                slot.worker = self._spawn(self._settings)
+        while not self._stopping and any(worker.served_s is None for worker in self._workers):
+            self._await_reports()
+            for worker in self._workers:
+                ended = worker.ended  # before its last words are read
+                report = worker.report()
+                if report is None and ended and worker.served_s is None:
+                    report = WorkerReport(
+                        f"a worker ended with {worker.cause()} before it served; its messages are above"
+                    )
+                if report is not None and not self._stopping:
+                    if report.fault:
+                        raise EngineError(report.fault)
+                    self._served = report.served
         return not self._stopping
 
     def endpoints(self) -> Endpoints:
         """Where the workers listen."""
         settings = self._settings
         return Endpoints(
-            http=f"http://{settings.authority(settings.http_port)}",
+            http=f"{'https' if settings.tls else 'http'}://{settings.authority(settings.http_port)}",
             grpc=settings.authority(settings.grpc_port),
-            workers=tuple(worker.process.pid for worker in self._workers),
+            workers=tuple(worker.pid for worker in self._workers),
             management="" if settings.management_port is None else f"http://127.0.0.1:{settings.management_port}",
             served=self._served,
         )
 
     def watch(self) -> None:
-        """Returns when a signal has come; until then, puts a new worker in the place of each that dies."""
+        """Returns when a signal has come; until then, puts a new worker in the place of each that dies or hangs.
+
+        Nothing here waits for a worker, so that one that loads for minutes keeps nobody from being watched.
+        """
         while not self._stopping:
-            for worker in self._workers:
-                if worker.process.poll() is not None and not self._stopping:
-                    self._replace(worker)
-            time.sleep(_LOOK_EVERY_S)
+            now_s = time.monotonic()
+            for slot in self._slots:
+                if not self._stopping:
+                    self._look(slot, now_s)
+            serving = [worker for worker in self._workers if worker.served_s is not None]
+            if not self._breaker.quiet:
+                for change in self._breaker.look({worker.pid: worker.slate.runs() for worker in serving}, now_s):
+                    _log.warning("%s", change)
+                    self._hold()
+            self._shedding.look(serving, now_s)
+            self._executors = [each for each in self._executors if _is_ours(each)]
+            self._await_reports()
 
     def stop(self) -> None:
         """Ends every worker: drained if it can, killed if it does not end in time."""
@@ -133,68 +163,100 @@ class _Supervisor:
             try:
                 worker.process.wait(max(deadline_s - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
-                _log.warning("worker %d did not end in time and was killed", worker.process.pid)
-                worker.process.kill()
+                _log.warning("worker %d did not end in time and is killed", worker.pid)
+                worker.kill()
                 worker.process.wait()
-            _close_pipes(worker.process)
+            worker.close()
 
-    def _spawn(self, settings: ServeSettings) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlserve.serve.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder.metrics)},
-            pass_fds=(self._folder.lock,),
-            process_group=0,  # so that Ctrl-C in a terminal reaches the supervisor alone, which then drains
+    def _spawn(self, settings: ServeSettings) -> WorkerProcess:
+        worker = WorkerProcess(
+            settings, self._folder.lock, {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder.metrics)}
         )
-        assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(settings) + b"\n")
-        process.stdin.flush()
-        return process
+        worker.slate.hold(self._breaker.held(worker.pid))
+        return worker
 
-    def _replace(self, worker: _Worker) -> None:
-        process = worker.process
-        _log.warning("worker %d ended with status %s; another takes its place", process.pid, process.returncode)
-        _close_pipes(process)
-        bury(self._folder.path, process.pid)
-        lived_s = time.monotonic() - worker.started_s
-        self._pause_s = _FIRST_PAUSE_S if lived_s > _HEALTHY_AFTER_S else min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        time.sleep(self._pause_s)
-        if self._stopping:
+    def _await_reports(self) -> None:
+        """Waits for a moment, or until a starting worker has something to say."""
+        starting = [worker.output for worker in self._workers if worker.served_s is None and not worker.ended]
+        select.select(starting, [], [], _LOOK_EVERY_S)
+
+    def _look(self, slot: _Slot, now_s: float) -> None:
+        worker = slot.worker
+        if worker is None:
+            if now_s >= slot.start_at_s:
+                self._start_again(slot)
             return
-        settings = msgspec.structs.replace(self._settings, resumes=True)
-        worker.process, worker.started_s = self._spawn(settings), time.monotonic()
-        report = _first_report(worker.process)
-        if report.fault and not self._stopping:
+        report = worker.report()
+        if report is not None and report.fault:
             _log.error("the new worker does not serve: %s", report.fault)
+        if worker.ended:
+            self._bury(slot, worker, now_s)
+        elif self._settings.life.hang_after_s and worker.is_hung(self._settings.life.hang_after_s, now_s):
+            # One that somebody has stopped is no worse for what it ran.
+            slot.hung = not worker.stopped
+            _log.warning("worker %d does not answer and is killed", worker.pid)
+            worker.kill()
 
-    def _on_signal(self, _: int, __: FrameType | None) -> None:
+    def _start_again(self, slot: _Slot) -> None:
+        try:
+            slot.worker = self._spawn(msgspec.structs.replace(self._settings, resumes=True))
+        except OSError as error:  # no process, or no file, to be had
+            slot.pause_s = min(max(2 * slot.pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            slot.start_at_s = time.monotonic() + slot.pause_s
+            _log.error("no worker can be started: %s; tried again in %.2g s", error.strerror, slot.pause_s)
+
+    def _bury(self, slot: _Slot, worker: WorkerProcess, now_s: float) -> None:
+        """Makes room for another, soon where this one had served for a while."""
+        cause = worker.cause()
+        _log.warning("worker %d ended with status %s; another takes its place", worker.pid, worker.process.returncode)
+        with suppress(OSError):  # what it has agreed to is no worse than lost
+            bury(self._folder.path, worker.pid)
+        blamed = culprit(worker.last_runs()) if slot.hung or worker.by_itself() else None
+        if blamed is not None:
+            why = "it hung" if slot.hung else cause
+            pause_s = self._breaker.died(blamed, why, now_s)
+            _log.warning("it was running %s@%s", *blamed)
+            if pause_s is not None:
+                _log.error("%s@%s is held back for %g s: workers died of it (%s)", *blamed, pause_s, why)
+                self._hold()
+        healthy = worker.served_s is not None and now_s - worker.served_s > _HEALTHY_AFTER_S
+        slot.pause_s = 0.0 if healthy else min(max(2 * slot.pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+        slot.start_at_s, slot.hung, slot.worker = now_s + slot.pause_s, False, None
+        self._executors.append(worker.slate.executor)
+        worker.close()
+
+    def _hold(self) -> None:
+        """Tells every worker which models it shall not serve."""
+        for worker in self._workers:
+            worker.slate.hold(self._breaker.held(worker.pid))
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._stopping:  # asked twice: no more patience
             for worker in self._workers:
-                worker.process.kill()
-        self._stopping = True
+                worker.kill()
+        self._stopping, self._hurry = True, self._hurry or number == signal.SIGINT
         self._terminate()
 
     def _terminate(self) -> None:
         for worker in self._workers:
-            if worker.process.poll() is None:
-                worker.process.terminate()
+            worker.terminate(hurry=self._hurry)
 
 
-def _first_report(process: "subprocess.Popen[bytes]") -> WorkerReport:
-    """Waits for the worker's line."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        return WorkerReport(f"a worker ended with status {process.wait()} before it served; its messages are above")
-    return msgspec.json.decode(line, type=WorkerReport)
+def _grpc_transport(settings: ServeSettings) -> GrpcTransport:
+    """What serves gRPC here. TLS is the guard's, with pygrpc-native behind it: see `GrpcGuard`."""
+    if find_spec("pygrpc_native"):
+        return "guarded" if settings.tls else settings.grpc_transport
+    if settings.tls:
+        raise UsageError("gRPC over TLS needs pygrpc-native; install it: pip install pygrpc-native")
+    return "grpcio"
 
 
-def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(OSError):
-                pipe.close()
+def _is_ours(process_id: int) -> bool:
+    """Whether an executor, whose worker has ended, is still to be collected: in a container all orphans are ours."""
+    try:
+        return process_id > 0 and os.waitpid(process_id, os.WNOHANG)[0] == 0
+    except ChildProcessError:  # another process collects it
+        return False
 
 
 def resolve_host(host: str) -> str:

@@ -12,29 +12,37 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
 
-from mlserve.errors import MlserveError
-from mlserve.serve.access import Access
+from mlserve.errors import MlserveError, Overloaded
 from mlserve.serve.answering import Answering
 from mlserve.serve.application import application
+from mlserve.serve.audit import Audit, AuditedControl
 from mlserve.serve.batching.turn import LoopTurn
+from mlserve.serve.browsers import BrowserGuard
 from mlserve.serve.catalog import Catalog
+from mlserve.serve.credentials import Credentials
 from mlserve.serve.dialects import CALLS, SLOW_CALLS, http_dialects
-from mlserve.serve.keys import KeyFile
+from mlserve.serve.life.last_words import Will
+from mlserve.serve.life.leaving import LAST_ANSWERS_S, leave, live
+from mlserve.serve.life.slate import open_slate
 from mlserve.serve.recording.recorder import open_recorder
 from mlserve.serve.service import Service
 from mlserve.serve.settings import ServeSettings, WorkerReport
-from mlserve.serve.transports.http import HttpLane, lane_class
+from mlserve.serve.tls import Certificates, listening
+from mlserve.serve.transports.connections import affordable
+from mlserve.serve.transports.http import lane_class
 from mlserve.serve.transports.http_replying import sweep_connections
+from mlserve.serve.transports.receiving import Receiving
 from mlserve.serve.versions.agreement import Agreement
 from mlserve.serve.versions.controlling import StoreControl
 from mlserve.serve.versions.following import Follower, initially_asked
+from mlserve.serve.versions.noticing import notice_changes
 from mlserve.serve.watching.watched import headers_wanted
 
 if TYPE_CHECKING:
@@ -45,55 +53,47 @@ __all__ = ["main"]
 
 _log = logging.getLogger("mlserve.serve")
 
-# What is told that it is given up answers within this, or is cut.
-_GIVE_UP_S = 2
-# A change of the keys is noticed within this.
-_LOOK_EVERY_S = 0.2
-# The last answers are on their way to the socket.
-_LAST_WRITES_S = 0.05
-
 
 async def _serve_until_told(settings: ServeSettings) -> None:
     """Loads the models, serves until told to stop, answers what was accepted, and returns."""
     loop = asyncio.get_running_loop()
     stop = _stop_event(loop)
     turn = LoopTurn(loop)
-    keys = KeyFile(Path(settings.keys_file)) if settings.keys_file else None
-    service = Service(Catalog(), Access(keys.read() if keys else None), name=settings.server_name)
+    certificates = Certificates(settings.tls) if settings.tls else None
+    audit = Audit(settings.access.audit_file)
+    credentials = Credentials(settings, audit)
+    service = Service(Catalog(), credentials.access, settings.server_name, audit)
+    slate = open_slate(settings.slate)
+    living = asyncio.create_task(live(slate, service))
     follower = _follower(service, settings, turn)
     await _start_unless_told(follower, settings, stop)
     answering = Answering(service, turn)
-    grpc_server = _grpc_server(service, settings, answering)
-    http_servers = _http_servers(service, settings, answering)
+    receiving = Receiving(settings.limits.max_receiving_bytes)
+    grpc_server = _grpc_server(service, settings, answering, receiving, certificates)
+    http_servers = _http_servers(service, settings, answering, receiving, certificates)
     serving = [asyncio.create_task(server.serve([listener])) for server, listener in http_servers.items()]
     sweeping = [asyncio.create_task(sweep_connections(each.server_state.connections)) for each in http_servers]
     await grpc_server.start()
     while not all(server.started for server in http_servers) and not any(task.done() for task in serving):
         await asyncio.sleep(0.005)
-    follows = (follower.follow(), _follow_keys(keys, service), open_recorder(settings.run_directory).follow())
+    follows = [follower.follow(), credentials.follow(), open_recorder(settings.run_directory).follow()]
+    if certificates is not None:
+        follows.append(certificates.follow())
+    if settings.store is not None:
+        follows.append(notice_changes(Path(settings.store.root), follower.wake))
     following = [asyncio.create_task(each) for each in follows]
     _report(WorkerReport(served=tuple((model.signature.name, model.signature.version) for model in service.models)))
     # One that ends by itself has failed: another worker shall take this one's place.
     await asyncio.wait([asyncio.create_task(stop.wait()), *serving, *following], return_when=asyncio.FIRST_COMPLETED)
-    service.draining = True
     for task in following:
         if task.done():
             _log.error("the store, the file of keys, or a recording was no longer followed", exc_info=task.exception())
         task.cancel()
-    for server in http_servers:
-        server.should_exit = True
-    await _until_idle(service, settings.limits.drain_s)
-    if not service.idle:
-        answering.abandon()
-        for connection in [each for server in http_servers for each in server.server_state.connections]:
-            cast("HttpLane", connection).abandon()
-    await asyncio.gather(*serving)
-    await asyncio.sleep(_LAST_WRITES_S)
-    await grpc_server.stop()
-    for task in sweeping:
+    hurry = slate.hurry or not stop.is_set()
+    answered = await leave(service, answering, [*http_servers], grpc_server, serving, settings, hurry=hurry)
+    for task in (living, *sweeping):
         task.cancel()
-    if not service.idle:
-        _log.warning("gave up what still ran after the drain limit of %g s", settings.limits.drain_s)
+    if not answered:
         os._exit(1)  # the interpreter cannot end while an engine's thread computes
     service.close()
     if follower.busy:
@@ -105,7 +105,7 @@ def _follower(service: Service, settings: ServeSettings, turn: LoopTurn) -> Foll
     agreement = Agreement(Path(settings.run_directory), initially_asked(settings))
     follower = Follower(service, settings, turn, agreement)
     if settings.model_control == "explicit" and settings.store is not None:
-        service.control = StoreControl(service, settings.store.root, agreement, follower)
+        service.control = AuditedControl(StoreControl(service, settings.store.root, agreement, follower))
     return follower
 
 
@@ -120,22 +120,21 @@ async def _start_unless_told(follower: Follower, settings: ServeSettings, stop: 
     await starting
 
 
-async def _follow_keys(keys: KeyFile | None, service: Service) -> None:
-    """Takes the keys of the file as it changes, for ever."""
-    while True:
-        await asyncio.sleep(_LOOK_EVERY_S)
-        found = keys.changed() if keys is not None else None
-        if found is not None:
-            service.access.replace(found)
+def main(will: Will | None = None) -> None:
+    """Runs one worker to its end; the exit status is 0 after a drain, 2 when it could not start.
 
-
-def main() -> None:
-    """Runs one worker to its end; the exit status is 0 after a drain, 2 when it could not start."""
+    `will` says who speaks for it when it is killed.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit("this is started by `mlserve serve`; it reads its settings from stdin")
     settings = msgspec.json.decode(line, type=ServeSettings)
+    settings = msgspec.structs.replace(settings, limits=affordable(settings.limits))
+    Overloaded.http_status = settings.batch.overload_status  # a process serves by one set of settings
+    if will is not None and settings.tls is None:
+        will.write([settings.http_port, settings.management_port or 0], [settings.grpc_port])
+        open_slate(settings.slate).executor = will.pid
     try:
         with _runner() as runner:
             runner.run(_serve_until_told(settings))
@@ -168,31 +167,70 @@ def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the worker decides when it ends."""
+    """uvicorn without its signal handlers: the worker decides when it ends. `listening` says how it speaks TLS."""
+
+    def __init__(self, config: uvicorn.Config, listening: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which would give a handshake as much time as it likes."""
+        loop, config = asyncio.get_running_loop(), self.config
+        protocol: Any = config.http_protocol_class
+        make = partial(protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        self.servers: list[asyncio.Server] = []
+        for each in sockets or []:
+            self.servers.append(await loop.create_server(make, sock=each, backlog=config.backlog, **self._listening))
+        self.started = True
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         await self._serve(sockets)
 
 
 def _http_servers(
-    service: Service, settings: ServeSettings, answering: Answering
+    service: Service,
+    settings: ServeSettings,
+    answering: Answering,
+    receiving: Receiving,
+    certificates: Certificates | None,
 ) -> dict[uvicorn.Server, socket.socket]:
     """The server of all pages and, where there is one, that of the management pages; and where each listens."""
-    servers = {_http_server(service, settings, answering): _listen(settings.host, settings.http_port)}
+    everything = _http_server(service, settings, answering, receiving, certificates)
+    servers = {everything: _listen(settings.host, settings.http_port)}
     if settings.management_port is not None:
-        management = _http_server(service, settings, answering, management=True)
+        management = _http_server(service, settings, answering, receiving, management=True)
         servers[management] = _listen("127.0.0.1", settings.management_port)
     return servers
 
 
 def _http_server(
-    service: Service, settings: ServeSettings, answering: Answering, *, management: bool = False
+    service: Service,
+    settings: ServeSettings,
+    answering: Answering,
+    receiving: Receiving,
+    certificates: Certificates | None = None,
+    *,
+    management: bool = False,
 ) -> uvicorn.Server:
+    guard = BrowserGuard(
+        "127.0.0.1" if management else settings.host,
+        open_to_all=service.access.open,
+        hosts=settings.access.hosts,
+        origins=settings.access.origins,
+    )
     config = uvicorn.Config(
         application(
             service, answering, http_dialects(service, answering, settings), settings.limits, management=management
         ),
-        http=lane_class(service, answering, settings.limits, headers_wanted(settings.watch), infers=not management),
+        http=lane_class(
+            service,
+            answering,
+            settings.limits,
+            headers_wanted(settings.watch),
+            guard=guard,
+            receiving=receiving,
+            infers=not management,
+        ),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -200,20 +238,28 @@ def _http_server(
         log_level="warning",
         server_header=False,
         timeout_keep_alive=round(settings.limits.keep_alive_s),
-        timeout_graceful_shutdown=round(settings.limits.drain_s) + _GIVE_UP_S,
+        timeout_graceful_shutdown=round(settings.limits.drain_s) + LAST_ANSWERS_S,
         backlog=2048,
     )
-    return _Server(config)
+    return _Server(config, listening(certificates.http if certificates else None, settings.limits.head_s))
 
 
 def _grpc_server(
-    service: Service, settings: ServeSettings, answering: Answering
+    service: Service,
+    settings: ServeSettings,
+    answering: Answering,
+    receiving: Receiving,
+    certificates: Certificates | None,
 ) -> "NativeGrpcServer | FallbackGrpcServer":
     calls, target = (*CALLS, *SLOW_CALLS), settings.authority(settings.grpc_port)
-    if settings.grpc_transport == "native":
+    if settings.grpc_transport != "grpcio":
         from mlserve.serve.transports.grpc_native import NativeGrpcServer
 
-        return NativeGrpcServer(service, answering, calls, target, settings.limits, settings.run_directory)
+        guarded = _listen(settings.host, settings.grpc_port) if settings.grpc_transport == "guarded" else None
+        context = certificates.grpc if certificates else None
+        return NativeGrpcServer(
+            service, answering, calls, target, settings.limits, settings.run_directory, guarded, receiving, context
+        )
     from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
 
     return FallbackGrpcServer(service, answering, calls, target, settings.limits)
@@ -225,14 +271,6 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind((host, port))
     return listener
-
-
-async def _until_idle(service: Service, limit_s: float) -> None:
-    """Waits until every accepted request is answered, or `limit_s` is over."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(limit_s):
-            while not service.idle:
-                await asyncio.sleep(0.01)
 
 
 def _report(report: WorkerReport) -> None:

@@ -166,6 +166,9 @@ def _from_contents(contents: Any, field: Field, shape: list[int]) -> Array:
     count = math.prod(shape)
     if len(values) != count:
         raise InvalidRequest(f"input '{field.name}' has shape {shape} but {len(values)} elements in {name}")
+    others = [each.name for each, _ in contents.ListFields() if each.name != name]
+    if others:
+        raise InvalidRequest(f"input '{field.name}' is {field.datatype}, whose elements go in {name}, not {others[0]}")
     if field.dtype == object:
         return np.array([_text(value, field) for value in values], object).reshape(shape)
     narrow = field.dtype.kind in "iu" and field.dtype.itemsize < 4  # these travel in 32 bits

@@ -67,6 +67,7 @@ _LIST_OF = {
     "FP64": "double_val",
     "BYTES": "string_val",
 }
+_LISTS = frozenset(_LIST_OF.values())
 # protobuf packs lists of these as their little-endian bytes, one after the other: the same bytes as the array's own.
 _RAW_LIST = {"FP32": TensorProto.FLOAT_VAL_FIELD_NUMBER, "FP64": TensorProto.DOUBLE_VAL_FIELD_NUMBER}
 _LENGTH_DELIMITED = 2
@@ -205,6 +206,9 @@ def _from_list(tensor: Any, field: Field, shape: list[int]) -> Array:
     name = _LIST_OF[field.datatype]
     values = getattr(tensor, name)
     count, found = math.prod(shape), len(values)
+    others = [] if found else [each.name for each, _ in tensor.ListFields() if each.name in _LISTS]
+    if others:
+        raise InvalidRequest(f"input '{field.name}' is {field.datatype}, whose elements go in {name}, not {others[0]}")
     if found > count:
         raise InvalidRequest(f"input '{field.name}' has shape {shape} but {found} elements in {name}")
     if found < count and count * field.dtype.itemsize > _MOST_FILLED_BYTES:

@@ -1,6 +1,7 @@
 """`mlserve bench` as a user types it: real servers, real generators, real signals.
 
-A run costs seconds before it begins, so that several tests look at the same one. None looks at how quick anything was.
+A run costs seconds before it begins, so that several tests look at the same one. None looks at how quick anything was,
+and so they run beside others.
 """
 
 import contextlib
@@ -526,8 +527,8 @@ def test_a_users_own_scenario_is_measured_and_shown_on_locusts_page(other_server
     assert set(due_s) <= set(samples.scheduled_s)
     assert sorted(set(samples.version)) == ["ask", "look"]
     assert len(samples) == 2 * len(due_s)
-    measured = int((samples.scheduled_s < run.window.end_s).sum())  # the last task may ask for the second time after it
-    assert run.counts.ok == measured >= len(samples) - 1
+    measured = int((samples.scheduled_s < run.window.end_s).sum())  # a task may ask for the second time after it
+    assert run.counts.ok == measured >= len(due_s)
     assert f"{measured} ok, 0 failed, 0 dropped" in printed
     assert run.plan.payload == "locustfile visitor.py"
 

@@ -89,5 +89,5 @@ def test_the_tables_and_findings_are_printed_for_a_version_in_the_store(mlserve,
         (("MODEL", "--data", "missing.npz"), ("missing.npz",)),
     ],
 )
-def test_a_wrong_question_is_one_line(mlserve, tiny_onnx, arguments, words):
-    one_line_error(mlserve("diagnose", *(tiny_onnx if word == "MODEL" else word for word in arguments)), *words)
+def test_a_wrong_question_is_one_line(mlserve_here, tiny_onnx, arguments, words):
+    one_line_error(mlserve_here("diagnose", *(tiny_onnx if word == "MODEL" else word for word in arguments)), *words)

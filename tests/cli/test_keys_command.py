@@ -1,11 +1,8 @@
 """`mlserve keys`: a key is shown once, listed without its hash, and revoked by its name."""
 
 import json
-import os
 import re
 import stat
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,23 +11,13 @@ from mlserve.serve.access import digest
 
 
 @pytest.fixture
-def keys(tmp_path):
-    """Runs `mlserve keys ARGUMENTS...` in an empty folder."""
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "mlserve", "keys", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-        )
-
-    return run
+def keys(mlserve_here):
+    """`keys(ARGUMENTS...)`: `mlserve keys ARGUMENTS...` in an empty folder."""
+    return lambda *arguments: mlserve_here("keys", *arguments)
 
 
-def test_a_key_is_printed_alone_on_stdout_and_kept_as_a_hash(keys, tmp_path):
-    made = keys("create", "--name", "ci", "--scope", "infer", "--scope", "metadata")
+def test_a_key_is_printed_alone_on_stdout_and_kept_as_a_hash(mlserve, tmp_path):
+    made = mlserve("keys", "create", "--name", "ci", "--scope", "infer", "--scope", "metadata")
     assert made.returncode == 0, made.stderr
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}\n", made.stdout)
     assert "shown only now" in made.stderr
@@ -64,7 +51,31 @@ def test_the_list_tells_scopes_and_expiry_and_no_hash(keys, tmp_path):
     file.write_text(json.dumps(content))
     assert "(expired)" in keys("list", "--file", file).stdout
     (fact,) = json.loads(keys("list", "--file", file, "--json").stdout)
-    assert fact == {"name": "ci", "scopes": ["admin"], "expires_at": "2020-01-01T00:00:00+00:00", "expired": True}
+    limits = {"rate_per_s": 0.0, "burst": 0, "quota_per_day": 0}
+    assert fact == {
+        "name": "ci",
+        "scopes": ["admin"],
+        "expires_at": "2020-01-01T00:00:00+00:00",
+        "expired": True,
+        **limits,
+    }
+
+
+def test_what_a_key_may_ask_is_kept_and_listed(keys, tmp_path):
+    limits = ("--rate", "90/min", "--burst", 20, "--quota", "5000/day")
+    assert keys("create", "--name", "a", "--scope", "infer", *limits).returncode == 0
+    assert keys("create", "--name", "b", "--scope", "infer", "--rate", "2.5/s").returncode == 0
+    assert keys("create", "--name", "c", "--scope", "infer").returncode == 0
+    kept = {each.pop("name"): each for each in json.loads((tmp_path / "keys.json").read_text())["keys"]}
+    assert {name: value for name, value in kept["a"].items() if name not in ("sha256", "scopes", "expires_at")} == {
+        "rate_per_s": 1.5,
+        "burst": 20,
+        "quota_per_day": 5000,
+    }
+    assert (kept["b"]["rate_per_s"], kept["b"]["burst"]) == (2.5, 3)
+    assert not {"rate_per_s", "burst", "quota_per_day"} & kept["c"].keys()
+    listed = keys("list").stdout
+    assert all(text in listed for text in ("1.5/s, 20 at once; 5000/day", "2.5/s, 3 at once", "any"))
 
 
 def test_a_revoked_key_is_gone(keys):
@@ -88,6 +99,12 @@ def test_a_revoked_key_is_gone(keys):
         (["create", "--name", "ci", "--scope", "infer", "--expires", "999999d0"], "is no duration"),
         (["create", "--name", "ci", "--scope", "infer", "--expires", "999999999d"], "beyond the calendar"),
         (["create", "--name", "ci", "--scope", "infer", "--file", "no/keys.json"], "cannot be written"),
+        (["create", "--name", "ci", "--scope", "infer", "--rate", "many"], "--rate 'many' is no number of requests"),
+        (["create", "--name", "ci", "--scope", "infer", "--rate", "5"], "write it like 100/s or 100/min or 100/h"),
+        (["create", "--name", "ci", "--scope", "infer", "--rate", "0/s"], "--rate '0/s' is no number of requests"),
+        (["create", "--name", "ci", "--scope", "infer", "--rate", "9999999/s"], "a rate or quota that is none"),
+        (["create", "--name", "ci", "--scope", "infer", "--burst", "5"], "--burst says how many requests of --rate"),
+        (["create", "--name", "ci", "--scope", "infer", "--quota", "5/s"], "write it like 100/day"),
         (["list"], "keys.json cannot be read"),
         (["revoke", "ci"], "keys.json cannot be read"),
         (["revoke"], "Missing argument 'NAME'"),

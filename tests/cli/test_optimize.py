@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -86,10 +85,10 @@ def test_the_table_shows_both_variants_and_what_comes_next(made):
         assert words in made[1]
 
 
-def test_the_same_model_is_not_published_twice_and_a_name_is_taken(mlserve, digits, store):
-    assert mlserve("optimize", digits / "digits.pt").returncode == 0
+def test_the_same_model_is_not_published_twice_and_a_name_is_taken(mlserve_here, digits, store):
+    assert mlserve_here("optimize", digits / "digits.pt").returncode == 0
     assert Store(store).versions("digits") == [1, 2]
-    assert mlserve("optimize", digits / "digits.pt", "--name", "five").returncode == 0
+    assert mlserve_here("optimize", digits / "digits.pt", "--name", "five").returncode == 0
     assert Store(store).versions("five") == [1]
 
 
@@ -101,7 +100,7 @@ def one_line_error(done, code=2):
     return lines[0]
 
 
-def test_files_that_are_no_models_get_one_line_and_publish_nothing(mlserve, digits, tmp_path):
+def test_files_that_are_no_models_get_one_line_and_publish_nothing(mlserve_here, digits, tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "cut.pt").write_bytes((digits / "digits.pt").read_bytes()[:500])
     (tmp_path / "text.onnx").write_text("hello")
@@ -111,18 +110,18 @@ def test_files_that_are_no_models_get_one_line_and_publish_nothing(mlserve, digi
         ("text.onnx", "no ONNX"),
         ("none.pt", "No such file"),
     ):
-        assert words in one_line_error(mlserve("optimize", name))
+        assert words in one_line_error(mlserve_here("optimize", name))
     assert not (tmp_path / "store").exists() or not Store(tmp_path / "store").names()
 
 
-def test_external_data_outside_the_folder_is_refused(mlserve, tmp_path, tiny_onnx):
+def test_external_data_outside_the_folder_is_refused(mlserve_here, tmp_path, tiny_onnx):
     import onnx
 
     inside = tmp_path / "inside"
     inside.mkdir()
     model = onnx.load(tiny_onnx)
     onnx.save(model, inside / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
-    assert mlserve("optimize", inside / "m.onnx").returncode == 0
+    assert mlserve_here("optimize", inside / "m.onnx").returncode == 0
     (tmp_path / "m.data").write_bytes((inside / "m.data").read_bytes())
     model = onnx.load(inside / "m.onnx", load_external_data=False)
     for tensor in model.graph.initializer:
@@ -130,12 +129,12 @@ def test_external_data_outside_the_folder_is_refused(mlserve, tmp_path, tiny_onn
             if entry.key == "location":
                 entry.value = "../m.data"
     onnx.save(model, inside / "outside.onnx")
-    assert "outside the model's folder" in one_line_error(mlserve("optimize", inside / "outside.onnx"))
+    assert "outside the model's folder" in one_line_error(mlserve_here("optimize", inside / "outside.onnx"))
 
 
-def test_a_store_that_cannot_be_written_is_named(mlserve, digits, tmp_path):
+def test_a_store_that_cannot_be_written_is_named(mlserve_here, digits, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    line = one_line_error(mlserve("optimize", digits / "digits.pt", "--store", tmp_path / "file" / "store"))
+    line = one_line_error(mlserve_here("optimize", digits / "digits.pt", "--store", tmp_path / "file" / "store"))
     assert "cannot be written" in line
     assert (tmp_path / "file").read_text() == "in the way"
 
@@ -152,8 +151,8 @@ def test_a_store_that_cannot_be_written_is_named(mlserve, digits, tmp_path):
         (("--data", "some.xyz"), "cannot be read as data"),
     ],
 )
-def test_flags_that_cannot_be_used_are_named(mlserve, digits, flags, words):
-    assert words in one_line_error(mlserve("optimize", digits / "digits.pt", *flags))
+def test_flags_that_cannot_be_used_are_named(mlserve_here, digits, flags, words):
+    assert words in one_line_error(mlserve_here("optimize", digits / "digits.pt", *flags))
 
 
 @pytest.mark.slow
@@ -172,8 +171,8 @@ def test_a_half_precision_model_is_called_what_it_is(mlserve, tmp_path):
     assert Store(tmp_path / "store").versions("h") == [1]
 
 
-def test_an_error_stays_on_one_line_whatever_it_names(mlserve):
-    assert "no such.pt" in one_line_error(mlserve("optimize", "no\nsuch.pt"))
+def test_an_error_stays_on_one_line_whatever_it_names(mlserve_here):
+    assert "no such.pt" in one_line_error(mlserve_here("optimize", "no\nsuch.pt"))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_stopping_it_leaves_no_half_version_and_no_process(digits, tmp_path, aft
     assert [path.name for path in (tmp_path / "store").iterdir()] == finished
 
 
-def test_a_killed_optimize_leaves_no_process_and_its_rest_is_cleaned_up(mlserve, digits, tmp_path):
+def test_a_killed_optimize_leaves_no_process_and_its_rest_is_cleaned_up(mlserve_here, digits, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "mlserve", "optimize", digits / "digits.pt"],
         cwd=tmp_path,
@@ -224,7 +223,7 @@ def test_a_killed_optimize_leaves_no_process_and_its_rest_is_cleaned_up(mlserve,
         process.kill()
     assert _gone(children)
     assert list((tmp_path / "store").glob(".staging-*"))
-    assert mlserve("optimize", digits / "digits.pt").returncode == 0
+    assert mlserve_here("optimize", digits / "digits.pt").returncode == 0
     assert not list((tmp_path / "store").glob(".staging-*"))
     assert (tmp_path / "store" / "digits" / "1" / MODEL_FILE).is_file()
 
@@ -234,91 +233,57 @@ def _gone(processes: list[psutil.Process], limit_s: float = 15.0) -> bool:
     return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_models_lists_promotes_rolls_back_and_verifies(mlserve, store):
-    listed = json.loads(mlserve("models", "list", "--json").stdout)
+def test_models_lists_promotes_rolls_back_and_verifies(mlserve_here, store):
+    listed = json.loads(mlserve_here("models", "list", "--json").stdout)
     assert [entry["ref"] for entry in listed] == ["digits@1", "digits@2"]
-    assert mlserve("models", "promote", "digits@1").returncode == 0
-    assert mlserve("models", "promote", "digits@2").returncode == 0
-    assert json.loads(mlserve("models", "show", "digits@production", "--json").stdout)["ref"] == "digits@2"
-    assert "version 1 again" in mlserve("models", "rollback", "digits").stdout
-    assert json.loads(mlserve("models", "show", "digits", "--json").stdout)["ref"] == "digits@1"
-    assert "no earlier version" in one_line_error(mlserve("models", "rollback", "digits"))
-    assert "no version or alias" in one_line_error(mlserve("models", "promote", "digits@9"))
-    assert "has no model" in one_line_error(mlserve("models", "show", "other"))
-    assert mlserve("models", "verify").returncode == 0
+    assert mlserve_here("models", "promote", "digits@1").returncode == 0
+    assert mlserve_here("models", "promote", "digits@2").returncode == 0
+    assert json.loads(mlserve_here("models", "show", "digits@production", "--json").stdout)["ref"] == "digits@2"
+    assert "version 1 again" in mlserve_here("models", "rollback", "digits").stdout
+    assert json.loads(mlserve_here("models", "show", "digits", "--json").stdout)["ref"] == "digits@1"
+    assert "no earlier version" in one_line_error(mlserve_here("models", "rollback", "digits"))
+    assert "no version or alias" in one_line_error(mlserve_here("models", "promote", "digits@9"))
+    assert "has no model" in one_line_error(mlserve_here("models", "show", "other"))
+    assert mlserve_here("models", "verify").returncode == 0
     model = store / "digits" / "2" / MODEL_FILE
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
     model.write_bytes(content)
-    assert "was changed" in one_line_error(mlserve("models", "verify", "digits@2"))
-    assert mlserve("models", "verify", "digits@1").returncode == 0
+    assert "was changed" in one_line_error(mlserve_here("models", "verify", "digits@2"))
+    assert mlserve_here("models", "verify", "digits@1").returncode == 0
 
 
-def test_one_damaged_version_does_not_hide_the_others(mlserve, digits, store):
+def test_one_damaged_version_does_not_hide_the_others(mlserve_here, digits, store):
     (store / "digits" / "1" / "manifest.json").write_bytes(b"\xff\xfe")
-    listed = mlserve("models", "list", "--json")
+    listed = mlserve_here("models", "list", "--json")
     assert "digits/1/manifest.json" in one_line_error(listed)
     assert [entry["ref"] for entry in json.loads(listed.stdout)] == ["digits@2"]
-    verified = mlserve("models", "verify", "--json")
+    verified = mlserve_here("models", "verify", "--json")
     assert "digits/1/manifest.json" in one_line_error(verified)
     assert json.loads(verified.stdout)["digits@2"] == "ok"
-    assert mlserve("optimize", digits / "digits.pt").returncode == 0
+    assert mlserve_here("optimize", digits / "digits.pt").returncode == 0
     assert Store(store).versions("digits") == [1, 2, 3]
 
 
-def test_a_damaged_alias_is_named(mlserve, store):
-    assert mlserve("models", "promote", "digits").returncode == 0
+def test_a_damaged_alias_is_named(mlserve_here, store):
+    assert mlserve_here("models", "promote", "digits").returncode == 0
     (store / "digits" / "aliases" / "production").write_bytes(b"\xff\xfe")
-    assert "aliases/production" in one_line_error(mlserve("models", "list"))
-    assert "aliases/production" in one_line_error(mlserve("models", "promote", "digits@1"))
+    assert "aliases/production" in one_line_error(mlserve_here("models", "list"))
+    assert "aliases/production" in one_line_error(mlserve_here("models", "promote", "digits@1"))
 
 
-def test_a_store_that_is_a_file_is_not_called_empty(mlserve, tmp_path):
+def test_a_store_that_is_a_file_is_not_called_empty(mlserve_here, tmp_path):
     (tmp_path / "file").touch()
-    assert "not a store" in one_line_error(mlserve("models", "list", "--store", "file"))
+    assert "not a store" in one_line_error(mlserve_here("models", "list", "--store", "file"))
 
 
-def test_an_empty_store_says_what_to_do(mlserve):
-    done = mlserve("models", "list")
+def test_an_empty_store_says_what_to_do(mlserve_here):
+    done = mlserve_here("models", "list")
     assert done.returncode == 0
     assert "mlserve optimize" in done.stdout
 
 
-def test_doctor_tells_what_loads(mlserve):
-    done = mlserve("doctor", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["providers"]["CPUExecutionProvider"] == ""
-    assert found["machine"]["cores"] == len(os.sched_getaffinity(0))
-    assert found["machine"]["memory_bytes"] == psutil.virtual_memory().total
-    flags = set(Path("/proc/cpuinfo").read_text().split())
-    assert set(found["machine"]["cpu_flags"]) <= flags
-    if "avx512_vnni" in flags:
-        assert "avx512_vnni" in found["machine"]["cpu_flags"]
-    plain = mlserve("doctor")
-    assert "CPUExecutionProvider" in plain.stdout
-    assert "memory" in plain.stdout
-
-
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [
-        ("echo 'NVIDIA H200, 143771, 570.1'", ["NVIDIA H200"]),
-        pytest.param("echo 'NVIDIA-SMI has failed'; exit 9", [], marks=pytest.mark.slow),
-        pytest.param(r"printf '\377\376\n'", [], marks=pytest.mark.slow),
-    ],
-)
-def test_doctor_takes_whatever_nvidia_smi_says(mlserve, tmp_path, monkeypatch, answer, found):
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    told = json.loads(mlserve("doctor", "--json").stdout)
-    assert [gpu["name"] for gpu in told["machine"]["gpus"]] == found
-    plain = "".join(mlserve("doctor").stdout.split())
-    assert all("".join(advice.split()) in plain for advice in told["advice"])
-
-
-def test_a_variant_that_cannot_be_had_does_not_cost_the_others(mlserve, tmp_path):
+def test_a_variant_that_cannot_be_had_does_not_cost_the_others(mlserve_here, tmp_path):
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -331,7 +296,7 @@ def test_a_variant_that_cannot_be_had_does_not_cost_the_others(mlserve, tmp_path
     graph = helper.make_graph([node], "conv", values[:1], values[1:], [kernel])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "conv.onnx")
-    line = one_line_error(mlserve("optimize", "conv.onnx", "--int8"), code=1)
+    line = one_line_error(mlserve_here("optimize", "conv.onnx", "--int8"), code=1)
     assert "static quantization" in line
     assert "Published: conv@1" in line
     assert Store(tmp_path / "store").get("conv", 1).manifest.variant == "fp32"

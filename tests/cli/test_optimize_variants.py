@@ -28,7 +28,11 @@ def metric(predictions, labels):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small CNN trained on scikit-learn's digits, as a state dict, and 797 rows with labels it has not seen."""
+    """A small CNN trained on scikit-learn's digits, as a state dict and as ONNX, and 797 rows with labels it has not
+    seen.
+    """
+    import warnings
+
     import torch
     from sklearn.datasets import load_digits
 
@@ -48,8 +52,20 @@ def trained(tmp_path_factory):
             torch.nn.functional.cross_entropy(module(x[start : start + 50]), y[start : start + 50]).backward()
             optimizer.step()
     torch.save(module.state_dict(), folder / "cnn.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(), (x[:2],), folder / "cnn.onnx", dynamo=False, input_names=["image"], output_names=["scores"],
+            dynamic_axes={"image": {0: "batch"}, "scores": {0: "batch"}}, opset_version=17,
+        )  # fmt: skip
     np.savez(folder / "rows.npz", image=images[1000:], label=labels[1000:])
     return folder
+
+
+@pytest.fixture
+def optimize_onnx(mlserve, trained):
+    """Runs `mlserve optimize` on the CNN's ONNX file with its rows: no network has to be loaded and exported."""
+    return lambda *arguments: mlserve("optimize", trained / "cnn.onnx", "--data", trained / "rows.npz", *arguments)
 
 
 @pytest.fixture
@@ -118,8 +134,8 @@ def test_an_unseen_network_with_open_dimensions_and_several_inputs_and_outputs_g
     assert int8["metrics"]["accuracy"]["loss"] < 0.05
 
 
-def test_static_int8_is_judged_on_rows_it_was_not_calibrated_on(optimize):
-    done = optimize("--int8-static", "--json")
+def test_static_int8_is_judged_on_rows_it_was_not_calibrated_on(optimize_onnx):
+    done = optimize_onnx("--int8-static", "--json")
     assert done.returncode == 0, done.stderr
     fp32, int8 = json.loads(done.stdout)["published"]
     accuracy = int8["metrics"]["accuracy"]
@@ -130,8 +146,8 @@ def test_static_int8_is_judged_on_rows_it_was_not_calibrated_on(optimize):
     assert fp32["metrics"]["accuracy"]["loss"] == 0
 
 
-def test_static_int8_without_data_says_what_is_missing_and_publishes_the_rest(optimize):
-    done = optimize("--int8", "--int8-static", data=False)
+def test_static_int8_without_data_says_what_is_missing_and_publishes_the_rest(mlserve_here, trained):
+    done = mlserve_here("optimize", trained / "cnn.onnx", "--int8", "--int8-static")
     assert done.returncode == 1
     assert "--data" in done.stderr
     assert "Published: cnn@1, cnn@2" in " ".join(done.stderr.split())
@@ -147,9 +163,11 @@ def test_pruned_then_quantized_says_what_each_did(optimize):
     assert "parameters" in " ".join(small["lineage"][1]["notes"])
 
 
-def test_a_variant_that_loses_too_much_is_not_published(optimize):
+def test_a_variant_that_loses_too_much_is_not_published(mlserve_here, trained, tmp_path):
     """A network robbed of nearly all its weights cannot hold."""
-    done = optimize("--prune", "unstructured=0.99,epochs=0", "--max-drop", "1%", "--json")
+    (tmp_path / "network.py").write_text(NETWORK)
+    robbed = ("--prune", "unstructured=0.99,epochs=0", "--max-drop", "1%")
+    done = mlserve_here(*command(trained)[3:], *robbed, "--json")
     assert done.returncode == 1
     told = json.loads(done.stdout)
     assert [artifact["variant"] for artifact in told["published"]] == ["fp32"]
@@ -186,8 +204,8 @@ def test_a_metric_of_ones_own_decides(optimize):
     assert int8["metrics"]["accuracy"]["metric"] == "network:metric"
 
 
-def test_auto_publishes_the_best_of_what_it_tried(optimize):
-    done = optimize("--auto", "--max-drop", "3%", "--json")
+def test_auto_publishes_the_best_of_what_it_tried(optimize_onnx):
+    done = optimize_onnx("--auto", "--max-drop", "3%", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     tried = {artifact["variant"] for artifact in told["measured"]} | set(told["refused"])
@@ -198,13 +216,13 @@ def test_auto_publishes_the_best_of_what_it_tried(optimize):
         assert artifact["metrics"]["accuracy"]["loss_high"] <= 0.03
 
 
-def test_auto_says_when_there_is_nothing_to_try(mlserve, tmp_path):
+def test_auto_says_when_there_is_nothing_to_try(mlserve_here, tmp_path):
     from xgboost import XGBClassifier
 
     rng = np.random.default_rng(0)
     x, labels = rng.standard_normal((200, 6)), rng.integers(2, size=200)
     XGBClassifier(n_estimators=5).fit(x, labels).save_model(tmp_path / "trees.json")
-    done = mlserve("optimize", "trees.json", "--auto")
+    done = mlserve_here("optimize", "trees.json", "--auto")
     assert done.returncode == 0, done.stderr
     assert "nothing was tried" in done.stderr
     assert Store(tmp_path / "store").versions("trees") == [1]
@@ -227,14 +245,14 @@ def test_the_shipped_recipes_for_any_cpu_can_be_made(optimize):
 
 
 def test_a_stopped_attempt_is_gone_on_with(trained, tmp_path):
-    (tmp_path / "network.py").write_text(NETWORK)
-    arguments = [*command(trained), "--int8", "--int8-static"]
+    arguments = [sys.executable, "-m", "mlserve", "optimize", str(trained / "cnn.onnx")]
+    arguments += ["--data", str(trained / "rows.npz"), "--int8", "--int8-static"]
     end_before_publishing(arguments, tmp_path, signal.SIGKILL)
     assert not Store(tmp_path / "store").names()
     again = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "int8: finished by an earlier attempt" in again.stderr
-    assert "loading the model" not in again.stderr
+    assert "reading the ONNX file" not in again.stderr
     assert Store(tmp_path / "store").versions("cnn") == [1, 2, 3]
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["cnn"]
 
@@ -252,8 +270,8 @@ def test_a_stopped_attempt_is_gone_on_with(trained, tmp_path):
         (["--metric", "bleu"], "'bleu' is unknown"),
     ],
 )
-def test_a_wrong_wish_is_one_clear_line(optimize, flags, words):
-    done = optimize(*flags)
+def test_a_wrong_wish_is_one_clear_line(mlserve_here, trained, flags, words):
+    done = mlserve_here(*command(trained)[3:], *flags)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr

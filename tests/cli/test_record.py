@@ -82,8 +82,8 @@ def test_ctrl_c_ends_it_early_and_keeps_it(url, recording, tmp_path):
         (("URL", "--for", "2000h"), "'for_s' 7.2e+06 is out of range"),
     ],
 )
-def test_what_cannot_be_recorded_is_told_in_one_line(mlserve, url, arguments, message):
-    done = mlserve("record", *(url if argument == "URL" else argument for argument in arguments))
+def test_what_cannot_be_recorded_is_told_in_one_line(mlserve_here, url, arguments, message):
+    done = mlserve_here("record", *(url if argument == "URL" else argument for argument in arguments))
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -19,19 +19,26 @@ from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
 
+PORTS = ("--http-port", 0, "--grpc-port", 0)
+
 
 @pytest.fixture
 def refused(mlserve):
     """`refused(ARGUMENTS...)` -> the one line on stderr of `mlserve serve ARGUMENTS...`, which exits with 2."""
+    return lambda *arguments: one_line(mlserve("serve", *PORTS, *arguments, timeout_s=60))
 
-    def run(*arguments):
-        ended = mlserve("serve", "--http-port", 0, "--grpc-port", 0, *arguments, timeout_s=60)
-        assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
-        (line,) = ended.stderr.splitlines()
-        assert line.startswith("error: ")
-        return line
 
-    return run
+@pytest.fixture
+def refused_at_once(mlserve_here):
+    """The same in this process: of what is refused before a worker starts."""
+    return lambda *arguments: one_line(mlserve_here("serve", *PORTS, *arguments))
+
+
+def one_line(ended):
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
 
 
 @pytest.fixture
@@ -113,8 +120,8 @@ def _document(process):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_a_host_that_others_can_reach_is_refused_without_keys(refused, tiny_onnx, host):
-    assert refused(tiny_onnx, "--host", host) == (
+def test_a_host_that_others_can_reach_is_refused_without_keys(refused_at_once, tiny_onnx, host):
+    assert refused_at_once(tiny_onnx, "--host", host) == (
         f"error: --host {host} can be reached from other machines, and without keys everybody there may ask; "
         "name a file of keys with --keys, or mean it: --allow-anonymous"
     )
@@ -129,9 +136,11 @@ def test_a_host_that_others_can_reach_may_be_meant_and_is_warned_about(started, 
 
 
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
-def test_a_port_in_use_is_named_with_its_flag_and_a_free_one_is_taken(refused, started, tiny_onnx, taken_port, flag):
+def test_a_port_in_use_is_named_with_its_flag_and_a_free_one_is_taken(
+    refused_at_once, started, tiny_onnx, taken_port, flag
+):
     other = "--grpc-port" if flag == "--http-port" else "--http-port"
-    line = refused(tiny_onnx, flag, taken_port)
+    line = refused_at_once(tiny_onnx, flag, taken_port)
     assert line == (
         f"error: {flag} {taken_port}: port {taken_port} on 127.0.0.1 is in use; "
         "stop what listens there, or choose another port"
@@ -152,9 +161,9 @@ def test_a_second_server_cannot_share_the_ports_of_the_first_by_accident(refused
         assert "is in use" in refused(tiny_onnx, flag, port)
 
 
-def test_one_port_cannot_be_both(refused, tiny_onnx):
+def test_one_port_cannot_be_both(refused_at_once, tiny_onnx):
     port = _free_port()
-    assert f"--grpc-port {port}: port {port} on 127.0.0.1 is in use" in refused(
+    assert f"--grpc-port {port}: port {port} on 127.0.0.1 is in use" in refused_at_once(
         tiny_onnx, "--http-port", port, "--grpc-port", port
     )
 
@@ -167,8 +176,8 @@ def test_one_port_cannot_be_both(refused, tiny_onnx):
         ("a" * 300, "is no address of this machine"),
     ],
 )
-def test_a_host_that_is_not_this_machine_is_refused(refused, tiny_onnx, host, message):
-    assert message in refused(tiny_onnx, "--host", host, "--allow-anonymous")
+def test_a_host_that_is_not_this_machine_is_refused(refused_at_once, tiny_onnx, host, message):
+    assert message in refused_at_once(tiny_onnx, "--host", host, "--allow-anonymous")
 
 
 @pytest.mark.parametrize(
@@ -184,8 +193,8 @@ def test_a_host_that_is_not_this_machine_is_refused(refused, tiny_onnx, host, me
         (["TINY", "--drain", "soon"], "'soon' is no duration"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_line(refused, tiny_onnx, arguments, message):
-    assert message in refused(*[tiny_onnx if argument == "TINY" else argument for argument in arguments])
+def test_what_cannot_be_served_is_told_in_one_line(refused_at_once, tiny_onnx, arguments, message):
+    assert message in refused_at_once(*[tiny_onnx if argument == "TINY" else argument for argument in arguments])
 
 
 @pytest.mark.parametrize(
@@ -197,13 +206,13 @@ def test_what_cannot_be_served_is_told_in_one_line(refused, tiny_onnx, arguments
         ("tinny", "has no model 'tinny'; it has tiny"),
     ],
 )
-def test_an_unknown_reference_is_told_with_what_there_is(refused, store, reference, message):
-    assert message in refused("--store", store.root, reference)
+def test_an_unknown_reference_is_told_with_what_there_is(refused_at_once, store, reference, message):
+    assert message in refused_at_once("--store", store.root, reference)
 
 
-def test_a_store_that_is_a_file_holds_no_model(refused, tmp_path):
+def test_a_store_that_is_a_file_holds_no_model(refused_at_once, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    assert "holds no model" in refused("--store", tmp_path / "file")
+    assert "holds no model" in refused_at_once("--store", tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -274,10 +283,12 @@ def test_a_damaged_manifest_is_told(refused, store):
     assert "manifest.json is damaged" in refused("--store", store.root)
 
 
-def test_two_files_of_one_name_are_refused_and_one_file_twice_is_served_once(refused, started, tmp_path, tiny_onnx):
+def test_two_files_of_one_name_are_refused_and_one_file_twice_is_served_once(
+    refused_at_once, started, tmp_path, tiny_onnx
+):
     other = tmp_path / "tiny.onnx"
     other.write_bytes(tiny_onnx.read_bytes())
-    assert "would both be served as tiny; rename one" in refused(tiny_onnx, other)
+    assert "would both be served as tiny; rename one" in refused_at_once(tiny_onnx, other)
     lines = lines_until(started(tiny_onnx, tiny_onnx, "--http-port", 0, "--grpc-port", 0), "/metrics")
     assert lines[0] == "serving 1 model version"
 
@@ -300,8 +311,8 @@ def test_two_files_of_one_name_are_refused_and_one_file_twice_is_served_once(ref
         ["--no-such-flag"],
     ],
 )
-def test_a_flag_out_of_range_is_refused_without_a_traceback(mlserve, tiny_onnx, arguments):
-    ended = mlserve("serve", tiny_onnx, *arguments)
+def test_a_flag_out_of_range_is_refused_without_a_traceback(mlserve_here, tiny_onnx, arguments):
+    ended = mlserve_here("serve", tiny_onnx, *arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "Usage:" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -318,8 +329,8 @@ def test_a_flag_out_of_range_is_refused_without_a_traceback(mlserve, tiny_onnx, 
         (["--route", "/v2/models/{name}=tiny"], "/v2/models/{name}"),
     ],
 )
-def test_what_cannot_be_followed_or_routed_is_told_in_one_line(refused, store, arguments, message):
-    assert message in refused("--store", store.root, *arguments)
+def test_what_cannot_be_followed_or_routed_is_told_in_one_line(refused_at_once, store, arguments, message):
+    assert message in refused_at_once("--store", store.root, *arguments)
 
 
 def add_version(store, tiny_onnx, variant):
@@ -334,13 +345,13 @@ def add_version(store, tiny_onnx, variant):
     ("arguments", "versions"),
     [
         ([], ["1", "2", "3"]),
-        (["--versions", "latest:2"], ["2", "3"]),
+        pytest.param(["--versions", "latest:2"], ["2", "3"], marks=pytest.mark.slow),
         (["--versions", "latest:1"], ["2", "3"]),  # with what production means
-        (["tiny"], ["2"]),
-        (["tiny", "--versions", "all"], ["1", "2", "3"]),
+        pytest.param(["tiny"], ["2"], marks=pytest.mark.slow),
+        pytest.param(["tiny", "--versions", "all"], ["1", "2", "3"], marks=pytest.mark.slow),
         (["tiny@1", "tiny"], ["1", "2"]),
-        (["tiny", "--versions", "3,production"], ["2", "3"]),
-        (["--model-control", "explicit"], []),
+        pytest.param(["tiny", "--versions", "3,production"], ["2", "3"], marks=pytest.mark.slow),
+        pytest.param(["--model-control", "explicit"], [], marks=pytest.mark.slow),
         (["--model-control", "explicit", "tiny@3"], ["3"]),
     ],
 )
@@ -373,8 +384,8 @@ def _get(url, body=None, method=None):
         return json.loads(reply.read())
 
 
-def test_a_taken_management_port_is_named_with_its_flag(refused, tiny_onnx, taken_port):
-    assert f"--management-port {taken_port}: port {taken_port} on 127.0.0.1 is in use" in refused(
+def test_a_taken_management_port_is_named_with_its_flag(refused_at_once, tiny_onnx, taken_port):
+    assert f"--management-port {taken_port}: port {taken_port} on 127.0.0.1 is in use" in refused_at_once(
         tiny_onnx, "--management-port", taken_port
     )
 
@@ -387,12 +398,12 @@ def test_a_platform_that_chooses_the_port_gets_it(started, tiny_onnx, monkeypatc
     assert lines[2] == f"  REST  http://127.0.0.1:{port}/v2/models/tiny/infer"
 
 
-def test_vertex_ai_finds_its_paths_and_reaches_the_container(started, refused, store, monkeypatch):
+def test_vertex_ai_finds_its_paths_and_reaches_the_container(started, refused_at_once, store, monkeypatch):
     monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/7:predict")
     monkeypatch.setenv("AIP_HEALTH_ROUTE", "/healthz")
     arguments = ["--store", store.root, "tiny", "--http-port", 0, "--grpc-port", 0]
-    assert "--allow-anonymous" in refused(*arguments)
-    assert "Vertex AI asks one model" in refused("--store", store.root)
+    assert "--allow-anonymous" in refused_at_once(*arguments)
+    assert "Vertex AI asks one model" in refused_at_once("--store", store.root)
     document = json.loads(_document(started(*arguments, "--allow-anonymous", "--json")))
     http = document["http"].replace("0.0.0.0", "127.0.0.1")
     assert _get(f"{http}/healthz") == {"ready": True}

@@ -21,7 +21,10 @@ WAYS = [
 ]
 # Compiling takes seconds a network.
 NETS_AND_WAYS = [
-    (net, way) for net in ("mlp", "conv", "transformer") for way in WAYS if (net, way[1]) != ("mlp", "torch-compiled")
+    pytest.param(net, way, marks=[pytest.mark.slow] if (net, way[1]) == ("conv", "torch-compiled") else [])
+    for net in ("mlp", "conv", "transformer")
+    for way in WAYS
+    if (net, way[1]) != ("mlp", "torch-compiled")
 ]
 CHECKED_BY_US = [way for way in WAYS if way[1] != "onnxruntime" and way[1] != "torch-compiled"]
 

@@ -35,14 +35,23 @@ def model_with(tensor, place="initializer"):
         inner = helper.make_graph([constant], "inner", [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, [6])])
         yes = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
         nodes = [yes, helper.make_node("If", ["yes"], ["w"], then_branch=inner, else_branch=inner), *nodes]
-    else:
-        assert place == "function"
+    elif place == "function":
         opset = helper.make_opsetid("", 17)
         functions = [helper.make_function("mine", "Give", [], ["w"], [constant], [opset])]
         nodes = [helper.make_node("Give", [], ["w"], domain="mine"), *nodes]
+    elif place == "default":
+        functions = [helper.make_function("mine", "Give", [], ["w"], [], [helper.make_opsetid("", 17)])]
+        functions[0].attribute_proto.append(helper.make_attribute("given", tensor))
+        nodes = [helper.make_node("Give", [], ["w"], domain="mine"), *nodes]
     graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    if place == "sparse":
+        indices = helper.make_tensor("", TensorProto.INT64, [6], range(6))
+        graph.sparse_initializer.add(values=tensor, indices=indices, dims=[6])
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=8, functions=functions)
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8, functions=functions)
+    if place == "training":
+        model.training_info.add().initialization.initializer.append(tensor)
+    return model
 
 
 @pytest.fixture
@@ -59,7 +68,7 @@ def inspect(folder, model):
     return inspect_onnx(folder / "model.onnx")
 
 
-PLACES = ["initializer", "constant", "subgraph", "function"]
+PLACES = ["initializer", "sparse", "constant", "subgraph", "function", "default", "training"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -81,6 +90,8 @@ def test_external_data_beside_the_model_is_taken(folder, place):
         ("..\\outside\\secret.bin", "lies outside the model's folder"),
         ("", "lies outside the model's folder"),
         (".", "lies outside the model's folder"),
+        ("link.bin\0", "lies outside the model's folder"),
+        ("n" * 5000, "is missing"),
         ("link.bin", "is reached through a link"),
         ("linked/secret.bin", "is reached through a link"),
         ("hard.bin", "not a plain file with one name"),
@@ -107,6 +118,7 @@ def test_external_data_elsewhere_is_refused_wherever_the_tensor_stands(folder, p
         ({"offset": "1"}, "needs bytes 1 to 25"),
         ({"offset": "-1"}, "has offset '-1'"),
         ({"length": "1e3"}, "has length '1e3'"),
+        ({"length": "\u0662\u0664"}, "has length '"),
         ({"length": "9" * 5000}, "has length '9"),
         ({"surprise": "1"}, "unknown or repeated key 'surprise'"),
     ],
@@ -167,6 +179,35 @@ def test_code_compiled_for_one_device_is_refused(folder):
     graph = helper.make_graph([node], "g", [x], [y])
     with pytest.raises(ModelFileError, match="code compiled for one device"):
         inspect(folder, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain", "told"),
+    [
+        ("Custom", "evil.example", "needs the operator 'Custom' of 'evil.example', which is a library of its own"),
+        ("Add", "evil.example", "needs the operator 'Add' of 'evil.example'"),
+        ("PyOp", "com.microsoft", r"holds Python code \(PyOp\)"),
+        ("PythonOp", "", r"holds Python code \(PythonOp\)"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_operators_that_are_code_are_refused_wherever_they_stand(folder, operator, domain, told, inside):
+    model = model_with(
+        helper.make_tensor("w", TensorProto.FLOAT, [6], WEIGHTS), "subgraph" if inside else "initializer"
+    )
+    node = helper.make_node(operator, ["w"], ["v"], domain=domain)
+    (model.graph.node[1].attribute[0].g if inside else model.graph).node.append(node)
+    with pytest.raises(ModelFileError, match=told):
+        inspect(folder, model)
+
+
+def test_an_operator_of_its_own_domain_is_taken_where_the_file_says_what_it_is(folder):
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [6], WEIGHTS)
+    assert "Give" in inspect(folder, model_with(tensor, "function")).operators
+    model = model_with(tensor, "function")
+    del model.functions[:]
+    with pytest.raises(ModelFileError, match="needs the operator 'Give' of 'mine'"):
+        inspect(folder, model)
 
 
 def test_what_selects_rows_of_a_table_is_bounded_by_it(tmp_path):

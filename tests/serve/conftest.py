@@ -39,6 +39,7 @@ class RunningServer:
         self.grpc, self.workers = ready["grpc"], list(ready["workers"])
         self.http = ready["http"].removeprefix("http://")
         self.http_port, self.grpc_port = (int(address.rpartition(":")[2]) for address in (self.http, self.grpc))
+        self.management_port = int(ready["management"].rpartition(":")[2]) if ready.get("management") else None
 
     @property
     def log(self) -> str:
@@ -132,7 +133,8 @@ def serving(tmp_path_factory):
 
     def start(*arguments, **environment):
         log = tmp_path_factory.mktemp("serve") / "log"
-        flags = ["-m", "mlserve", "serve", "--http-port", "0", "--grpc-port", "0", "--json"]
+        # Requests that tests write by hand name any host; tests/serve/test_browsers.py is about which are refused.
+        flags = ["-m", "mlserve", "serve", "--http-port", "0", "--grpc-port", "0", "--json", "--allowed-host", "*"]
         return _running([*flags, *map(str, arguments)], log, environment)
 
     return start
@@ -141,13 +143,14 @@ def serving(tmp_path_factory):
 @pytest.fixture(scope="session")
 def serving_settings(tmp_path_factory):
     """`with serving_settings(paths, limits=...) as server`: a server with settings that have no flag."""
-    from mlserve.serve.settings import ModelSource, ServeSettings
+    from mlserve.serve.settings import AccessSettings, ModelSource, ServeSettings
 
     def start(*paths, **settings):
         log = tmp_path_factory.mktemp("serve") / "log"
         sources = tuple(ModelSource(path.stem, "1", str(path)) for path in paths)
         complete = ServeSettings(
             **{"models": sources, "defaults": {path.stem: "1" for path in paths}, "http_port": 0, "grpc_port": 0}
+            | {"access": AccessSettings(hosts=("*",))}
             | settings
         )
         return _running(["-c", _FROM_SETTINGS, msgspec.json.encode(complete).decode()], log, {})

@@ -1,7 +1,8 @@
 """One authorization point in front of everything: every page and every rpc there is, called with every kind of key.
 
-What there is comes from the code; what each may ask for is written down here. So a new page or rpc fails this test
-until it is listed, with the scope it shall need, and one that answers without a key fails it in any case.
+What there is comes from the code; what each may ask for is written down: benchmarks/scorecard/security/route_list.py.
+So a new page or rpc fails this test until it is listed, with the scope it shall need, and one that answers without a
+key fails it in any case.
 """
 
 import asyncio
@@ -9,149 +10,40 @@ import http.client
 import json
 import re
 import socket
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import grpc
 import pytest
+from starlette.routing import Route
 
 from mlserve.errors import Unauthenticated
 from mlserve.serve.access import Access
 from mlserve.serve.answering import Answering
+from mlserve.serve.application import application
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.catalog import Catalog
 from mlserve.serve.dialects import CALLS, SLOW_CALLS, http_dialects
 from mlserve.serve.keys import add_key, new_key, remove_key
-from mlserve.serve.protocols.dialect import InferCall, InferPage, StreamCall
+from mlserve.serve.protocols.dialect import Call, InferCall, StreamCall
 from mlserve.serve.service import Service
-from mlserve.serve.settings import NamedRoute, ServeSettings
 
-SCOPES = ("infer", "metadata", "admin", "metrics")
-ROUTES = tuple(NamedRoute(f"/named/{each}", "tiny", "", each) for each in ("predict", "vertex", "sagemaker", "azure"))
-HEALTH = "/vertex/health"
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+if BENCHMARKS not in sys.path:
+    sys.path.append(BENCHMARKS)
+from scorecard.security.route_list import (  # noqa: E402  # as benchmarks find each other
+    EVERYTHING,
+    MANAGEMENT_PAGES,
+    PAGES,
+    SCOPES,
+    listed_pages,
+    listed_rpcs,
+    pages_of_the_code,
+    rpcs_of_the_code,
+)
 
-PAGES = {
-    None: """
-        GET /health  GET /ready  GET /v2/health/live  GET /v2/health/ready
-        GET /ping    GET /version  GET /vertex/health
-    """,
-    "infer": """
-        POST /v2/models/{name}/infer          POST /v2/models/{name}/versions/{version}/infer
-        POST /v1/models/{name}:predict        POST /v1/models/{name}/versions/{version}:predict
-        POST /v1/models/{name}:classify       POST /v1/models/{name}/versions/{version}:classify
-        POST /v1/models/{name}:regress        POST /v1/models/{name}/versions/{version}:regress
-        POST /v1/models/{name}/labels/{label}:predict   POST /v1/models/{name}/labels/{label}:classify
-        POST /v1/models/{name}/labels/{label}:regress
-        POST /v1/predict                      POST /v1/models/{name}/predict
-        POST /v1/models/{name}/versions/{version}/predict
-        POST /predictions/{name}              POST /predictions/{name}/{version}
-        PUT /predictions/{name}               PUT /predictions/{name}/{version}
-        POST /invocations  POST /models/{name}/invoke  POST /score
-        POST /named/predict  POST /named/vertex  POST /named/sagemaker  POST /named/azure
-    """,
-    "metadata": """
-        GET /  OPTIONS /  GET /docs  GET /openapi.json
-        GET /v2  GET /v2/  POST /v2/repository/index
-        GET /v2/models/{name}                 GET /v2/models/{name}/versions/{version}
-        GET /v2/models/{name}/ready           GET /v2/models/{name}/versions/{version}/ready
-        GET /v2/models/{name}/config          GET /v2/models/{name}/versions/{version}/config
-        GET /v1/models/{name}/metadata        GET /v1/models/{name}/versions/{version}/metadata
-        GET /v1/models/{name}/labels/{label}/metadata
-        GET /v1/models/{name}                 GET /v1/models/{name}/versions/{version}
-        GET /v1/models/{name}/labels/{label}
-        GET /v1/models  GET /v1/models/{name}/example  POST /graphql
-        GET /models  GET /models/{name}
-    """,
-    "metrics": """
-        GET /metrics  GET /v2/models/stats
-        GET /v2/models/{name}/stats           GET /v2/models/{name}/versions/{version}/stats
-    """,
-    "admin": """
-        POST /v2/repository/models/{name}/load  POST /v2/repository/models/{name}/unload
-        GET /v2/systemsharedmemory/status       POST /v2/systemsharedmemory/status
-        GET /v2/systemsharedmemory/unregister   POST /v2/systemsharedmemory/unregister
-        GET /v2/systemsharedmemory/region/{region}/status
-        POST /v2/systemsharedmemory/region/{region}/status
-        GET /v2/systemsharedmemory/region/{region}/register
-        POST /v2/systemsharedmemory/region/{region}/register
-        GET /v2/systemsharedmemory/region/{region}/unregister
-        POST /v2/systemsharedmemory/region/{region}/unregister
-        GET /v2/cudasharedmemory/status         POST /v2/cudasharedmemory/status
-        GET /v2/cudasharedmemory/unregister     POST /v2/cudasharedmemory/unregister
-        GET /v2/cudasharedmemory/region/{region}/status
-        POST /v2/cudasharedmemory/region/{region}/status
-        GET /v2/cudasharedmemory/region/{region}/register
-        POST /v2/cudasharedmemory/region/{region}/register
-        GET /v2/cudasharedmemory/region/{region}/unregister
-        POST /v2/cudasharedmemory/region/{region}/unregister
-        GET /v2/trace/setting  POST /v2/trace/setting  GET /v2/logging  POST /v2/logging
-        GET /v2/models/{name}/trace/setting  POST /v2/models/{name}/trace/setting
-        POST /models  DELETE /models/{name}
-        POST /recording                         GET /recording/{number:int}
-        DELETE /recording/{number:int}          GET /recording/{number:int}/trace
-    """,
-}
-"""The pages of the public port, by the scope each needs; None: public, and a list to be read with care."""
-
-MANAGEMENT_PAGES = {
-    "admin": """
-        OPTIONS /  GET /docs  GET /openapi.json
-        GET /models             POST /models
-        GET /models/{name}      PUT /models/{name}      DELETE /models/{name}
-        GET /models/{name}/{version}  PUT /models/{name}/{version}  DELETE /models/{name}/{version}
-        PUT /models/{name}/{version}/set-default
-    """
-}
-"""The same of the management port."""
-
-V2, TENSORFLOW = "/inference.GRPCInferenceService", "/tensorflow.serving"
-RPCS = {
-    None: f"{V2}/ServerLive {V2}/ServerReady /grpc.health.v1.Health/Check /grpc.health.v1.Health/Watch",
-    "infer": f"""
-        {V2}/ModelInfer {V2}/ModelStreamInfer {TENSORFLOW}.PredictionService/Predict
-        {TENSORFLOW}.PredictionService/Classify {TENSORFLOW}.PredictionService/Regress
-    """,
-    "metadata": f"""
-        {V2}/ModelReady {V2}/ServerMetadata {V2}/ModelMetadata {V2}/ModelConfig {V2}/RepositoryIndex
-        {TENSORFLOW}.PredictionService/GetModelMetadata {TENSORFLOW}.ModelService/GetModelStatus
-        /grpc.reflection.v1.ServerReflection/ServerReflectionInfo
-        /grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo
-    """,
-    "metrics": f"{V2}/ModelStatistics",
-    "admin": f"""
-        {V2}/RepositoryModelLoad {V2}/RepositoryModelUnload {V2}/TraceSetting {V2}/LogSettings
-        {V2}/SystemSharedMemoryStatus {V2}/SystemSharedMemoryRegister {V2}/SystemSharedMemoryUnregister
-        {V2}/CudaSharedMemoryStatus {V2}/CudaSharedMemoryRegister {V2}/CudaSharedMemoryUnregister
-    """,
-}
-"""Every rpc, by the scope it needs."""
-
-
-def listed_pages(table):
-    """`{(method, path): scope}` of one of the tables above."""
-    found = {}
-    for scope, lines in table.items():
-        words = lines.split()
-        found |= dict.fromkeys(zip(words[::2], words[1::2], strict=True), scope)
-    return found
-
-
-def pages_of_the_code(*, management):
-    """`{(method, path): scope}` of every page that the code has."""
-    loop = asyncio.new_event_loop()
-    service = Service(Catalog())
-    settings = ServeSettings(routes=ROUTES, health_paths=(HEALTH,))
-    try:
-        dialects = http_dialects(service, Answering(service, LoopTurn(loop)), settings)
-    finally:
-        loop.close()
-    found = {}
-    for page in (page for dialect in dialects for page in dialect.pages):
-        infers = isinstance(page, InferPage)
-        if (not infers and page.admin) == management:
-            methods, scope = (("POST",), "infer") if infers else (page.methods, page.scope)
-            for method in methods:  # of two with the same path, the first has it
-                found.setdefault((method, page.path), scope)
-    return found
+V2 = "/inference.GRPCInferenceService"
 
 
 class Guarded:
@@ -226,7 +118,12 @@ def guarded(request, serving_settings, tiny_onnx, tmp_path_factory):
         add_key(keys_file, new.key)
     keys = {name: new.secret for name, new in made.items()}
     port = _free_port()
-    settings = {"routes": ROUTES, "health_paths": (HEALTH,), "management_port": port, "model_control": "explicit"}
+    settings = {
+        "routes": EVERYTHING.routes,
+        "health_paths": EVERYTHING.health_paths,
+        "management_port": port,
+        "model_control": "explicit",
+    }
     with serving_settings(tiny_onnx, grpc_transport=request.param, keys_file=str(keys_file), **settings) as server:
         yield Guarded(server, port, keys, keys_file)
         assert not any(secret in server.log for secret in keys.values())
@@ -247,9 +144,7 @@ def test_every_page_is_listed_with_its_scope(table, management):
 
 
 def test_every_rpc_is_listed_with_its_scope():
-    infers = {call.path: "infer" for call in CALLS if isinstance(call, InferCall)}
-    others = {call.path: call.scope for call in (*CALLS, *SLOW_CALLS) if not isinstance(call, InferCall)}
-    assert {**infers, **others} == {path: scope for scope, paths in RPCS.items() for path in paths.split()}
+    assert rpcs_of_the_code() == listed_rpcs()
 
 
 @pytest.mark.parametrize("management", [False, True], ids=["public", "management"])
@@ -292,20 +187,104 @@ def test_no_rpc_answers_without_its_key_and_each_does_with_it(guarded):
     assert refused == []
 
 
-def test_another_spelling_of_a_path_is_guarded_like_the_path(guarded):
-    plain = [path for (_, path), scope in pages_of_the_code(management=False).items() if scope == "infer"]
-    for path in (path.format(name="tiny", version="1", label="stable") for path in plain):
-        for spelled in (path + "?", path + "?x=1", path.replace("tiny", "t%69ny"), path + "/", "/" + path, path + "//"):
-            assert guarded.status("POST", spelled) in (0, 307, 404), spelled
-            assert guarded.status("POST", spelled, guarded.keys["metadata"]) in (0, 307, 404), spelled
+def _spelled(path):
+    """Other ways to write `path`, by what is done to it: some mean the same page, most mean none."""
+    head, _, last = path.rpartition("/")
+    letter = last[:1] or "x"
+    return {
+        "a query": path + "?x=1",
+        "an empty query": path + "?",
+        "a fragment": path + "#x",
+        "a parameter": path + ";x=1",
+        "a slash behind": path + "/",
+        "two slashes behind": path + "//",
+        "a slash before": "/" + path,
+        "two slashes within": f"{head}//{last}",
+        "a dot": f"{head}/./{last}",
+        "two dots": f"{head}/x/../{last}",
+        "encoded dots": f"{head}/x/%2e%2e/{last}",
+        "a letter encoded": f"{head}/%{ord(letter):02x}{last[1:]}",
+        "it all encoded twice": path.replace("/", "%252F"),
+        "a slash encoded": f"{head}%2F{last}",
+        "a backslash": f"{head}\\{last}",
+        "upper case": path.upper(),
+        "a NUL": path + "%00",
+        "a line end": path + "%0d%0a",
+        "another host's": f"http://evil.example{path}",
+        "another path's end": path + "/v2/health/live",
+        "a public page first": f"/v2/health/live/..{path}",
+    }
 
 
-def test_other_methods_get_nothing_either(guarded):
-    for (_, path), scope in pages_of_the_code(management=False).items():
-        if scope is not None:
-            for method in ("HEAD", "PATCH", "OPTIONS", "DELETE", "TRACE"):
-                status = guarded.status(method, _called(path, "admin"))
-                assert status in (0, 404, 405), (method, path, status)
+# HTTP does not depend on how gRPC is spoken.
+@pytest.mark.parametrize("guarded", ["native"], indirect=True)
+@pytest.mark.parametrize("management", [False, True], ids=["public", "management"])
+def test_another_spelling_of_a_path_is_guarded_like_the_path(guarded, management):
+    let_past = []
+    for number, ((method, template), scope) in enumerate(pages_of_the_code(management=management).items()):
+        if scope is None:
+            continue
+        for how, path in _spelled(_called(template, scope)).items():
+            key = guarded.keys[f"all but {scope}"] if number % 2 else None
+            status = guarded.status(method, path, key, management=management)
+            if status not in (0, 400, 404, 405):
+                let_past.append((method, path, how, status))
+    assert let_past == []
+
+
+@pytest.mark.parametrize("guarded", ["native"], indirect=True)
+@pytest.mark.parametrize("management", [False, True], ids=["public", "management"])
+def test_other_methods_get_nothing_either(guarded, management):
+    pages = pages_of_the_code(management=management)
+    let_past = []
+    for path, scope in {path: scope for (_, path), scope in pages.items()}.items():
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS", "DELETE", "TRACE", "CONNECT", "PURGE", "BREW"):
+            public = scope is None and method in ("GET", "HEAD")
+            if public or pages.get((method, path), "none") is None:
+                continue
+            status = guarded.status(method, _called(path, "admin"), management=management)
+            if status not in (0, 400, 404, 405):
+                let_past.append((method, path, status))
+    assert let_past == []
+
+
+@pytest.mark.parametrize("management", [False, True], ids=["public", "management"])
+def test_the_applications_routes_are_the_pages_and_nothing_else(management):
+    loop = asyncio.new_event_loop()
+    try:
+        service = Service(Catalog())
+        answering = Answering(service, LoopTurn(loop))
+        dialects = http_dialects(service, answering, EVERYTHING)
+        routes = application(service, answering, dialects, management=management).routes
+    finally:
+        loop.close()
+    assert all(type(route) is Route for route in routes)  # no mount, no host, no socket
+    found = {(method, route.path) for route in routes for method in route.methods - {"HEAD"}}
+    assert found == pages_of_the_code(management=management).keys()
+
+
+RPCS_THAT_ARE_NONE = (
+    *("/", "/x", "/x/y", f"{V2}/", f"{V2}/modelinfer", f"{V2.lower()}/ModelInfer", f"{V2}/ModelInfer/"),
+    *(f"/{V2}/ModelInfer", f"{V2}%2FModelInfer", f"{V2}/ModelRepositoryAll", "/grpc.channelz.v1.Channelz/GetServers"),
+)
+
+
+def test_rpcs_that_there_are_not_answer_nothing(guarded):
+    for path in RPCS_THAT_ARE_NONE:
+        code = guarded.code(Call(path, "admin", None))
+        assert code in (0, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN), (path, code)
+
+
+@pytest.mark.parametrize("key", ["", "Bearer ", "x-api-key", "certificate"])
+def test_no_key_is_made_up_from_nothing(guarded, key):
+    """Whatever a credential may be told apart by, saying so does not make one."""
+    made_up = {"certificate": f"\0certificate\0{2**40}\0CN:root"}.get(key, key)
+    with guarded.server.connect() as connection:
+        connection.sendall(
+            b"GET /v2 HTTP/1.1\r\nhost: x\r\nx-api-key: %b\r\nauthorization: %b\r\nconnection: close\r\n\r\n"
+            % (made_up.encode(), made_up.encode())
+        )
+        assert connection.recv(20).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 401 "))
 
 
 def test_a_key_for_metadata_does_not_infer_by_graphql(guarded):
@@ -373,7 +352,7 @@ def test_a_server_whose_keys_cannot_be_read_does_not_start(serving_settings, tin
 
 def test_the_check_of_this_test_would_find_an_open_page(serving_settings, tiny_onnx):
     """The negative control: a server without keys lets everybody past, and is seen to."""
-    with serving_settings(tiny_onnx, routes=ROUTES) as server:
+    with serving_settings(tiny_onnx, routes=EVERYTHING.routes) as server:
         guarded = Guarded(server, 0, {}, None)
         assert guarded.status("POST", "/v2/models/tiny/infer") == 400
         assert guarded.status("GET", "/v2") == 200

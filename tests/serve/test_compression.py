@@ -1,5 +1,6 @@
 """Packed bodies: what goes in comes out, no more than is allowed comes out, and whatever is wrong is told."""
 
+import asyncio
 import gzip
 import random
 import tracemalloc
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.errors import InvalidRequest, PayloadTooLarge, UnsupportedContent
-from mlserve.serve.compression import coding_taken, is_packed, pack_at_once, unpack_at_once
+from mlserve.serve.compression import coding_taken, is_packed, pack_at_once, unpack, unpack_at_once
 
 MEGABYTE = 1 << 20
 
@@ -125,3 +126,28 @@ def test_a_reply_is_packed_where_it_is_worth_it():
     noise = random.Random(0).randbytes(30_000)
     assert pack_at_once(noise, b"gzip") == (noise, b"")
     assert pack_at_once(text * 10, b"gzip") is None
+
+
+@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+@pytest.mark.parametrize("content", [bytes, random.Random(0).randbytes], ids=["zeros", "noise"])
+def test_a_body_of_just_the_allowed_size_is_unpacked_in_pieces_and_one_byte_more_is_not(size, content):
+    body = content(size)
+    packed = gzip.compress(body)
+    assert asyncio.run(unpack(packed, b"gzip", size)) == body
+    with pytest.raises(PayloadTooLarge):
+        asyncio.run(unpack(packed, b"gzip", size - 1))
+    with pytest.raises(InvalidRequest, match="ends too early"):
+        asyncio.run(unpack(packed[:-1], b"gzip", size))
+
+
+def test_a_bomb_takes_no_more_memory_than_what_is_allowed():
+    limit = 8 << 20
+    packed = gzip.compress(bytes(4 * limit))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge):
+            asyncio.run(unpack(packed, b"gzip", limit))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit + (3 << 20)

@@ -210,7 +210,11 @@ def test_a_server_without_a_cache_writes_nothing_into_the_store(serving, store):
 
 @pytest.mark.parametrize(
     ("model", "flags"),
-    [("onnx", ["--engine", "openvino"]), ("torch", ["--engine", "torch-compiled"]), ("file", ["--engine", "openvino"])],
+    [
+        ("onnx", ["--engine", "openvino"]),
+        pytest.param("torch", ["--engine", "torch-compiled"], marks=pytest.mark.slow),
+        ("file", ["--engine", "openvino"]),
+    ],
 )
 def test_a_model_is_served_by_the_engine_asked_for(serving, formats_store, tmp_path, model, flags):
     path = scale_onnx(tmp_path / "file.onnx", 2)

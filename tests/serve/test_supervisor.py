@@ -27,7 +27,7 @@ def living(pids):
 
 def slow_request(turns):
     body = json.dumps({"inputs": [{"name": "turns", "datatype": "FP32", "shape": [1, 1], "data": [turns]}]}).encode()
-    head = f"POST /v2/models/slow/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v2/models/slow/infer HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -107,6 +107,41 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhile(serv
         until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 60)
 
 
+@pytest.fixture
+def nobody_speaks(tmp_path, monkeypatch):
+    """Takes from the servers that start now who speaks for a worker that was killed."""
+    plant = "import mlserve.serve.life.last_words as last_words\nlast_words.appoint = lambda: None\n"
+    (tmp_path / "sitecustomize.py").write_text(plant)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process share the files of another")
+def test_who_waits_for_a_worker_that_is_killed_is_told(slow_server, in_flight):
+    with slow_server() as server:
+        connection, call = in_flight(server, ENDLESS)
+        with server.connect() as idle:
+            psutil.Process(server.workers[0]).kill()
+            answer = everything(connection)
+            assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"retry-after: 1\r\n" in answer
+            assert b"ended before it was answered; send it again" in answer
+            # Who has asked for nothing yet is told when it does.
+            idle.sendall(slow_request(1.0))
+            assert everything(idle) == answer
+        assert call.exception().code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_who_waits_for_a_worker_that_is_killed_is_cut_off_where_nobody_speaks_for_it(
+    nobody_speaks, slow_server, in_flight
+):
+    """The negative control."""
+    with slow_server() as server:
+        connection, _ = in_flight(server, ENDLESS)
+        psutil.Process(server.workers[0]).kill()
+        with suppress(ConnectionError):
+            assert everything(connection) == b""
+
+
 def test_both_workers_answer_on_both_ports(serving, tiny_onnx, until):
     """Each has counted some of the requests, every one on a connection of its own."""
     with serving(tiny_onnx, "--workers", 2) as server:
@@ -181,8 +216,7 @@ def test_ctrl_c_drains_and_a_second_signal_ends_at_once_without_orphans(slow_ser
         if len(signals) == 1:
             assert everything(connection).startswith(b"HTTP/1.1 200 OK\r\n")
         else:
-            with suppress(ConnectionError):
-                assert everything(connection) == b""
+            assert everything(connection).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
 
 
 def test_workers_end_when_their_supervisor_is_killed(serving, tiny_onnx, until):

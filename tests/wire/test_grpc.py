@@ -211,3 +211,12 @@ def test_a_damaged_answer_is_read_or_raises_invalid_request(data):
 def test_an_answer_that_is_not_right_is_refused_with_what_is_wrong(fields, message):
     with pytest.raises(InvalidRequest, match=message):
         grpc.decode_response(ModelInferResponse(**fields).SerializeToString(), {spec.name: spec for spec in SPECS})
+
+
+def test_contents_of_another_type_beside_the_right_ones_are_refused():
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    contents = {"fp32_contents": [1, 2], "int_contents": [1]}
+    signature = Signature("m", "1", [TensorSpec("x", "float32", ("batch", 2))], [])
+    message = ModelInferRequest(model_name="m", inputs=[{**tensor, "contents": contents}])
+    with pytest.raises(InvalidRequest, match="elements go in fp32_contents, not int_contents"):
+        grpc.decode_request(message, signature)

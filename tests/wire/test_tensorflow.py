@@ -361,3 +361,11 @@ def test_no_examples_a_doubled_feature_and_unlike_examples_are_refused(tf):
         from_examples(examples_of(input_of(tf, example(tf, n=[1]), example(tf, x=[1.0]))), FEATURES)
     with pytest.raises(InvalidRequest, match="missing input 'x'"):
         from_examples(examples_of(input_of(tf, example(tf, n=[1]))), FEATURES)
+
+
+def test_elements_in_the_list_of_another_type_are_refused():
+    """TensorFlow would take the tensor for one that is all zeros."""
+    tensor = TensorProto(dtype=1, tensor_shape={"dim": [{"size": 1}, {"size": 2}]}, int_val=[1, 2])
+    signature = Signature("m", "1", [TensorSpec("x", "float32", ("batch", 2))], [])
+    with pytest.raises(InvalidRequest, match="elements go in float_val, not int_val"):
+        from_tensor(tensor, "x", signature)

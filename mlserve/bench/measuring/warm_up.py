@@ -115,13 +115,13 @@ def _most(windows: Floats, independent: float) -> float:
     Student's interval of one more observation. Where there are many, the spread is taken from the median and the upper
     quartile if that is less: a stall in the reference must not hide a start-up.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     middle, upper = np.quantile(windows, [0.5, _QUARTILE])
     spread = float(windows.std())
     if len(windows) >= _MANY_WINDOWS and upper > middle:
         spread = min(spread, float(upper - middle) / _NORMAL_QUARTILE)
-    reach = float(t.ppf(1 - _CHANCE, independent - 1)) * math.sqrt(1 + 1 / independent) * spread
+    reach = float(stdtrit(independent - 1, 1 - _CHANCE)) * math.sqrt(1 + 1 / independent) * spread
     return float(middle) + max(_SHARE_OF_SLOW, reach)
 
 

@@ -11,6 +11,7 @@ from mlserve.engines.onnx_engine import OnnxEngine
 from mlserve.errors import EngineError, ModelFileError
 from mlserve.model.artifact import MODEL_FILE
 from mlserve.model.onnx_file import every_graph, inspect_onnx
+from mlserve.model.private_copy import private_onnx
 from mlserve.model.rows import TOKENIZER_FILE, read_rows
 from mlserve.model.tensors import Dims, TensorSpec
 from mlserve.optimize.importers.onnx_upgrade import infer_shapes, open_batch, upgrade_opset
@@ -30,20 +31,26 @@ def import_onnx(source: Path, out: Path, data: Path | None, on_step: Callable[[s
     each only where the answers stay the same. Raises ModelFileError when it is no ONNX model or refers to data outside
     its folder, EngineError when onnxruntime cannot load it, DataFileError when the rows in `data` do not fit.
     """
-    opset = inspect_onnx(source).opset
-    original = OnnxEngine(source, EngineSettings())
+    with private_onnx(source) as (copy, file):
+        return _import_copy(source, copy, file.opset, out, data, on_step)
+
+
+def _import_copy(
+    source: Path, copy: Path, opset: int, out: Path, data: Path | None, on_step: Callable[[str], None]
+) -> Imported:
+    original = OnnxEngine(copy, EngineSettings())
     if not original.inputs or not original.outputs:
         raise ModelFileError(
             f"{source} has {len(original.inputs)} inputs and {len(original.outputs)} outputs; a model that is served "
             "takes and gives something"
         )
-    write_model(source, out)
+    write_model(copy, out, source.stem)
     path = out / MODEL_FILE
     notes = [f"opset {opset}"]
     if (source.parent / TOKENIZER_FILE).is_file():
         shutil.copyfile(source.parent / TOKENIZER_FILE, out / TOKENIZER_FILE)
         notes.append(f"{TOKENIZER_FILE} beside it was kept")
-    specs = known_specs(source, original.inputs)
+    specs = known_specs(copy, original.inputs)
     rows = read_rows(data, specs, out / TOKENIZER_FILE) if data else None
     with contextlib.closing(original):
         on_step("trying a newer opset and an open batch")
@@ -122,10 +129,10 @@ def _unused(name: str, used: set[str]) -> str:
     return next(candidate for number in itertools.count(1) if (candidate := f"{name}_{number}") not in used)
 
 
-def write_model(source: Path, out: Path) -> None:
+def write_model(source: Path, out: Path, name: str = "") -> None:
     """Writes `source` as `out/model.onnx`, its weights inside or, beyond what a message holds, in one file beside it.
 
-    `source` must have passed `inspect_onnx`.
+    `source` must have passed `inspect_onnx`. A graph without a name is called `name`, or as the file.
     """
     import onnx
 
@@ -134,7 +141,7 @@ def write_model(source: Path, out: Path) -> None:
         (source.parent / name).stat().st_size for name in inspect_onnx(source).external_files
     )
     if not model.graph.name:
-        model.graph.name = source.stem
+        model.graph.name = name or source.stem
     if size_bytes < INLINE_LIMIT_BYTES:
         onnx.save(model, out / MODEL_FILE)
     else:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlserve.engines.torch_engine import load_program
 from mlserve.errors import ModelFileError, UsageError
 from mlserve.model.tensors import DATATYPE_OF, Tensors
 from mlserve.optimize.importers.checkpoint import read_checkpoint, weights_for
@@ -95,7 +96,7 @@ def load_original(request: ImportRequest) -> TorchOriginal:
     path = Path(request.source)
     match request.kind:
         case "exported":
-            return _load_exported(path)
+            return _load_exported(path, trust=request.trust_pickle)
         case "torchscript":
             return _of_module(_trying(path, lambda: torch.jit.load(path, map_location="cpu")))
         case "pickle":
@@ -185,8 +186,8 @@ def _freeze(module: Any) -> None:
         parameter.requires_grad_(requires_grad=False)
 
 
-def _load_exported(path: Path) -> TorchOriginal:
-    program = _trying(path, lambda: torch.export.load(path))
+def _load_exported(path: Path, *, trust: bool) -> TorchOriginal:
+    program = _trying(path, lambda: torch.export.load(path) if trust else load_program(path))
     names = [str(name) for name in program.graph_signature.user_inputs]
     positional, keywords = program.call_spec.in_spec.children()
     if any(not part.is_leaf() for part in (*positional.children(), *keywords.children())):

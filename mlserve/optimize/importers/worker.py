@@ -5,6 +5,7 @@ Started by `python -m mlserve.optimize.importers`, which `mlserve.optimize.impor
 
 import os
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from mlserve.optimize.disk import naming_a_full_disk
 from mlserve.optimize.importers.confinement import Wall, attempts
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest, Progress
 from mlserve.optimize.importers.shapes import Unfit
+from mlserve.optimize.importers.write_wall import shut_writes
 
 __all__ = ["import_asked", "main"]
 
@@ -67,25 +69,33 @@ def main(wall: Wall) -> None:
     line = requests.readline()
     if not line:
         sys.exit("this is started by `mlserve optimize`; it reads its request from stdin")
+    request = msgspec.json.decode(line, type=ImportRequest)
+    folders = (request.out, request.checkpoints, tempfile.gettempdir())
+    for folder in folders:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # later it could not be made
+    held = shut_writes(Path(folder) for folder in folders if folder)
     threading.Thread(target=_end_with_parent, args=[requests], name="parent watch", daemon=True).start()
     warnings.simplefilter("ignore")  # exporters warn of their own future, which the user cannot change
     try:
-        request = msgspec.json.decode(line, type=ImportRequest)
         imported = import_asked(request, lambda step: send(Progress(step)))
-        send(_with_attempts(imported, wall))
+        send(_with_attempts(imported, wall, held=held))
     except MlserveError as error:
         send(Fault(type(error).__name__, str(error)))  # type: ignore[arg-type]  # Fault lists what importing raises
     except PermissionError as error:
-        if not attempts():
+        if not attempts() and not held:
             raise
-        send(Fault("ModelFileError", f"{request.source} is refused: {error}"))
+        told = "" if attempts() else "; while it is imported, its code may write to folders of the import alone"
+        send(Fault("ModelFileError", f"{request.source} is refused: {error}{told}"))
 
 
-def _with_attempts(imported: Imported, wall: Wall) -> Imported:
+def _with_attempts(imported: Imported, wall: Wall, *, held: bool) -> Imported:
     """`imported`, saying what it was kept from, and what it nevertheless tried."""
     tried = tuple(f"its code tried to reach the network and was kept from it ({attempt})" for attempt in attempts())
+    writes = "; it could write to folders of the import alone" if held else ""
     return msgspec.structs.replace(
-        imported, assumed=(*imported.assumed, *tried), notes=(*imported.notes, f"loaded without a network ({wall})")
+        imported,
+        assumed=(*imported.assumed, *tried),
+        notes=(*imported.notes, f"loaded without a network ({wall}){writes}"),
     )
 
 

@@ -63,14 +63,14 @@ def holm(chances: Sequence[float], levels: Levels) -> list[float]:
 @cache
 def _level_at_each(looks: tuple[int, ...], error: float, open_hypotheses: int) -> float:
     from scipy.optimize import brentq
-    from scipy.stats import norm
+    from scipy.special import ndtr, ndtri
 
     aim = error / max(1, open_hypotheses)
     if len(looks) == 1:
         return aim
-    lowest, highest = float(norm.isf(aim)), float(norm.isf(aim / len(looks)))
+    lowest, highest = -float(ndtri(aim)), -float(ndtri(aim / len(looks)))
     bound = brentq(lambda bound: _chance_to_cross(looks, bound) - aim, lowest, highest + 0.05, xtol=1e-4)
-    return float(norm.sf(bound))
+    return float(ndtr(-bound))
 
 
 def _chance_to_cross(looks: Sequence[int], bound: float) -> float:

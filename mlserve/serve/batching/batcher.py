@@ -4,88 +4,38 @@ import asyncio
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
-from types import MappingProxyType
-from typing import Protocol
 
-import msgspec
 import numpy as np
 
 from mlserve.engines.engine import Engine
-from mlserve.errors import DeadlineExceeded, EngineError, ModelFailed, NotServing, Overloaded, RequestError
+from mlserve.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    ModelFailed,
+    NotServing,
+    Overloaded,
+    RequestError,
+)
 from mlserve.model.tensors import Tensors
+from mlserve.serve.batching.pace import Pace
+from mlserve.serve.batching.results import Results, outcome_of, split
+from mlserve.serve.batching.share import DeviceShare
+from mlserve.serve.batching.ticket import NO_HEADERS, Batch, BatchObserver, Ticket
 from mlserve.serve.batching.window import BatchWindow
-from mlserve.wire.signature import InferRequest
+from mlserve.serve.discretion import discreet
 
 __all__ = ["INLINE_LIMIT_S", "NO_HEADERS", "Batch", "BatchObserver", "Batcher", "Ticket"]
 
 # A run shorter than this costs less on the thread that received the request than the way to another thread and back.
 INLINE_LIMIT_S = 0.001
 
-NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
-
 # The operating system refuses to wait for ever so long as clients may ask.
 _LONGEST_WAIT_S = 3600.0
 
 _log = logging.getLogger("mlserve.serve")
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """One run of the engine: how many rows, when it started (`time.perf_counter`) and how long it computed.
-
-    `free_s` is when the run before it ended, on the same clock: from then on it might have started.
-    """
-
-    rows: int
-    started_s: float
-    compute_s: float
-    free_s: float = 0.0
-
-
-class Ticket(ABC):
-    """One request on its way through a batcher. A transport's subclass sets every field, and knows how to reply.
-
-    Of `answer` and `fail` one is called, once: on `loop` where the ticket has one, else on whichever thread ran the
-    batch. `arrived_s` is `time.perf_counter` at the request's last byte; past `deadline_s` on the same clock (`inf` for
-    none) it is not run any more. `priority` 1 is the highest, larger ones come later, 0 is the default. `headers` are
-    those that a transport noted, for logs and traces to look at.
-    """
-
-    __slots__ = ("arrived_s", "deadline_s", "inputs", "key", "loop", "priority", "protocol", "request", "rows")
-
-    headers: Mapping[bytes, bytes] = NO_HEADERS
-    request: InferRequest
-    inputs: Tensors
-    rows: int
-    key: Hashable
-    loop: asyncio.AbstractEventLoop | None
-    protocol: str
-    arrived_s: float
-    deadline_s: float
-    priority: int
-
-    @abstractmethod
-    def answer(self, outputs: Tensors, batch: Batch) -> None:
-        """Replies with this request's rows of every output."""
-
-    @abstractmethod
-    def fail(self, error: RequestError) -> None:
-        """Replies that the request could not be answered."""
-
-
-class BatchObserver(Protocol):
-    """Told of every batch after it ran, and of the requests of it that were answered or failed.
-
-    `outcome` is "ok", or the name of the error when no ticket of the batch is answered; `waiting_rows` still wait.
-    """
-
-    def ran(self, batch: Batch, tickets: Sequence[Ticket], outcome: str, waiting_rows: int) -> None: ...
-
-    def answered(self, tickets: Sequence[Ticket], batch: Batch) -> None: ...
-
-    def failed(self, protocol: str, error: RequestError, ticket: Ticket) -> None: ...
 
 
 class Batcher:
@@ -94,16 +44,29 @@ class Batcher:
     While runs are short and no delay is asked for, a batch runs right on the thread that submitted it: what one turn
     of an event loop received is one batch. When they grow longer they move to a thread of their own, so that nothing
     else waits for them (onnxruntime releases the interpreter lock while it computes), and back when they are short
-    again. Those that were long at the warm-up stay there.
+    again. Those that were long at the warm-up stay there, and take turns with those of the other models on the device.
 
     One bad request never fails its batch-mates: a batch that raises is run again request by request.
     """
 
     def __init__(
-        self, name: str, engine: Engine, window: BatchWindow[Ticket], observer: BatchObserver, *, typical_s: float
+        self,
+        name: str,
+        engine: Engine,
+        window: BatchWindow[Ticket],
+        observer: BatchObserver,
+        *,
+        typical_s: float,
+        single_s: float = 0.0,
+        share: DeviceShare | None = None,
     ) -> None:
-        """`typical_s`: how long a full batch took when the engine was warmed up."""
+        """`typical_s`: how long a full batch took when the engine was warmed up; `single_s`: one row, 0.0 if unknown.
+
+        `share` is that of the device which other models run on, too; None for a device of its own.
+        """
         self.name = name
+        self._pace = Pace(window.max_rows, single_s, typical_s)
+        self._turns = (share or DeviceShare()).join(typical_s)
         self._engine, self._window, self._observer = engine, window, observer
         self._typical_s = typical_s
         self._free_s = 0.0
@@ -135,6 +98,11 @@ class Batcher:
         """Whether tickets may wait here; otherwise `submit` has run them when it returns."""
         return self._thread is not None
 
+    def check_room(self) -> None:
+        """Raises Overloaded where a request would be refused for certain, unless it is an urgent one."""
+        with self._lock:
+            self._window.check_room()
+
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Lets `tickets` run; each is answered or failed, here or later, whatever happens."""
         refused: Results = []
@@ -155,10 +123,16 @@ class Batcher:
         for batch in batches:
             self._run_here(batch)
 
-    def drop(self, ticket: Ticket) -> bool:
-        """Takes `ticket` out of the queue, untold, because its client has gone; False when it runs or has run."""
+    def drop(self, ticket: Ticket, error: RequestError | None = None) -> bool:
+        """Takes `ticket` out of the queue, because its client has gone; False when it runs or has run.
+
+        It is told `error`, if there is one.
+        """
         with self._lock:
-            return self._window.drop(ticket, ticket.key, ticket.priority)
+            dropped = self._window.drop(ticket, ticket.key, ticket.priority)
+        if dropped and error is not None:
+            self._fail(ticket, error)
+        return dropped
 
     def close(self) -> None:
         """Lets what waits run to its end, then stops the threads. What is submitted later is refused.
@@ -177,6 +151,7 @@ class Batcher:
             self._deadlines.notify()
         if self._watch is not None:
             self._watch.join()
+        self._turns.end()
         with self._ended:
             while self._running:
                 self._ended.wait()
@@ -199,7 +174,7 @@ class Batcher:
                 batches[-1].append(ticket)
         return batches
 
-    def _by_window(self, tickets: Sequence[Ticket], refused: "Results") -> list[list[Ticket]]:
+    def _by_window(self, tickets: Sequence[Ticket], refused: Results) -> list[list[Ticket]]:
         """The batches of all of `tickets`; nothing else waits."""
         batches: list[list[Ticket]] = []
         for ticket in tickets:
@@ -208,18 +183,20 @@ class Batcher:
                 batches += self._due(refused)
         return batches + self._due(refused)
 
-    def _push(self, tickets: Sequence[Ticket], refused: "Results") -> None:
+    def _push(self, tickets: Sequence[Ticket], refused: Results) -> None:
         now_s = time.perf_counter()
         for ticket in tickets:
             try:
-                self._window.push(ticket, ticket.rows, now_s, ticket.key, ticket.priority, ticket.deadline_s)
-            except Overloaded as error:
+                gone = self._window.push(ticket, ticket.rows, now_s, ticket.key, ticket.priority, ticket.deadline_s)
+            except RequestError as error:
                 refused.append((ticket, error))
-            else:
-                if ticket.deadline_s != inf and self._thread is not None:
-                    self._watch_deadlines()
+                continue
+            if gone:
+                refused += [(each, self._displaced(each)) for each in gone]
+            if ticket.deadline_s != inf and self._thread is not None:
+                self._watch_deadlines()
 
-    def _due(self, refused: "Results") -> list[list[Ticket]]:
+    def _due(self, refused: Results) -> list[list[Ticket]]:
         now_s = time.perf_counter()
         batches = list(iter(lambda: self._window.pop(now_s), []))
         refused += [(ticket, self._too_late(ticket)) for ticket in self._window.expire(now_s)]
@@ -230,17 +207,42 @@ class Batcher:
         self._thread.start()
 
     def _work(self) -> None:
+        ended_s = 0.0  # when the last run ended, if others waited already
         while True:
             with self._arrived:
-                while not (batch := self._window.pop(time.perf_counter())):
+                while (due_in_s := self._window.due_at_s - time.perf_counter()) > 0:
                     if self._closed and not self._window.waiting_rows:
                         return
-                    due_in_s = self._window.due_at_s - time.perf_counter()
-                    self._arrived.wait(None if due_in_s == inf else max(due_in_s, 0.0))
-                self._running += 1
-            self._run(batch, here=False)
+                    ended_s = 0.0
+                    self._arrived.wait(None if due_in_s == inf else due_in_s)
+            most_rows = self._turns.take(self._pace)
+            with self._lock:
+                # Chosen now that it can start: what came meanwhile, what was urgent and what is too late counts.
+                now_s = time.perf_counter()
+                batch = self._window.pop(now_s, most_rows)
+                self._running += bool(batch)
+                self._window.busy_until_s = now_s + self._typical_s if batch else 0.0
+                deep = self._window.waiting_rows >= self._window.max_rows
+            if not batch:
+                self._turns.give(0.0)
+                continue
+            computed = self._run(batch, here=False)
+            self._turns.give(computed.compute_s)
+            self._learn(computed, ended_s, deep=deep)
+            ended_s = computed.started_s + computed.compute_s
             if self._is_needless():
                 return
+
+    def _learn(self, batch: Batch, before_s: float, *, deep: bool) -> None:
+        """Notes how long a run took; of one that followed the run before at once, which ended at `before_s`, how long
+        the engine takes under load. `deep`: whole batches of rows stayed behind.
+        """
+        self._pace.ran(batch.rows, batch.compute_s)
+        self._turns.typical_s = self._typical_s
+        if before_s and (deep or 2 * batch.rows >= self._window.max_rows):
+            self._pace.kept_busy(batch.rows, batch.started_s + batch.compute_s - before_s)
+        with self._lock:
+            self._window.row_s, self._window.busy_until_s = self._pace.row_s, 0.0
 
     def _is_needless(self) -> bool:
         """Whether runs are short again, and the engine's thread is given up: a moment of noise had called for it."""
@@ -272,6 +274,12 @@ class Batcher:
             self._deliver([(ticket, self._too_late(ticket)) for ticket in late], _NO_BATCH)
             self._end_run()
 
+    def _displaced(self, ticket: Ticket) -> Overloaded:
+        return Overloaded(
+            "Exceeds maximum queue size: a more urgent request took this one's place; retry later",
+            max(1.0, self._window.wait_s(ticket.priority)),
+        )
+
     def _too_late(self, ticket: Ticket) -> DeadlineExceeded:
         waited_s = ticket.deadline_s - ticket.arrived_s
         return DeadlineExceeded(f"Request timeout expired: it waited {waited_s:.3g} s for model '{self.name}'")
@@ -294,7 +302,7 @@ class Batcher:
             if self._closed:
                 self._ended.notify_all()
 
-    def _run(self, tickets: list[Ticket], *, here: bool) -> None:
+    def _run(self, tickets: list[Ticket], *, here: bool) -> Batch:
         started_s = time.perf_counter()
         results = self._results(tickets)
         compute_s = time.perf_counter() - started_s
@@ -302,9 +310,9 @@ class Batcher:
         self._free_s = started_s + compute_s
         if here:  # the answers first: at this length of a run they wait for every microsecond
             self._answer(results, batch)
-            self._observer.ran(batch, tickets, _outcome(results), self._window.waiting_rows)
+            self._observer.ran(batch, tickets, outcome_of(results), self._window.waiting_rows)
         else:
-            self._observer.ran(batch, tickets, _outcome(results), self._window.waiting_rows)
+            self._observer.ran(batch, tickets, outcome_of(results), self._window.waiting_rows)
             self._deliver(results, batch)
         with self._lock:
             self._running -= 1
@@ -313,31 +321,35 @@ class Batcher:
                 self._ended.notify_all()
             elif here and self._typical_s > INLINE_LIMIT_S and self._thread is None:
                 self._start_thread()
+        return batch
 
-    def _results(self, tickets: list[Ticket]) -> "Results":
+    def _results(self, tickets: list[Ticket]) -> Results:
         if len(tickets) == 1:
             return [(tickets[0], self._run_alone(tickets[0]))]
         try:
             outputs = self._engine.run(
                 {name: np.concatenate([ticket.inputs[name] for ticket in tickets]) for name in tickets[0].inputs}
             )
-            return _split(tickets, outputs)
+            return split(tickets, outputs)
         except Exception:  # whose fault it is shows when each runs alone
             return [(ticket, self._run_alone(ticket)) for ticket in tickets]
 
-    def _run_alone(self, ticket: Ticket) -> "Tensors | RequestError":
+    def _run_alone(self, ticket: Ticket) -> Tensors | RequestError:
         try:
             return self._engine.run(ticket.inputs)
+        except InvalidRequest as error:
+            return InvalidRequest(discreet(str(error)))
         except RequestError as error:
             return error
         except EngineError as error:
-            _log.warning("model %s failed: %s", self.name, error)
-            return ModelFailed(f"model '{self.name}' failed: {error}")
+            reason = discreet(str(error))
+            _log.warning("model %s failed: %s", self.name, reason)
+            return ModelFailed(f"model '{self.name}' failed: {reason}")
         except Exception:
             _log.exception("model %s failed", self.name)
             return ModelFailed(f"model '{self.name}' failed")
 
-    def _deliver(self, results: "Results", batch: Batch) -> None:
+    def _deliver(self, results: Results, batch: Batch) -> None:
         """Answers every ticket on the loop it came from."""
         by_loop: dict[asyncio.AbstractEventLoop | None, Results] = {}
         for ticket, result in results:
@@ -351,7 +363,7 @@ class Batcher:
                 except RuntimeError:  # closed after its grace period: nobody waits for these answers any more
                     _log.warning("%d answers came after the server had stopped", len(part))
 
-    def _answer(self, results: "Results", batch: Batch) -> None:
+    def _answer(self, results: Results, batch: Batch) -> None:
         answered: list[Ticket] = []
         for ticket, result in results:
             if isinstance(result, RequestError):
@@ -371,29 +383,4 @@ class Batcher:
         ticket.fail(error)
 
 
-Results = list[tuple[Ticket, Tensors | RequestError]]
-
 _NO_BATCH = Batch(0, 0.0, 0.0)
-
-
-def _outcome(results: Results) -> str:
-    """What is counted of a run: only one that answers nobody failed."""
-    first = results[0][1]
-    if not isinstance(first, RequestError) or any(not isinstance(result, RequestError) for _, result in results):
-        return "ok"
-    return type(first).__name__
-
-
-def _split(tickets: list[Ticket], outputs: Tensors) -> Results:
-    """Each ticket with its own rows of every output."""
-    rows = sum([ticket.rows for ticket in tickets])
-    for name, array in outputs.items():
-        if len(array) != rows:
-            raise EngineError(f"output '{name}' has {len(array)} rows for {rows} rows of input")
-    results: Results = []
-    start = 0
-    for ticket in tickets:
-        stop = start + ticket.rows
-        results.append((ticket, {name: array[start:stop] for name, array in outputs.items()}))
-        start = stop
-    return results

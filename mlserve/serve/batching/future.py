@@ -14,7 +14,7 @@ from mlserve.serve.batching.batcher import NO_HEADERS, Batch, Batcher, Ticket
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.wire.signature import InferRequest, Signature
 
-__all__ = ["Answered", "noting_runs", "run"]
+__all__ = ["Answered", "Interest", "interested", "noting_runs", "run"]
 
 
 class Answered(NamedTuple):
@@ -65,6 +65,9 @@ async def run(
     An empty `protocol` is for a step on the way to an answer, which is not counted as a request.
     """
     ticket = _FutureTicket(request, signature, protocol, turn.loop, headers)
+    interest = _interest.get()
+    if interest is not None:
+        interest.keep(batcher, ticket)
     turn.add(batcher, ticket)
     try:
         answered = await ticket.answered
@@ -75,6 +78,39 @@ async def run(
     if noted is not None and noted[0] is batcher:
         noted[1].append(answered.batch)
     return answered
+
+
+class Interest:
+    """Somebody's, in the answers to what `run` runs while it is his."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Batcher, _FutureTicket]] = []
+        self._lost: RequestError | None = None
+
+    def keep(self, batcher: Batcher, ticket: _FutureTicket) -> None:
+        """Another request of his. Raises the error by which he left, if he has."""
+        if self._lost is not None:
+            raise self._lost
+        self._waiting.append((batcher, ticket))
+
+    def lose(self, error: RequestError) -> None:
+        """Takes back what still waits, and fails it with `error`; what runs goes on."""
+        self._lost = error
+        for batcher, ticket in self._waiting:
+            batcher.drop(ticket, error)
+
+
+_interest: ContextVar[Interest | None] = ContextVar("interest", default=None)
+
+
+@contextmanager
+def interested(interest: Interest) -> Iterator[None]:
+    """Within it, and in tasks that are started within it, what `run` runs is of this interest."""
+    before = _interest.set(interest)
+    try:
+        yield
+    finally:
+        _interest.reset(before)
 
 
 # The batcher whose runs are noted, and where; tasks that the present one starts note theirs in the same place.

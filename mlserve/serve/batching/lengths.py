@@ -18,6 +18,7 @@ from mlserve.engines.engine import Engine
 from mlserve.errors import RequestError
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 from mlserve.serve.batching.batcher import Batcher, BatchObserver, Ticket
+from mlserve.serve.batching.share import DeviceShare
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.wire.signature import Signature
 
@@ -109,8 +110,10 @@ class LengthBatcher(Batcher):
         *,
         typical_s: float,
         padding: Padding,
+        single_s: float = 0.0,
+        share: DeviceShare | None = None,
     ) -> None:
-        super().__init__(name, engine, window, observer, typical_s=typical_s)
+        super().__init__(name, engine, window, observer, typical_s=typical_s, single_s=single_s, share=share)
         self._padding = padding
 
     def _results(self, tickets: list[Ticket]) -> list[tuple[Ticket, Tensors | RequestError]]:
@@ -130,10 +133,20 @@ class LengthBatcher(Batcher):
 
 
 def batcher_for(
-    signature: Signature, engine: Engine, window: BatchWindow[Ticket], observer: BatchObserver, *, typical_s: float
+    signature: Signature,
+    engine: Engine,
+    window: BatchWindow[Ticket],
+    observer: BatchObserver,
+    *,
+    typical_s: float,
+    single_s: float = 0.0,
+    share: DeviceShare | None = None,
 ) -> Batcher:
-    """The batcher that runs requests of `signature`."""
+    """The batcher that runs requests of `signature`; see `Batcher`."""
+    name = signature.name
     if isinstance(signature, LadderSignature):
-        padding = signature.padding
-        return LengthBatcher(signature.name, engine, window, observer, typical_s=typical_s, padding=padding)
-    return Batcher(signature.name, engine, window, observer, typical_s=typical_s)
+        return LengthBatcher(
+            name, engine, window, observer,
+            typical_s=typical_s, padding=signature.padding, single_s=single_s, share=share,
+        )  # fmt: skip
+    return Batcher(name, engine, window, observer, typical_s=typical_s, single_s=single_s, share=share)

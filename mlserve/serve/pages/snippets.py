@@ -121,13 +121,14 @@ def _triton(model: ServedModel, address: Address, transport: str) -> str:
         for name, field in model.signature.inputs.items()
     )
     keyed = ", headers=headers" if address.keyed else ""
+    secure = ", ssl=True" if address.http.startswith("https") else ""
     name = _literal(model.signature.name)
     return (
         f"{'import os' + chr(10) if address.keyed else ''}"
         f"import numpy as np\nimport tritonclient.{transport} as triton\n"
         "from tritonclient.utils import np_to_triton_dtype\n\n"
         f"{_PYTHON_KEY if address.keyed else ''}"
-        f"client = triton.InferenceServerClient({_literal(where)})\n"
+        f"client = triton.InferenceServerClient({_literal(where)}{secure})\n"
         f"values = {{\n{values}}}\n"
         "inputs = []\n"
         "for name, value in values.items():\n"

@@ -5,13 +5,13 @@ thread or a key. Every page and call names the scope it needs, and the transport
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlserve.errors import InvalidRequest
+from mlserve.errors import InvalidRequest, RequestError
 from mlserve.model.tensors import Tensors
 from mlserve.serve.access import Scope
 from mlserve.serve.answering import Answering
@@ -97,6 +97,14 @@ class InferRoute(msgspec.Struct, frozen=True):
     model: ServedModel
     inference: Inference
     find_again: Callable[[], ServedModel]
+
+    def refusing(self, error: RequestError) -> "InferRoute":
+        """The same route, but with `error` for an answer, whatever is asked."""
+
+        def decode(_: bytes, __: ServedModel, ___: Headers) -> NoReturn:
+            raise error
+
+        return msgspec.structs.replace(self, inference=msgspec.structs.replace(self.inference, decode=decode))
 
 
 class Documentation(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +84,10 @@ class Recorder:
         """Records whenever a recording goes on, for ever."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            found = self.folder.now()
+            try:
+                found = self.folder.now()
+            except OSError:  # no file can be opened at the moment; serving goes on, and so does the recording
+                continue
             if self.recording is not None and (found is None or found.number != self.recording.number):
                 await self._end(self.recording)
             if self.recording is None and found is not None:
@@ -122,7 +126,8 @@ class Recorder:
             _log.warning("a recording ends early, it cannot be written: %s", error.strerror)
             self._full = True
         if self._full:
-            self.folder.end(recording.number)
+            with suppress(OSError):  # it ends when its time is up
+                self.folder.end(recording.number)
 
     def _append(self, recording: Recording, noted: Sequence[_Noted]) -> None:
         import pyarrow as pa

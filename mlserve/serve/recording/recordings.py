@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from mlserve.errors import InvalidRequest
+from mlserve.errors import InvalidRequest, NoSpace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -118,7 +118,11 @@ class RecordingFolder:
                 self._announce(recording)
             except OSError:  # the last one may be what fills the disk
                 self._remove(before)
-                self._announce(recording)
+                try:
+                    self._announce(recording)
+                except OSError as error:
+                    self._remove([number])
+                    raise NoSpace(f"the server cannot write a recording: {error.strerror}; make room for it") from error
         return recording
 
     def end(self, number: int) -> None:

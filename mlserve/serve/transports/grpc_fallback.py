@@ -18,9 +18,16 @@ from mlserve.serve.answering import Answering
 from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
-from mlserve.serve.transports.grpc_ticket import Trailers, check_size, infer, scope_of
+from mlserve.serve.transports.certificate_mark import CERTIFICATE_FIELD, find_certificate
+from mlserve.serve.transports.grpc_ticket import Trailers, audited, check_size, infer, retry_trailers, scope_of
 
-__all__ = ["FallbackGrpcServer"]
+__all__ = ["MOST_METADATA_BYTES", "MOST_STREAMS", "FallbackGrpcServer"]
+
+MOST_STREAMS = 1024
+"""Calls that one connection may have open at once."""
+
+MOST_METADATA_BYTES = 16 << 10
+"""What the metadata of one call may have."""
 
 AnyCall = Call | InferCall | AsyncCall | StreamCall
 
@@ -54,6 +61,9 @@ class FallbackGrpcServer:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", MOST_STREAMS),
+                ("grpc.max_metadata_size", MOST_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", MOST_METADATA_BYTES),
             ]
         )
         self._server.add_generic_rpc_handlers([_Handlers({call.path: self._handler(call) for call in calls})])
@@ -80,26 +90,29 @@ class FallbackGrpcServer:
     def _handler(self, call: AnyCall) -> Any:
         """What answers `call`, as grpcio wants it."""
         if isinstance(call, InferCall):
-            return grpc.unary_unary_rpc_method_handler(self._guarded("infer", self._infers(call)))
+            return grpc.unary_unary_rpc_method_handler(self._guarded(call, self._infers(call)))
         if isinstance(call, StreamCall):
-            answer = self._guarded(call.scope, self._streams(call))
+            answer = self._guarded(call, self._streams(call))
             if call.client_streams:
                 return grpc.stream_stream_rpc_method_handler(answer)
             return grpc.unary_stream_rpc_method_handler(answer)
-        return grpc.unary_unary_rpc_method_handler(self._guarded(scope_of(call), self._answers(call)))
+        return grpc.unary_unary_rpc_method_handler(self._guarded(call, self._answers(call)))
 
     def _guarded(
-        self, scope: Scope | None, answer: Callable[[Any, Any], Awaitable[bytes | None]]
+        self, call: AnyCall, answer: Callable[[Any, Any], Awaitable[bytes | None]]
     ) -> Callable[[Any, Any], Awaitable[bytes | None]]:
         """`answer` for those who may ask; its errors become statuses."""
+        scope, access = scope_of(call), self._service.access
+        check = access.check_stream if isinstance(call, StreamCall) else access.check
 
         async def guarded(request: Any, context: Any) -> bytes | None:
+            credential = _credential(context)
             try:
-                with self._run():
-                    self._service.access.check(scope, _credential(context))
+                with self._run(), audited(self._service, call, credential, context.peer):
+                    check(scope, credential)
                     return await answer(request, context)
             except RequestError as error:
-                await context.abort(_CODES[error.grpc_code], str(error)[:900])
+                await context.abort(_CODES[error.grpc_code], str(error)[:900], retry_trailers(error))
                 raise
             except Exception:  # grpcio would tell the client its text
                 _log.exception("a gRPC call failed")
@@ -125,7 +138,7 @@ class FallbackGrpcServer:
             check_size(payload, self._limits.max_request_bytes)
             turn = self._answering.turn
             caller = _Caller(turn.loop, context)
-            ticket = infer(self._service, call, payload, caller, turn, turn.loop)
+            ticket = infer(self._service, call, payload, caller, turn, turn.loop, context.time_remaining())
             try:
                 return await caller.reply
             except asyncio.CancelledError:  # nobody waits any more
@@ -184,6 +197,8 @@ async def _once(payload: bytes) -> AsyncIterator[bytes]:
 def _credential(context: Any) -> bytes | None:
     fields = dict(context.invocation_metadata() or ())
     found = fields.get("authorization") or fields.get("x-api-key")
+    if found is None:
+        return find_certificate(fields.get(CERTIFICATE_FIELD))
     return found.encode() if isinstance(found, str) else found
 
 

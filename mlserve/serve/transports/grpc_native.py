@@ -1,5 +1,7 @@
 """gRPC by pygrpc-native: HTTP/2 and gRPC framing in Rust outside the interpreter lock, calls handed over in batches.
 
+It has no limit for the size of a message, so that beyond loopback a guard listens in its place.
+
 The calls of one hand-over are one turn: they run as one batch. What takes its time or streams goes on to grpcio, which
 listens on a Unix socket of this worker's own.
 """
@@ -7,9 +9,12 @@ listens on a Unix socket of this worker's own.
 import logging
 import os
 import shutil
+import socket
+import ssl
 import tempfile
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
@@ -20,8 +25,11 @@ from mlserve.serve.batching.turn import Turn
 from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
-from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
-from mlserve.serve.transports.grpc_ticket import GrpcTicket, Trailers, check_size, infer, scope_of
+from mlserve.serve.transports.certificate_mark import CERTIFICATE_FIELD, find_certificate
+from mlserve.serve.transports.grpc_fallback import MOST_METADATA_BYTES, MOST_STREAMS, FallbackGrpcServer
+from mlserve.serve.transports.grpc_guard import GrpcGuard
+from mlserve.serve.transports.grpc_ticket import GrpcTicket, Trailers, audited, check_size, infer, retry_trailers
+from mlserve.serve.transports.receiving import Receiving
 
 __all__ = ["NativeGrpcServer"]
 
@@ -35,7 +43,10 @@ _log = logging.getLogger("mlserve.serve")
 
 
 class NativeGrpcServer:
-    """Serves on `target` (host:port), sharing the port with the other workers. OSError when it cannot be bound."""
+    """Serves on `target` (host:port), sharing the port with the other workers. OSError when it cannot be bound.
+
+    Where there is a `guarded` listener, a guard serves on that, and passes on what keeps to the limits.
+    """
 
     def __init__(
         self,
@@ -45,22 +56,33 @@ class NativeGrpcServer:
         target: str,
         limits: Limits,
         run_directory: str = "",
+        guarded: socket.socket | None = None,
+        receiving: Receiving | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._service, self._limits = service, limits
         self._calls = [call for call in calls if isinstance(call, Call | InferCall)]
         self._turn = Turn()
+        self._folder = _socket_folder(run_directory)
+        self._guard = None
+        if guarded is not None:
+            target = f"unix:{self._folder}/n"
+            receiving = receiving or Receiving(limits.max_receiving_bytes)
+            self._guard = GrpcGuard(guarded, f"{self._folder}/n", limits, receiving, context)
         self._front = NativeGrpcFront(
             target,
             [(call.path, False) for call in self._calls],
             io_threads=1,
             reuse_port=True,
             call_details=True,
+            max_concurrent_streams=MOST_STREAMS,
+            max_metadata_size=MOST_METADATA_BYTES,
         )
-        self._folder = _socket_folder(run_directory)
         slow = [call for call in calls if isinstance(call, AsyncCall | StreamCall)]
         self._slow = FallbackGrpcServer(service, answering, slow, f"unix:{self._folder}/s", limits)
         self._front.set_fallback(f"{self._folder}/s")
         self._crowded = False
+        self._queues = True  # whether a call of the last turn has come to a queue, where its deadline counts
         # Calls that wait in a queue, for their clients to take back.
         self._queued: dict[int, GrpcTicket] = {}
         self._thread = threading.Thread(target=self._receive, name="grpc", daemon=True)
@@ -70,16 +92,23 @@ class NativeGrpcServer:
         await self._slow.start()
         self._front.start()
         self._thread.start()
+        if self._guard is not None:
+            await self._guard.start()
 
     async def stop(self) -> None:
         """Closes every connection; a call still unanswered gets UNAVAILABLE."""
+        if self._guard is not None:
+            self._guard.stop_listening()
         await self._slow.stop()
         self._front.close()
         self._thread.join()
+        if self._guard is not None:
+            await self._guard.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
         while (events := self._next_calls()) is not None:
+            self._queues = False
             for event in events:
                 kind, call_id, method, payload, *_ = event
                 if kind == EVENT_CALL and payload is not None:
@@ -89,12 +118,13 @@ class NativeGrpcServer:
             self._turn.run()
 
     def _next_calls(self) -> Sequence[Sequence[Any]] | None:
-        """The calls that have come, with their metadata only where keys are asked for: it costs time.
+        """The calls that have come, with details only where keys or deadlines matter: they cost time.
 
         Where calls came together lately, others are just being read: they get the core for a moment, and are taken
         along. A run of more rows costs hardly more, so that is time well spent.
         """
-        receive: Any = self._front.recv_batch if self._service.access.open else self._front.recv_batch_details
+        plain = self._service.access.open and not self._queues
+        receive: Any = self._front.recv_batch if plain else self._front.recv_batch_details
         calls = receive(_MOST_CALLS_A_TURN)
         if calls and (self._crowded or len(calls) > 1):
             for _ in range(_GLANCES):
@@ -110,15 +140,20 @@ class NativeGrpcServer:
     def _take(self, call_id: int, call: Call | InferCall, payload: bytes, event: Sequence[Any]) -> None:
         caller = _Caller(self._front, call_id, self._queued)
         try:
-            if not self._service.access.open:
-                self._service.access.check(scope_of(call), _credential(event))
-            check_size(payload, self._limits.max_request_bytes)
             if isinstance(call, InferCall):
-                ticket = infer(self._service, call, payload, caller, self._turn)
+                if not self._service.access.open:
+                    self._service.access.check("infer", _credential(event))
+                check_size(payload, self._limits.max_request_bytes)
+                ticket = infer(self._service, call, payload, caller, self._turn, left_s=_left_s(event))
                 if ticket is not None and ticket.model.batcher.queues:
-                    self._queued[call_id] = ticket
+                    self._queued[call_id], self._queues = ticket, True
             else:
-                caller.respond(call.answer(self._service, payload).SerializeToString())
+                credential = _credential(event)
+                with audited(self._service, call, credential, partial(_peer, event)):
+                    self._service.access.check(call.scope, credential)
+                    check_size(payload, self._limits.max_request_bytes)
+                    message = call.answer(self._service, payload)
+                caller.respond(message.SerializeToString())
         except RequestError as error:
             caller.fail(error)
         except Exception:  # one call's bug must not end the thread that serves all
@@ -137,11 +172,24 @@ def _socket_folder(run_directory: str) -> str:
     )
 
 
+def _left_s(event: Sequence[Any]) -> float | None:
+    """How long the client still waits, where that is told; the front itself answers a call that is too late."""
+    left_s: float | None = event[5][2] if len(event) > 5 and event[5] else None
+    return left_s
+
+
 def _credential(event: Sequence[Any]) -> bytes | None:
     details = event[5] if len(event) > 5 else None  # what `recv_batch_details` adds
     fields = dict(details[0]) if details else {}
     found = fields.get("authorization") or fields.get("x-api-key")
+    if found is None:
+        return find_certificate(fields.get(CERTIFICATE_FIELD))
     return found.encode() if isinstance(found, str) else found
+
+
+def _peer(event: Sequence[Any]) -> str:
+    details = event[5] if len(event) > 5 else None
+    return str(details[1]) if details else ""
 
 
 class _Caller:
@@ -158,4 +206,4 @@ class _Caller:
     def fail(self, error: RequestError) -> None:
         if self._queued:
             self._queued.pop(self._call_id, None)
-        self._front.fail(self._call_id, error.grpc_code, str(error)[:900])
+        self._front.fail(self._call_id, error.grpc_code, str(error)[:900], retry_trailers(error) or None)

@@ -1,6 +1,9 @@
 """One gRPC inference on its way through the batcher; the same for both gRPC transports."""
 
+import math
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any, Protocol
 
@@ -11,10 +14,11 @@ from mlserve.serve.batching.batcher import Batch, Ticket
 from mlserve.serve.batching.turn import Turn
 from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
 from mlserve.serve.service import ServedModel, Service
+from mlserve.serve.transports.room import check_room
 from mlserve.serve.transports.server_timing import SERVER_TIMING, server_timing
 from mlserve.wire.signature import InferRequest
 
-__all__ = ["Caller", "GrpcTicket", "Trailers", "check_size", "infer", "scope_of"]
+__all__ = ["Caller", "GrpcTicket", "Trailers", "audited", "check_size", "infer", "retry_trailers", "scope_of"]
 
 Trailers = tuple[tuple[str, str], ...]
 
@@ -33,9 +37,16 @@ class GrpcTicket(Ticket):
     __slots__ = ("call", "caller", "model", "parse_s")
 
     def __init__(
-        self, call: InferCall, caller: Caller, model: ServedModel, request: InferRequest, loop: Any, began_s: float
+        self,
+        call: InferCall,
+        caller: Caller,
+        model: ServedModel,
+        request: InferRequest,
+        loop: Any,
+        began_s: float,
+        left_s: float | None = None,
     ) -> None:
-        """`began_s` is `time.perf_counter` before the message was parsed."""
+        """`began_s` is `time.perf_counter` before the message was parsed; for `left_s` see `infer`."""
         self.inputs, self.rows = request.inputs, request.rows
         self.key, self.loop = model.signature.batch_key(request.inputs), loop
         self.call, self.caller, self.model, self.request = call, caller, model, request
@@ -44,6 +55,8 @@ class GrpcTicket(Ticket):
         self.parse_s = self.arrived_s - began_s
         self.priority = request.priority
         self.deadline_s = self.arrived_s + request.timeout_s if request.timeout_s else inf
+        if left_s is not None:
+            self.deadline_s = min(self.deadline_s, began_s + left_s)
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
         if not self.request.timing:
@@ -60,22 +73,33 @@ class GrpcTicket(Ticket):
 
 
 def infer(
-    service: Service, call: InferCall, payload: bytes, caller: Caller, turn: Turn, loop: Any = None
+    service: Service,
+    call: InferCall,
+    payload: bytes,
+    caller: Caller,
+    turn: Turn,
+    loop: Any = None,
+    left_s: float | None = None,
 ) -> GrpcTicket | None:
-    """Puts one call into the transport's turn; None when it failed at once."""
+    """Puts one call into the transport's turn; None when it failed at once.
+
+    `left_s` is how long the client still waits, None for as long as it takes.
+    """
     model = None
     began_s = time.perf_counter()
     try:
         service.check_serving()
         message = call.parse(payload)
         model = call.find(service, message)
+        if model.batcher.queues:
+            check_room(model.batcher, payload)
         request = call.decode(message, model)
     except RequestError as error:
         if model is not None:
             model.meter.failed(call.protocol, error)
         caller.fail(error)
         return None
-    ticket = GrpcTicket(call, caller, model, request, loop, began_s)
+    ticket = GrpcTicket(call, caller, model, request, loop, began_s, left_s)
     turn.add(model.batcher, ticket)
     return ticket
 
@@ -83,6 +107,32 @@ def infer(
 def scope_of(call: Call | InferCall | AsyncCall | StreamCall) -> Scope | None:
     """What a key must allow for `call`; None for a public one."""
     return "infer" if isinstance(call, InferCall) else call.scope
+
+
+def audited(
+    service: Service,
+    call: Call | InferCall | AsyncCall | StreamCall,
+    credential: bytes | None,
+    peer: Callable[[], str],
+) -> AbstractContextManager[Any]:
+    """Tells the audit log of an admin call that is answered inside; of another one, nothing.
+
+    `peer` says from where it came. A socket of this machine's own tells nothing of who called.
+    """
+    if scope_of(call) != "admin":
+        return nullcontext()
+    remote, who = peer(), service.access.name_of(credential)
+    return service.audit.call(call.path, who=who, remote="" if remote.startswith("unix:") else remote)
+
+
+def retry_trailers(error: RequestError) -> Trailers:
+    """Metadata that says when to come again, in whole seconds as over HTTP; none where nobody knows.
+
+    What gRPC's own retries read (`grpc-retry-pushback-ms`) is a reserved name to pygrpc-native.
+    """
+    if error.retry_after_s is None:
+        return ()
+    return (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
 
 
 def check_size(payload: bytes, most_bytes: int) -> None:

@@ -7,30 +7,37 @@ loop's turn, and answered by one write. Everything else goes on to the applicati
 Deadlines and size caps live here, for both lanes, because ASGI middleware cannot see a slow sender.
 """
 
+import asyncio
 import logging
 import time
 from typing import Any, cast
 
 import httptools
 
-from mlserve.errors import NotServing, RequestError
+from mlserve.errors import Forbidden, RequestError, TooManyRequests
 from mlserve.serve.answering import Answering
+from mlserve.serve.browsers import ORIGIN, BrowserGuard
 from mlserve.serve.compression import is_packed, unpack_at_once
+from mlserve.serve.identities import certificate_credential
 from mlserve.serve.protocols.dialect import ENCODING, JSON_BYTES, Headers, Inference, InferRoute
 from mlserve.serve.service import ServedModel, Service
 from mlserve.serve.settings import Limits
 from mlserve.serve.tasks.task import Asked
+from mlserve.serve.transports.certificate_mark import CERTIFICATE_FIELD
+from mlserve.serve.transports.http_bounds import BoundedProtocol
 from mlserve.serve.transports.http_heads import Head, Heads
 from mlserve.serve.transports.http_reply import (
     ACCEPT_ENCODING,
     CLOSE,
     REQUEST_ID,
-    long_headers,
     too_large,
 )
-from mlserve.serve.transports.http_replying import ReplyingProtocol
+from mlserve.serve.transports.http_replying import MOST_UNANSWERED
 from mlserve.serve.transports.http_slow import error_reply, reply
-from mlserve.serve.transports.http_ticket import BUSY, HttpTicket, Place, drop_queued
+from mlserve.serve.transports.http_ticket import BUSY, HALF_CLOSED, HttpTicket, Place, drop_queued
+from mlserve.serve.transports.patience import EXPECTED_WITHIN
+from mlserve.serve.transports.receiving import Receiving
+from mlserve.serve.transports.room import check_room
 from mlserve.serve.transports.server_timing import WANTS_TIMING
 
 __all__ = ["HttpLane", "lane_class"]
@@ -39,22 +46,16 @@ _AUTHORIZATION, _API_KEY = b"authorization", b"x-api-key"
 _NOTED = frozenset(
     (
         b"expect", b"content-length", b"upgrade", ENCODING, JSON_BYTES, ACCEPT_ENCODING,
-        REQUEST_ID, WANTS_TIMING,
+        REQUEST_ID, WANTS_TIMING, ORIGIN, EXPECTED_WITHIN,
     )
 )  # fmt: skip
 # What belongs to one request, so that its head will not come again.
 _PASSING = frozenset((b"expect", b"upgrade", REQUEST_ID))
-# What chunk headers and trailers may add to a body.
-_FRAMING_FACTOR = 8
-
-_HALF_CLOSED = NotServing(
-    "the connection was closed, in one direction at least, while the request waited for its run; keep it open"
-)
 
 _log = logging.getLogger("mlserve.serve")
 
 
-class HttpLane(ReplyingProtocol):
+class HttpLane(BoundedProtocol):
     """One connection. `lane_class` makes the subclass that knows its service."""
 
     service: Service
@@ -62,6 +63,7 @@ class HttpLane(ReplyingProtocol):
     small_digits: int  # a content-length of so many cannot be too large
     names_noted: frozenset[bytes]  # the headers that are looked at
     heads: Heads
+    guard: BrowserGuard
     infers: bool  # whether this port answers inference
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,12 +74,15 @@ class HttpLane(ReplyingProtocol):
         self._upgrading = False
         self.noted: dict[bytes, bytes] = {}
         self._credential: bytes | None = None
-        self._in_headers, self._begins, self._whole, self._read = False, True, False, b""
-        self._read_bytes, self._first_bytes, self._later_bytes = 0, 0, 0
-        self._body: bytes | bytearray = b""
-        self._body_bytes = 0
+        self._certificate: bytes | None = None  # what the connection shows for all that comes over it
+        self._begins, self._whole, self._read = True, False, b""
+        self._read_bytes = 0
 
     # asyncio and httptools call these.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        self._certificate = certificate_credential(transport)
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -120,6 +125,8 @@ class HttpLane(ReplyingProtocol):
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_headers:
+            return  # a trailer, which nobody here reads
         name = name.lower()
         self.headers.append((name, value))
         if name == _AUTHORIZATION or (name == _API_KEY and self._credential is None):
@@ -129,28 +136,25 @@ class HttpLane(ReplyingProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
-        if self._refused:
+        self._told_bytes = self._later_bytes
+        if self._refused or not self._head_fits():
             return
         expects = False
-        if self._first_bytes + self._later_bytes > self.limits.max_header_bytes:
-            header_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if header_bytes > self.limits.max_header_bytes:
-                self._refuse(431, long_headers(self.limits))
-                return
         if self.noted:
             if b"upgrade" in self.noted and self.parser.should_upgrade():
                 self._upgrading = True
                 return
-            length = self.noted.get(b"content-length", b"0")
-            if length.isdigit() and int(length) > self.limits.max_request_bytes:
-                self._refuse(413, too_large(int(length), self.limits))
-                return
             expects = self.noted.get(b"expect", b"").lower() == b"100-continue"
+        # Nearly every client begins with the same field of `host` each time, and has no `origin`.
+        if (not self.headers or self.headers[0] not in self.guard.passed or ORIGIN in self.noted) and not self._meant():
+            return
         self._catalog = self.service.catalog
         route = self._catalog.routes.get(self.url) if self.infers else None
         if route is not None and self.parser.get_method() == b"POST" and self._application_idle():
-            if not self.service.access.open and not self._allowed(route):
-                return
+            if not self.service.access.open:
+                route = self._allowed(route)
+                if route is None:
+                    return
             self._route = route
             if expects:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -161,8 +165,11 @@ class HttpLane(ReplyingProtocol):
         if self._refused:
             return
         self._body_bytes += len(body)
+        self._told_bytes = self._later_bytes
         if self._body_bytes > self.limits.max_request_bytes:
             self._refuse(413, too_large(self._body_bytes, self.limits))
+        elif self._body_bytes > len(body) and not self._count(len(body)):
+            self._refuse(503, "the server is receiving too much at once; try again later")
         elif self._route is None:
             super().on_body(body)
         elif not self._body:
@@ -176,6 +183,8 @@ class HttpLane(ReplyingProtocol):
         if self._refused or self._upgrading:
             return
         self.receiving_since_s = None
+        if self._counted_bytes:
+            self._uncount()
         route = self._route
         if route is None:
             self._handed_over = False
@@ -200,8 +209,9 @@ class HttpLane(ReplyingProtocol):
             return False
         self.headers, self.noted, self._credential = head.headers, head.noted, head.credential
         try:
-            if self.service.access.open or self._allowed(route):
-                self._infer(route, data[end:], close=False)
+            allowed = route if self.service.access.open else self._allowed(route)
+            if allowed is not None:
+                self._infer(allowed, data[end:], close=False)
         except Exception:
             self._fail()
         return True
@@ -209,13 +219,15 @@ class HttpLane(ReplyingProtocol):
     def _infer(self, route: InferRoute, body: bytes, *, close: bool) -> None:
         """Lets a complete request run, or answers at once why not."""
         model, inference, noted, service = route.model, route.inference, self.noted, self.service
-        close = close or service.draining
+        close = close or service.leaving
         headers: Headers = dict(self.headers) if inference.all_headers else noted
         began_s = time.perf_counter() if noted and WANTS_TIMING in noted else None
         try:
             service.check_serving()
             if self._catalog is not service.catalog:  # it changed while the body came
                 model = route.find_again()
+            if model.batcher.queues:
+                check_room(model.batcher, body)
             if noted and is_packed(encoding := noted.get(ENCODING)) and encoding:
                 unpacked = unpack_at_once(body, encoding, self.limits.max_request_bytes)
                 if unpacked is None:
@@ -233,24 +245,44 @@ class HttpLane(ReplyingProtocol):
             return
         ticket = HttpTicket(self, model, inference, request, close=close, began_s=began_s)
         self._order.append(ticket)
+        if len(self._order) >= MOST_UNANSWERED:
+            self._hold()
         self.answering.turn.add(model.batcher, ticket)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn never keeps the connection, asyncio lets us
         """Keeps the way back open for a client that sends no more but waits for its answers."""
+        if self.scheme == "https":  # a TLS connection has no half that stays
+            return False
         waits = self.receiving_since_s is None and bool(self._order or not self._application_idle())
         if waits:
-            drop_queued(self._order, _HALF_CLOSED)
+            drop_queued(self._order, HALF_CLOSED)
+            if not self._application_idle() and self.cycle is not cast("Any", BUSY):
+                self.cycle.message_event.set()  # who computes an answer there may look whether anybody waits for it
             self.shutdown()
         return waits
 
-    def _allowed(self, route: InferRoute) -> bool:
-        """Whether the request's key may ask; refuses it, before its body is read, if not."""
+    def _meant(self) -> bool:
+        """Whether a browser may have been meant to send the request; refuses it if not."""
         try:
-            self.service.access.check("infer", self._credential)
-        except RequestError as error:
-            self._refuse(error.http_status, str(error), route.inference.error)
+            self.guard.check(self.headers)
+        except Forbidden as error:
+            self._refuse(error.http_status, str(error))
             return False
         return True
+
+    def _allowed(self, route: InferRoute) -> InferRoute | None:
+        """`route` where the request's key may ask; None where it may not, and is refused before its body is read.
+
+        A key that has asked too much is told so in an answer of its own, and keeps its connection.
+        """
+        try:
+            self.service.access.check("infer", self._credential or self._certificate)
+        except TooManyRequests as error:
+            return route.refusing(error)
+        except RequestError as error:
+            self._refuse(error.http_status, str(error), route.inference.error)
+            return None
+        return route
 
     def _answer_later(
         self, model: ServedModel, inference: Inference, wanted: Asked | bytes, headers: Headers, *, close: bool
@@ -258,6 +290,8 @@ class HttpLane(ReplyingProtocol):
         """Answers what takes its time, a person's question or a packed body, in its place among the replies."""
         place = Place(None, close=close)
         self._order.append(place)
+        if len(self._order) >= MOST_UNANSWERED:
+            self._hold()
         making = reply(
             self.answering, model, inference, wanted, headers, self.limits.max_request_bytes, self.default_headers,
             CLOSE if close else b"",
@@ -282,12 +316,14 @@ class HttpLane(ReplyingProtocol):
 
     def _hand_over(self, *, expects: bool) -> None:
         """Lets uvicorn start this request in the ASGI application, after those of the fast lane before it."""
-        if self.url[:1] != b"/" and b"://" not in self.url:  # CONNECT, and `OPTIONS *`
+        # After a CONNECT, even of a path, the parser takes all that follows for another protocol's.
+        if self.parser.get_method() == b"CONNECT" or (self.url[:1] != b"/" and b"://" not in self.url):
             self._refuse(400, "the request's target is no path")
             return
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
+        cast("dict[str, Any]", self.scope)[CERTIFICATE_FIELD] = self._certificate
         self.headers.extend(headers)
         before = self.cycle
         if self._order and self._application_idle():
@@ -299,16 +335,8 @@ class HttpLane(ReplyingProtocol):
             self._refuse(400, "the request's target is no path")
             return
         self._handed_over = True
-        if self._leaving:
+        if self._leaving or self.service.leaving:
             self.cycle.keep_alive = False
-
-    def _check_size(self) -> None:
-        """Refuses a request whose headers, or chunks and trailers, go on for ever."""
-        if self._in_headers:
-            if self._later_bytes > self.limits.max_header_bytes:
-                self._refuse(431, long_headers(self.limits))
-        elif self._later_bytes > _FRAMING_FACTOR * self.limits.max_request_bytes:
-            self._refuse(413, too_large(self._later_bytes, self.limits))
 
 
 def lane_class(
@@ -317,14 +345,20 @@ def lane_class(
     limits: Limits,
     also_noted: frozenset[bytes] = frozenset(),
     *,
+    guard: BrowserGuard | None = None,
+    receiving: Receiving | None = None,
     infers: bool = True,
 ) -> type[HttpLane]:
     """The protocol class for uvicorn, bound to one service.
 
-    `also_noted` names headers for the tickets to carry. A port that is not to answer inference says so by `infers`.
+    `also_noted` names headers for the tickets to carry. `guard` says for which hosts and from which sites requests may
+    be, by default any host and no other site. `receiving` is what the worker's connections count in together.
+    A port that is not to answer inference says so by `infers`.
     """
     bound = {
         "infers": infers,
+        "guard": guard or BrowserGuard("0.0.0.0", open_to_all=False),  # noqa: S104  # nothing is bound here
+        "receiving": receiving or Receiving(limits.max_receiving_bytes),
         "service": service,
         "answering": answering,
         "limits": limits,

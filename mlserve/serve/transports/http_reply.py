@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from math import ceil
 
 from mlserve.errors import PayloadTooLarge
 from mlserve.serve.batching.batcher import Batch
@@ -9,7 +10,17 @@ from mlserve.serve.protocols.dialect import JSON_FIELDS, Content
 from mlserve.serve.settings import Limits
 from mlserve.serve.transports.server_timing import SERVER_TIMING, WANTS_TIMING, server_timing
 
-__all__ = ["ACCEPT_ENCODING", "CLOSE", "REQUEST_ID", "asked_fields", "failure", "long_headers", "success", "too_large"]
+__all__ = [
+    "ACCEPT_ENCODING",
+    "CLOSE",
+    "REQUEST_ID",
+    "asked_fields",
+    "failure",
+    "long_headers",
+    "retry_field",
+    "success",
+    "too_large",
+]
 
 ACCEPT_ENCODING, REQUEST_ID = b"accept-encoding", b"x-request-id"
 CLOSE = b"connection: close\r\n"
@@ -19,7 +30,8 @@ _LONGEST_ID_BYTES = 128
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _STATUS[401] += b"www-authenticate: Bearer\r\n"
-_STATUS[503] += b"retry-after: 1\r\n"
+# What may succeed later, and after how many seconds where nobody knows better.
+_LATER, _SOON_S = (429, 503), 1.0
 
 
 class _Head:
@@ -38,9 +50,17 @@ def success(defaults: list[tuple[bytes, bytes]], content: Content, extra: bytes 
     return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_Head.content, fields, extra, len(body), body)
 
 
-def failure(status: int, body: bytes, extra: bytes = b"") -> bytes:
-    """An error reply; `body` is JSON."""
+def failure(status: int, body: bytes, extra: bytes = b"", retry_after_s: float | None = None) -> bytes:
+    """An error reply; `body` is JSON. One that may succeed later says when."""
+    extra += retry_field(status, retry_after_s)
     return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS[status], JSON_FIELDS, extra, len(body), body)
+
+
+def retry_field(status: int, retry_after_s: float | None) -> bytes:
+    """The header line that says when to come again, in whole seconds; empty for what will not succeed later either."""
+    if status not in _LATER:
+        return b""
+    return b"retry-after: %d\r\n" % max(1, ceil(_SOON_S if retry_after_s is None else retry_after_s))
 
 
 def asked_fields(

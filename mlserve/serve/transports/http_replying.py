@@ -16,11 +16,16 @@ from mlserve.serve.settings import Limits
 from mlserve.serve.transports.http_reply import CLOSE, failure
 from mlserve.serve.transports.http_ticket import HttpTicket, Place, abandon, drop_queued
 
-__all__ = ["ReplyingProtocol", "sweep_connections"]
+__all__ = ["MOST_UNANSWERED", "ReplyingProtocol", "sweep_connections"]
+
+MOST_UNANSWERED = 32
+"""Of a client that does not wait for answers no more is read until half of so many requests are answered."""
 
 # How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
 # and take the answer with it.
 _LINGER_S = 2.0
+# So many connections too many are told so; more are cut.
+_MOST_TOLD = 64
 
 
 class ReplyingProtocol(HttpToolsProtocol):
@@ -36,13 +41,25 @@ class ReplyingProtocol(HttpToolsProtocol):
         self._refused = False
         self._leaving = False
         self._handed_over = False  # the request that is being received is the application's
+        self._in_headers = False
+        self._running: RequestResponseCycle | None = None  # the newest that the application has begun
         self._unsent_bytes = 0
+        self._held = False  # nothing is read, because too much is unanswered
 
     # asyncio calls these.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        excess = len(self.connections) - self.limits.max_connections
+        if excess > _MOST_TOLD:
+            transport.abort()
+        elif excess > 0:
+            self._refuse(503, f"the server has {self.limits.max_connections} connections already; try again later")
 
     def connection_lost(self, exc: Exception | None) -> None:
         drop_queued(self._order)
         self._order.clear()
+        self._silence()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -52,7 +69,7 @@ class ReplyingProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and not self._held:
             self.flow.resume_reading()
 
     # The server and the tickets call these.
@@ -85,10 +102,14 @@ class ReplyingProtocol(HttpToolsProtocol):
                 continue
             transport.write(reply)
             self.server_state.total_requests += 1
-            if ticket.last:
+            if ticket.last and transport.can_write_eof():
                 transport.write_eof()
-            elif ticket.close:
+            elif ticket.close:  # over TLS, what the client still sends is read until it says goodbye
                 transport.close()
+        if self._held and len(order) <= MOST_UNANSWERED // 2:
+            self._held = False
+            if not (self.flow.write_paused or transport.is_closing()):
+                self.flow.resume_reading()
         if not order:
             self.quiet_since_s = time.monotonic()
             if self._leaving and not self._refused:
@@ -100,7 +121,10 @@ class ReplyingProtocol(HttpToolsProtocol):
     def sweep(self, now_s: float) -> None:
         """Ends the connection if it is late: with a request it began, with reading its answers, with its next one."""
         if self.receiving_since_s is not None:
-            if now_s - self.receiving_since_s > self.limits.receive_s:
+            late_s = now_s - self.receiving_since_s
+            if self._in_headers and late_s > self.limits.head_s:
+                self._refuse(408, f"the headers were not complete after {self.limits.head_s:g} s")
+            elif late_s > self.limits.receive_s:
                 self._refuse(408, f"the request was not complete after {self.limits.receive_s:g} s")
             return
         unsent_bytes = self.transport.get_write_buffer_size()
@@ -119,6 +143,24 @@ class ReplyingProtocol(HttpToolsProtocol):
             place.reply = found
             self.flush()
 
+    def _hold(self) -> None:
+        """Reads no more until there are fewer unanswered requests."""
+        self._held = True
+        self.flow.pause_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _silence(self) -> None:
+        """Keeps the application from writing to a connection that is closed.
+
+        uvicorn tells the newest request alone; of several that came together an older one may be running.
+        """
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
     def _application_idle(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or (cycle.response_complete and not self.pipeline)
@@ -133,6 +175,7 @@ class ReplyingProtocol(HttpToolsProtocol):
         if self._handed_over:
             answered = self.cycle.response_complete
             if not self._withdraw():
+                self._silence()
                 self.transport.close()
                 return
             refusal = b"" if answered else refusal

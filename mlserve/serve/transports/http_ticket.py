@@ -13,9 +13,15 @@ from mlserve.serve.compression import pack, pack_at_once
 from mlserve.serve.protocols.dialect import Content, Headers, Inference, error_body
 from mlserve.serve.service import ServedModel
 from mlserve.serve.transports.http_reply import ACCEPT_ENCODING, CLOSE, asked_fields, failure, success
+from mlserve.serve.transports.patience import patience_s
 from mlserve.wire.signature import InferRequest
 
-__all__ = ["BUSY", "Connection", "HttpTicket", "Place", "abandon", "drop_queued"]
+__all__ = ["BUSY", "HALF_CLOSED", "Connection", "HttpTicket", "Place", "abandon", "drop_queued"]
+
+HALF_CLOSED = NotServing(
+    "the connection was closed, in one direction at least, while the request waited for its run; keep it open"
+)
+"""What is said to a client that has gone away, or may have: the two cannot be told apart."""
 
 
 class Connection(Protocol):
@@ -61,7 +67,8 @@ class HttpTicket(Ticket):
         self.arrived_s = time.perf_counter()
         self.parse_s = None if began_s is None else self.arrived_s - began_s
         self.priority = request.priority
-        self.deadline_s = self.arrived_s + request.timeout_s if request.timeout_s else inf
+        limit_s = patience_s(request.timeout_s, self.headers) if self.headers else request.timeout_s
+        self.deadline_s = self.arrived_s + limit_s if limit_s else inf
 
     def answer(self, outputs: Tensors, batch: Batch) -> None:
         if self.headers or self.close or self.request.timing:
@@ -73,7 +80,8 @@ class HttpTicket(Ticket):
 
     def fail(self, error: RequestError) -> None:
         status = error.http_status
-        self._reply(failure(status, self.inference.error(status, str(error)), self._extra(())))
+        body = self.inference.error(status, str(error))
+        self._reply(failure(status, body, self._extra(()), error.retry_after_s))
 
     def _answer_as_asked(self, outputs: Tensors, batch: Batch) -> None:
         began_s = time.perf_counter()
@@ -128,8 +136,10 @@ BUSY = _Busy()
 
 
 def drop_queued(order: Iterable[HttpTicket | Place], error: RequestError | None = None) -> None:
-    """Takes back what still waits for its run, and answers it with `error`, if any."""
+    """Takes back what still waits for its run, and answers it with `error`; without one nobody is there to read it."""
     for ticket in list(order):
+        if isinstance(ticket, Place) and ticket.reply is None and error is None:
+            ticket.task.cancel()
         if isinstance(ticket, HttpTicket) and ticket.reply is None and ticket.model.batcher.drop(ticket) and error:
             ticket.model.meter.failed(ticket.protocol, error, ticket)
             ticket.fail(error)

@@ -8,6 +8,7 @@ Every file is replaced by rename, so a reader needs no lock; who asks for someth
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +19,8 @@ import msgspec
 from mlserve.serve.versions.policy import Choice, Words
 
 __all__ = ["Agreement", "Applied", "Asked", "bury"]
+
+_log = logging.getLogger("mlserve.serve")
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -48,7 +51,7 @@ class Agreement:
     def __init__(self, run_directory: Path, initial: Asked) -> None:
         self._initial, self._folder = initial, run_directory / "control"
         self._own = self._folder / f"worker-{os.getpid()}.json"
-        self._told = b""
+        self._told, self._silent = b"", False
 
     def asked(self) -> Asked:
         """What is to be served at this moment."""
@@ -74,8 +77,14 @@ class Agreement:
         """Lets the other workers know, if there is something new."""
         content = msgspec.json.encode(applied)
         if content != self._told:
-            _replace(self._own, content)
-            self._told = content
+            try:
+                _replace(self._own, content)
+            except OSError as error:  # a full disk: it is told as soon as it can be
+                if not self._silent:
+                    _log.warning("what this worker serves cannot be told to the others: %s", error.strerror)
+                self._silent = True
+                return
+            self._told, self._silent = content, False
 
     def applied(self) -> dict[int, Applied]:
         """What every living worker told last, by its process's number."""

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from mlserve.errors import EngineError, MlserveError
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.catalog import Catalog, ServedModel
+from mlserve.serve.life.slate import open_slate
 from mlserve.serve.loading import load_model
 from mlserve.serve.service import Service
 from mlserve.serve.settings import EVERY_NAME, ModelSource, ServeSettings
@@ -87,6 +89,7 @@ class Follower:
         self._loaded: dict[Key, _Loaded] = {}
         self._leaving: list[_Leaving] = []
         self._attempts = Attempts()
+        self._slate, self._held = open_slate(settings.slate), dict[Key, str]()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loading: asyncio.Task[None] | None = None
         self._store_gone, self._started, self._fault = False, False, ""
@@ -130,7 +133,8 @@ class Follower:
                 self._fault = ""
             except Exception as error:  # what is served stays; the next look may do better
                 if repr(error) != self._fault:
-                    _log.exception("looking at the store failed")
+                    told = _log.warning if isinstance(error, OSError) else _log.exception
+                    told("looking at what is to be served failed: %s", error)
                 self._fault = repr(error)
 
     def wake(self) -> None:
@@ -151,6 +155,7 @@ class Follower:
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         self._seen = await loop.run_in_executor(self._looking, self._look_now, list(self._attempts.failures))
+        self._held = dict(self._slate.held())
 
     def _look_now(self, failed: list[Key]) -> _Seen:
         asked = self._agreement.asked()
@@ -185,7 +190,7 @@ class Follower:
         due = (
             key
             for key in self._plan.missing
-            if self._attempts.due(key, self._seen.files.get(key), asked[key[0]].asked, now_s)
+            if key not in self._held and self._attempts.due(key, self._seen.files.get(key), asked[key[0]].asked, now_s)
         )
         return next(due, None)
 
@@ -197,7 +202,9 @@ class Follower:
         files = await loop.run_in_executor(self._looking, fingerprint, path)
         source = ModelSource(*key, published.path)
         try:
-            model = await loop.run_in_executor(self._working, load_model, source, self._settings, self._turn)
+            # The first load may end the process; later ones have others to answer.
+            load = partial(load_model, trial=self._started or self._settings.resumes)
+            model = await loop.run_in_executor(self._working, load, source, self._settings, self._turn)
         except Exception as error:
             failure = Failure(str(error), _reason(error, path), files, command)
             news = self._attempts.failed(key, failure, time.monotonic())
@@ -227,6 +234,8 @@ class Follower:
 
     def _settle(self) -> None:
         """Serves what follows from what is loaded now, and tells the other workers."""
+        for key in self._loaded.keys() & self._held.keys():
+            self._retire(key)
         self._replan()
         plan = self._plan
         self._words = dict(plan.words)
@@ -240,10 +249,11 @@ class Follower:
             index_entries(
                 plan,
                 self._seen.known,
-                self._attempts.failures,
+                self._failures(),
                 [leaving.key for leaving in self._leaving],
                 whole=self._whole,
             ),
+            self._held,
         )
         if _content(catalog) != _content(served):
             self._service.install(catalog)
@@ -253,7 +263,7 @@ class Follower:
     def _replan(self) -> None:
         """What follows from what is seen and loaded now. A version on its way out that is wanted again comes back."""
         self._plan = self._make_plan()
-        missing = set(self._plan.missing)
+        missing = set(self._plan.missing) - self._held.keys()
         for leaving in [each for each in self._leaving if each.key in missing and not each.closing]:
             name, version = leaving.key
             if leaving.key not in self._loaded and leaving.loaded.mark == self._seen.known[name].versions[version].mark:
@@ -267,16 +277,23 @@ class Follower:
         marks = {key: loaded.mark for key, loaded in self._loaded.items()}
         return make_plan(self._seen.asked, self._seen.known, marks, self._words)
 
+    def _failures(self) -> dict[Key, Failure]:
+        """Why versions are not served that should be: they do not load, or are held back."""
+        held = {key: Failure(reason, reason, None, 0) for key, reason in self._held.items()}
+        return self._attempts.failures | held
+
     def _choices(self) -> dict[str, Choice]:
         return choices(self._seen.asked, self._seen.known.keys())
 
     def _tell(self) -> None:
         asked = self._choices()
         failures: dict[str, dict[str, str]] = {}
-        for (name, version), failure in self._attempts.failures.items():
+        for (name, version), failure in self._failures().items():
             failures.setdefault(name, {})[version] = failure.reason
         loading = {
-            name for name, version in self._plan.missing if self._attempts.untried((name, version), asked[name].asked)
+            key[0]
+            for key in self._plan.missing
+            if key not in self._held and self._attempts.untried(key, asked[key[0]].asked)
         }
         self._agreement.tell(Applied(self._seen.asked.command, frozenset(loading), failures, self._words))
 
@@ -323,7 +340,7 @@ def _fixed(sources: Sequence[ModelSource]) -> dict[str, Known]:
 
 
 def _content(catalog: Catalog) -> tuple[object, ...]:
-    return catalog.models, catalog.defaults, catalog.aliases, catalog.others
+    return catalog.models, catalog.defaults, catalog.aliases, catalog.others, catalog.held
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -5,6 +5,7 @@ thread of their own: a full disk or a reader of stderr that has stopped costs li
 """
 
 import atexit
+import fcntl
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,14 @@ _log = logging.getLogger("mlserve.serve")
 class LineWriter:
     """Appends lines to a file, or to stderr when `path` is empty; several processes may share the file.
 
-    A file that was renamed or removed is made anew. What cannot be written is dropped; the next line that can be says
-    how many were.
+    A file that was renamed or removed is made anew. One of `max_bytes` (0: it may grow) is renamed `NAME.1`, what bore
+    that name `NAME.2`, and so on; `keep` of them stay. What cannot be written is dropped; the next line that can be
+    says how many were.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, max_bytes: int = 0, keep: int = 5) -> None:
         self._path = Path(path) if path else None
+        self._max_bytes, self._keep = max_bytes, keep
         self._waiting: queue.Queue[Mapping[str, Any] | threading.Event] = queue.Queue(_MOST_WAITING)
         self._descriptor: int | None = None
         self._broken_until_s = 0.0
@@ -94,7 +98,7 @@ class LineWriter:
         first = {**lines[0], "dropped": dropped} if dropped else lines[0]
         data = b"".join([b"\n" if self._torn else b"", *map(encode_line, (first, *lines[1:]))])
         try:
-            written = os.write(self._open(), data)
+            written = os.write(self._with_room(), data)
             self._torn = written < len(data)
             if self._torn:
                 raise OSError(f"{written} of {len(data)} bytes were written")
@@ -107,19 +111,35 @@ class LineWriter:
         else:
             self._broken_until_s = 0.0
 
+    def _with_room(self) -> int:
+        """The file, after it has made room for a new one if it is large enough."""
+        descriptor = self._open()
+        if not self._max_bytes or self._path is None or os.fstat(descriptor).st_size < self._max_bytes:
+            return descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # of several processes one moves it; the others find that it is gone
+        try:
+            if self._is_named(descriptor):
+                _make_room(self._path, self._keep)
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return self._open()
+
+    def _is_named(self, descriptor: int) -> bool:
+        """Whether the log's name still means this file."""
+        assert self._path is not None
+        ours = os.fstat(descriptor)
+        try:
+            named = self._path.stat()
+        except FileNotFoundError:
+            return False
+        return (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+
     def _open(self) -> int:
         """The file, opened again if its name means another one by now."""
         if self._path is None:
             return sys.stderr.fileno()
-        if self._descriptor is not None:
-            ours = os.fstat(self._descriptor)
-            try:
-                named = self._path.stat()
-            except FileNotFoundError:
-                self._close()
-            else:
-                if (named.st_dev, named.st_ino) != (ours.st_dev, ours.st_ino):
-                    self._close()
+        if self._descriptor is not None and not self._is_named(self._descriptor):
+            self._close()
         if self._descriptor is None:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         return self._descriptor
@@ -151,6 +171,14 @@ class RequestLog:
         self._writer.write(
             {"time": time_of, "id": request_id, **self._of, "protocol": protocol, **rest, "worker": self._worker}
         )
+
+
+def _make_room(path: Path, keep: int) -> None:
+    """Renames `path` to `path.1`, and those before it by one more; the last of `keep` goes."""
+    names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep + 1))]
+    for older, newer in reversed(list(pairwise(names))):
+        with suppress(FileNotFoundError):
+            older.replace(newer)
 
 
 def encode_line(fields: Mapping[str, Any]) -> bytes:

@@ -22,7 +22,9 @@ _LONGEST_ID = 128
 
 def open_meter(model: str, version: str, watch: WatchSettings) -> ModelMeter:
     """The meter of a version: a plain one unless `watch` asks for more. Raises UsageError without the extra `otel`."""
-    log = RequestLog(_writer(watch.log_file), model, version) if watch.log_share > 0 or watch.log_file else None
+    log = None
+    if watch.log_share > 0 or watch.log_file:
+        log = RequestLog(_writer(watch.log_file, watch.log_max_bytes, watch.log_keep), model, version)
     tracing = _tracing(watch.otlp_endpoint) if watch.otlp_endpoint else None
     if log is None and tracing is None:
         return ModelMeter(model, version)
@@ -150,8 +152,8 @@ def _made_up() -> str:
 
 
 @cache
-def _writer(path: str) -> LineWriter:
-    return LineWriter(path)
+def _writer(path: str, max_bytes: int, keep: int) -> LineWriter:
+    return LineWriter(path, max_bytes, keep)
 
 
 @cache

@@ -25,7 +25,7 @@ def bringing(home, run):
     numbers = itertools.count()
 
     def bring(path, **hints):
-        out = home / f"out-{next(numbers)}"
+        out = home / f"{run.__name__}-{next(numbers)}"
         out.mkdir()
         kind, imported = run(Source(path=path, **hints), out, lambda _: None)
         assert [each.name for each in out.iterdir()] == [MODEL_FILE]

@@ -16,26 +16,33 @@ keras.utils.set_random_seed(0)
 image = keras.Sequential(
     [L.Input((8, 8, 1)), L.Conv2D(4, 3), L.BatchNormalization(), L.ReLU(), L.Flatten(), L.Dense(10)]
 )
+image.save("image.h5")
+image.save_weights("only.weights.h5")
 left, right = L.Input((4,), name="left"), L.Input((6,), name="right")
 both = L.Concatenate()([L.Dense(3)(left), L.Dense(3)(right)])
 pair = keras.Model([left, right], {"score": L.Dense(2, name="score")(both), "side": L.Dense(1, name="side")(both)})
-tokens = L.Input((None,), dtype="int32", name="tokens")
-text = keras.Model(tokens, L.Dense(2)(L.LSTM(8)(L.Embedding(50, 8)(tokens))))
-image.save("image.h5")
 pair.save("pair.keras")
-text.export("text", verbose=False)
 x = L.Input((4,))
 keras.Model(x, L.Lambda(lambda value: value * 2)(x)).save("code.keras")
-image.save_weights("only.weights.h5")
 """
+_EXPORT = """
+import keras
+from keras import layers as L
+
+tokens = L.Input((None,), dtype="int32", name="tokens")
+keras.Model(tokens, L.Dense(2)(L.LSTM(8)(L.Embedding(50, 8)(tokens)))).export("text", verbose=False)
+"""
+
+
+def made(code, folder):
+    """`folder` with what `code` writes there: TensorFlow is not started in the process of the tests."""
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """TensorFlow is started once, and not in the process of the tests."""
-    folder = tmp_path_factory.mktemp("keras")
-    subprocess.run([sys.executable, "-c", _MAKE], cwd=folder, check=True, capture_output=True)
-    return folder
+    return made(_MAKE, tmp_path_factory.mktemp("keras"))
 
 
 def test_an_image_network_in_hdf5_takes_any_number_of_rows(files, bring):
@@ -55,8 +62,8 @@ def test_a_functional_model_keeps_the_names_of_its_inputs_and_outputs(files, bri
 
 
 @pytest.mark.slow
-def test_a_saved_model_keeps_its_length_open_and_its_vocabulary_known(files, bring):
-    kind, imported, _ = bring(files / "text")
+def test_a_saved_model_keeps_its_length_open_and_its_vocabulary_known(tmp_path, bring):
+    kind, imported, _ = bring(made(_EXPORT, tmp_path) / "text")
     assert kind == "savedmodel"
     (spec,) = imported.inputs
     assert str(spec) == "tokens:int32:batch,sequence"

@@ -159,10 +159,10 @@ def test_a_reader_of_text_takes_one_text_a_row(home, bring_here):
     np.testing.assert_allclose(found["probabilities"], model.predict_proba(["a bad film", "nice"]), atol=1e-5)
 
 
-def test_a_skops_file_needs_no_trust_unless_it_names_unknown_types(home, tables, bring):
+def test_a_skops_file_needs_no_trust_unless_it_names_unknown_types(home, tables, bring, bring_here):
     model = trained(GaussianNB(), tables["wine"])
     skops.io.dump(model, home / "m.skops")
-    kind, imported, _ = bring(home / "m.skops")
+    kind, imported, _ = bring_here(home / "m.skops")
     assert kind == "skops"
     assert imported.labels == ("0", "1", "2")
     own = make_pipeline(FunctionTransformer(np.polyfit), GaussianNB())

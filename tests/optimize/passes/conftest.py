@@ -204,13 +204,18 @@ def digits(tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture
-def corpus(tmp_path, digits):
+def corpus(tmp_path, request):
     """Name -> an artifact and rows like those it is asked; `encoder` and `write` make others."""
+
+    def trained_digits():
+        digits = request.getfixturevalue("digits")  # trained only where a test asks for it
+        return digits.source, digits.rows
+
     return SimpleNamespace(
         mlp=lambda: mlp(tmp_path / "mlp"),
         pair=lambda: pair(tmp_path / "pair"),
         encoder=lambda name="encoder", **how: encoder(tmp_path / name, **how),
-        digits=lambda: (digits.source, digits.rows),
+        digits=trained_digits,
         write=lambda name, *graph: write(tmp_path / name, *graph),
         normal=normal,
         lowest=LOWEST,

@@ -14,6 +14,7 @@ from mlserve.engines.fake import FakeEngine
 from mlserve.errors import DeadlineExceeded, EngineError, InvalidRequest, ModelFailed, NotServing, Overloaded
 from mlserve.model.tensors import TensorSpec
 from mlserve.serve.batching.batcher import Batcher, Ticket
+from mlserve.serve.batching.share import DeviceShare
 from mlserve.serve.batching.turn import Turn
 from mlserve.serve.batching.window import BatchWindow
 
@@ -73,10 +74,12 @@ def make():
     """`make(answer, ...)` -> (batcher, engine, observer); every batcher is closed in the end."""
     made = []
 
-    def build(answer=doubled, max_rows=4, *, delay_s=0.0, typical_s=0.0, max_waiting_rows=4096):
+    def build(
+        answer=doubled, max_rows=4, *, delay_s=0.0, typical_s=0.0, max_waiting_rows=4096, max_wait_s=inf, **shared
+    ):
         engine, observer = FakeEngine((X,), (Y,), answer), Observer()
-        window = BatchWindow(max_rows, delay_s, max_waiting_rows)
-        batcher = Batcher("m", engine, window, observer, typical_s=typical_s)
+        window = BatchWindow(max_rows, delay_s, max_waiting_rows, max_wait_s)
+        batcher = Batcher("m", engine, window, observer, typical_s=typical_s, **shared)
         made.append(batcher)
         return batcher, engine, observer
 
@@ -337,6 +340,100 @@ def test_a_request_past_its_deadline_fails_while_the_engine_runs_and_never_start
     assert [running.outcome(), patient.outcome()] == [[2], [6]]
     assert engine.batches == [1, 1]
     assert observer.failures == [("test", DeadlineExceeded)]
+
+
+def test_an_urgent_request_takes_the_place_of_a_waiting_one_which_is_told_so(make):
+    held = Held()
+    batcher, engine, observer = make(held, max_rows=1, typical_s=1.0, max_waiting_rows=2)
+    running, plain, patient, urgent, late = (Request(number, priority=number) for number in (0, 2, 7, 1, 2))
+    batcher.submit([running])
+    held.began.acquire()
+    batcher.submit([plain, patient])
+    batcher.check_room()  # a plain one would find room
+    batcher.submit([urgent])
+    assert isinstance(patient.outcome(), Overloaded)
+    assert "more urgent" in str(patient.outcome())
+    with pytest.raises(Overloaded):
+        batcher.check_room()
+    batcher.submit([late])
+    assert isinstance(late.outcome(), Overloaded)
+    held.release.set()
+    assert [each.outcome() for each in (running, urgent, plain)] == [[0], [2], [4]]
+    assert engine.batches == [1, 1, 1]
+    assert observer.failures == [("test", Overloaded)] * 2
+
+
+def test_what_may_wait_goes_by_how_long_it_takes_once_that_is_known_and_a_first_burst_is_taken(make):
+    def slow(inputs):
+        time.sleep(0.02)
+        return doubled(inputs)
+
+    batcher, _, _ = make(slow, max_rows=2, typical_s=9.0, max_wait_s=0.2)  # the warm-up was far too slow
+    burst = [Request(number) for number in range(60)]
+    batcher.submit(burst)
+    assert [each.outcome() for each in burst] == [[2 * number] for number in range(60)]
+    again = [Request(number) for number in range(60)]
+    batcher.submit(again)
+    refused = [each.outcome() for each in again if isinstance(each.outcome(), Overloaded)]
+    # Some 20 rows take 0.2 s; a busy machine takes longer for them.
+    assert 30 <= len(refused) < 60
+    assert all("0.2 s of work" in str(error) and error.retry_after_s == 1 for error in refused)
+
+
+def test_who_cannot_begin_in_time_is_refused_before_its_deadline_and_everybody_else_is_not(make):
+    held = Held()
+    held.release.set()
+
+    def slow(inputs):
+        time.sleep(0.02)
+        return held(inputs)
+
+    batcher, _, _ = make(slow, max_rows=1, typical_s=1.0)
+    batcher.submit([Request(number) for number in range(9)])
+    while batcher.waiting_rows or not batcher.idle:
+        time.sleep(0.001)
+    held.release.clear()
+    while held.began.acquire(blocking=False):
+        pass
+    batcher.submit([Request(0)])
+    held.began.acquire()
+    batcher.submit([Request(number) for number in range(50)])
+    late, patient, urgent = Request(1, timeout_s=0.5), Request(2, timeout_s=60), Request(3, timeout_s=0.5, priority=1)
+    started_s = time.perf_counter()
+    batcher.submit([late, patient, urgent])
+    assert isinstance(late.outcome(), DeadlineExceeded)
+    assert time.perf_counter() - started_s < 0.4
+    held.release.set()
+    assert [patient.outcome(), urgent.outcome()] == [[4], [6]]
+
+
+def test_a_busy_model_s_runs_get_as_short_as_those_of_the_other_on_its_device(make):
+    def timed(row_s):
+        def answer(inputs):
+            time.sleep(row_s * len(inputs["x"]))
+            return doubled(inputs)
+
+        return answer
+
+    share = DeviceShare()
+    busy, busy_engine, _ = make(timed(0.004), max_rows=16, typical_s=0.064, single_s=0.004, share=share)
+    quiet, _, _ = make(timed(0.008), max_rows=16, typical_s=0.008, single_s=0.008, share=share)
+    alone = [Request(number) for number in range(32)]
+    busy.submit(alone)
+    for request in alone:
+        request.outcome()
+    assert busy_engine.batches == [16, 16]
+    flood = [Request(number) for number in range(64)]
+    busy.submit(flood)
+    for number in range(6):
+        request = Request(number)
+        quiet.submit([request])
+        assert request.outcome() == [2 * number]
+    for request in flood:
+        request.outcome()
+    # Beside the other, whose run takes as long as two rows of these; a slow machine makes it look a little longer.
+    assert min(busy_engine.batches) <= 6
+    assert sum(busy_engine.batches) == 96
 
 
 def test_a_deadline_that_passed_before_the_request_got_here_fails_it_where_runs_are_short_too(make):

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlserve.errors import Overloaded
+from mlserve.errors import DeadlineExceeded, Overloaded
 from mlserve.serve.batching.window import DEFAULT_PRIORITY, LOWEST_PRIORITY, BatchWindow
 
-# What happens next: time passes (s), a request of (rows, key, priority, time limit) comes, the oldest goes away, or
-# what is due leaves.
+# What happens next: time passes (s), a request of (rows, key, priority, time limit) comes, the oldest goes away, what
+# is due leaves, or a row turns out to take (s) in a busy engine, and its present run (s).
 STEPS = st.lists(
     st.one_of(
         st.floats(0.0, 2.0),
@@ -26,6 +26,7 @@ STEPS = st.lists(
         ),
         st.just("drop"),
         st.just("pop"),
+        st.tuples(st.sampled_from([0.0, 0.1, 0.5, 2.0]), st.sampled_from([0.0, 1.0])),
     ),
     max_size=60,
 )
@@ -33,7 +34,12 @@ STEPS = st.lists(
 
 @st.composite
 def windows(draw):
-    return BatchWindow(draw(st.integers(1, 8)), draw(st.sampled_from([0.0, 0.5, 1.0])), draw(st.integers(1, 30)))
+    return BatchWindow(
+        draw(st.integers(1, 8)),
+        draw(st.sampled_from([0.0, 0.5, 1.0])),
+        draw(st.integers(1, 30)),
+        draw(st.sampled_from([inf, inf, 1.0, 6.0])),
+    )
 
 
 class Pushed(NamedTuple):
@@ -52,12 +58,13 @@ class Schedule:
         self.pushed = {}  # ticket -> Pushed, oldest first
         self.batches = []  # (left_s, due_at_s, tickets, what had waited)
         self.expired = {}  # ticket -> when
-        self.dropped = []
+        self.dropped, self.displaced = [], []
         self._tickets = count()
 
     @property
     def waiting(self):
-        gone = {ticket for _, _, batch, _ in self.batches for ticket in batch} | set(self.dropped) | set(self.expired)
+        gone = {ticket for _, _, batch, _ in self.batches for ticket in batch}
+        gone |= {*self.dropped, *self.expired, *self.displaced}
         return [ticket for ticket in self.pushed if ticket not in gone]
 
     def play(self, steps):
@@ -68,20 +75,48 @@ class Schedule:
                 self.pop_due()
             elif step == "drop":
                 self.drop_oldest()
+            elif len(step) == 2:
+                self.window.row_s, self.window.busy_until_s = step[0], self.now_s + step[1]
             else:
                 self.push(*step)
 
     def push(self, rows, key, priority, limit_s):
-        waiting, ticket = self.window.waiting_rows, next(self._tickets)
+        waiting, ticket, limit = self.window.waiting_rows, next(self._tickets), self.window.most_waiting_rows
+        level = min(priority, LOWEST_PRIORITY) or DEFAULT_PRIORITY
+        before = {each: self.pushed[each] for each in self.waiting}
+        as_high = sum(found.rows for found in before.values() if found.level <= level)
+        begins_s = max(self.now_s, self.window.busy_until_s)
+        begins_s += as_high // self.window.max_rows * self.window.max_rows * self.window.row_s
+        in_time = not self.window.row_s or begins_s <= self.now_s + limit_s or limit_s == 0
         try:
-            self.window.push(ticket, rows, self.now_s, key, priority, self.now_s + limit_s)
-        except Overloaded:
-            assert waiting
-            assert waiting + rows > self.window.max_waiting_rows
+            displaced = self.window.push(ticket, rows, self.now_s, key, priority, self.now_s + limit_s)
+        except Overloaded as error:
+            wait_s = error.retry_after_s
+            assert in_time
+            assert as_high
+            assert waiting - as_high < min(rows, waiting + rows - limit)  # those below it would not have made room
+            assert wait_s >= max(1.0, as_high * self.window.row_s)
+            assert self.waiting == list(before)
+        except DeadlineExceeded:
+            assert not in_time
         else:
-            assert not waiting or waiting + rows <= self.window.max_waiting_rows
-            level = min(priority, LOWEST_PRIORITY) or DEFAULT_PRIORITY
+            assert in_time
+            assert not waiting or self.window.waiting_rows <= max(limit, waiting) or not as_high
             self.pushed[ticket] = Pushed(self.now_s, rows, key, level, self.now_s + limit_s)
+            self.check_displaced(displaced, rows, level, limit, before)
+        assert self.window.waiting_rows == sum(self.pushed[each].rows for each in self.waiting)
+
+    def check_displaced(self, displaced, rows, level, limit, before):
+        """The newest of the lowest levels, and no more of them than it takes."""
+        self.displaced += displaced
+        waiting = sum(found.rows for found in before.values())
+        missing = min(rows, waiting + rows - limit) if waiting else 0
+        worst_first = sorted(before, key=lambda each: (-before[each].level, -before[each].arrived_s))
+        ranks = [(before[each].level, before[each].arrived_s) for each in displaced]
+        assert ranks == [(before[each].level, before[each].arrived_s) for each in worst_first[: len(displaced)]]
+        assert all(before[each].level > level for each in displaced)
+        if displaced:
+            assert sum(before[each].rows for each in displaced[:-1]) < missing
 
     def pop_due(self):
         self.expire()
@@ -117,7 +152,7 @@ def test_every_request_leaves_once_and_in_order_of_arrival_within_its_key_and_pr
     schedule.play(steps)
     schedule.drain()
     popped = [ticket for _, _, batch, _ in schedule.batches for ticket in batch]
-    assert sorted([*popped, *schedule.dropped, *schedule.expired]) == list(schedule.pushed)
+    assert sorted([*popped, *schedule.dropped, *schedule.expired, *schedule.displaced]) == list(schedule.pushed)
     by_level = defaultdict(list)
     for ticket in popped:
         found = schedule.pushed[ticket]
@@ -280,3 +315,71 @@ def test_what_left_long_before_its_deadline_is_not_kept():
         window.push(ticket, 1, 0.0, None, 0, 1e9)
         assert window.pop(0.0) == [ticket]
     assert len(kept) < 100
+
+
+@given(windows(), STEPS, st.integers(1, 9))
+def test_a_batch_is_as_small_as_is_asked_for_and_nobody_is_left_behind(window, steps, most_rows):
+    schedule = Schedule(window)
+    schedule.play(step for step in steps if step != "pop")
+    schedule.expire()
+    waiting, popped = schedule.waiting, []
+    while window.due_at_s < inf:
+        schedule.now_s = max(schedule.now_s, window.due_at_s)
+        batch = window.pop(schedule.now_s, most_rows)
+        rows = [schedule.pushed[ticket].rows for ticket in batch]
+        assert sum(rows) <= min(most_rows, window.max_rows) or len(batch) == 1
+        popped += [*batch, *window.expire(schedule.now_s)]
+    assert sorted([*popped, *window.expire(inf)]) == waiting
+
+
+def test_what_may_wait_is_what_takes_no_longer_than_the_limit_as_soon_as_that_is_known():
+    window = BatchWindow(4, max_wait_s=2.0)
+    for number in range(50):
+        window.push(number, 1, 0.0)
+    assert window.most_waiting_rows == 4096
+    window.row_s = 0.1
+    assert window.most_waiting_rows == 20
+    with pytest.raises(Overloaded, match="50 rows wait, the limit is 2 s of work, and these take about 5 s") as refused:
+        window.push("refused", 1, 0.0)
+    assert refused.value.retry_after_s == 5
+    window.row_s = 0.0001
+    window.push("taken", 1, 0.0)
+
+
+def test_an_urgent_request_takes_the_place_of_the_newest_of_the_lowest_priority_and_of_no_equal_one():
+    window = BatchWindow(1, max_waiting_rows=4)
+    for number, priority in enumerate([2, 9, 3, 9]):
+        assert not window.push(f"{priority}, {number}", 1, number, None, priority)
+    assert window.push("first", 1, 5.0, None, 1) == ["9, 3"]
+    assert window.push("second", 2, 5.0, None, 1) == ["9, 1", "3, 2"]
+    with pytest.raises(Overloaded):
+        window.push("an equal", 1, 5.0, None, 2)
+    with pytest.raises(Overloaded):  # the one below it has one row, and one is not enough
+        window.push("third", 2, 5.0, None, 1)
+    assert window.waiting_rows == 4
+    assert [window.pop(9.0)[0] for _ in range(3)] == ["first", "second", "2, 0"]
+
+
+def test_there_is_room_for_nobody_only_where_nothing_less_urgent_waits():
+    window = BatchWindow(1, max_waiting_rows=2)
+    window.check_room()
+    window.push("plain", 1, 0.0)
+    window.push("patient", 1, 0.0, None, 5)
+    window.check_room()
+    assert window.push("urgent", 1, 0.0, None, 1) == ["patient"]
+    with pytest.raises(Overloaded, match="2 rows wait, the limit is 2"):
+        window.check_room()
+
+
+def test_who_cannot_begin_in_time_is_told_so_at_once_and_only_those_as_urgent_count():
+    window = BatchWindow(2)
+    for number in range(4):
+        window.push(number, 1, 0.0)
+    window.push("unknown", 1, 0.0, deadline_s=1e-3)  # nobody knows how long the others take
+    window.row_s, window.busy_until_s = 1.0, 10.0
+    with pytest.raises(DeadlineExceeded, match=r"could begin in 14 s, and it waits for 13.9 s at most"):
+        window.push("late", 1, 0.0, None, 0, 13.9)
+    window.push("in time", 1, 0.0, None, 0, 14.1)
+    window.push("urgent", 1, 0.0, None, 1, 10.1)
+    with pytest.raises(DeadlineExceeded):
+        window.push("urgent, but the run goes on", 1, 0.0, None, 1, 9.9)

@@ -25,7 +25,7 @@ LIMIT_BYTES = 1 << 20
 SECRET = "a-secret-of-32-characters-or-more"
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["native", "guarded", "grpcio"])
 def transport(request):
     return request.param
 
@@ -243,15 +243,15 @@ def test_many_streams_and_calls_at_once_get_their_own_answers(server, channel):
 # Keys
 
 
-@pytest.fixture(scope="module")
-def locked(transport, serving_settings, tiny_onnx, tmp_path_factory):
+@pytest.fixture(scope="module", params=["native", "grpcio"])  # the guard reads no headers
+def locked(request, serving_settings, tiny_onnx, tmp_path_factory):
     from mlserve.serve.access import digest
 
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     key = {"name": "k", "sha256": digest(SECRET.encode()), "scopes": ["infer", "metadata"], "expires_at": ""}
     path.write_bytes(msgspec.json.encode({"format_version": 1, "keys": [key]}))
     path.chmod(0o600)
-    with serving_settings(tiny_onnx, keys_file=str(path), grpc_transport=transport) as made:
+    with serving_settings(tiny_onnx, keys_file=str(path), grpc_transport=request.param) as made:
         yield made
 
 
@@ -333,7 +333,7 @@ def test_open_streams_end_with_unavailable_and_watchers_are_told_when_the_server
 
 
 def test_the_socket_between_the_servers_is_private_and_removed(transport, serving_settings, tiny_onnx):
-    if transport != "native":
+    if transport == "grpcio":
         pytest.skip("there is one server only")
     with serving_settings(tiny_onnx, grpc_transport=transport) as server:
         lines = Path(f"/proc/{server.workers[0]}/net/unix").read_text().splitlines()

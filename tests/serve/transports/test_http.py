@@ -190,6 +190,16 @@ def test_a_client_that_goes_away_in_the_middle_disturbs_nobody(tiny_server, conn
     right(reader)
 
 
+def test_a_client_that_goes_away_before_its_pipelined_pages_are_there_leaves_no_fault_behind(tiny_server, until):
+    """Not the newest request alone must hear of it: an older one may be running."""
+    page = request(path=f"{PATH}?lane=slow")
+    for _ in range(20):
+        with tiny_server.connect() as connection:
+            connection.sendall(page * 2 + page[:50])
+    until(lambda: tiny_server.request("GET", "/health")[0] == 200)
+    assert "Traceback" not in tiny_server.log
+
+
 def test_headers_of_other_cases_and_spaces_mean_the_same(connection, reader, right):
     connection.sendall(request().replace(b"content-length: ", b"CONTENT-LENGTH:   "))
     right(reader)

@@ -1,6 +1,8 @@
 """One line of JSON for a request: whole, honest, and never at the request's expense."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -157,3 +159,51 @@ def test_no_log_no_line(serving_settings, tiny_onnx):
     with serving_settings(tiny_onnx) as server:
         assert server.infer("tiny", {"y": ("FP32", ROW)})[0] == 400
         assert "InvalidRequest" not in server.log
+
+
+# Files that make room
+
+
+def test_a_file_that_is_large_makes_room_and_so_many_older_ones_are_kept(tmp_path):
+    path = tmp_path / "requests.log"
+    writer = LineWriter(str(path), max_bytes=100, keep=2)
+    for number in range(5):
+        writer.write({"number": number, "padding": "x" * 100})
+        writer.flush()
+    assert [line["number"] for line in lines_of(path)] == [4]
+    assert [line["number"] for line in lines_of(tmp_path / "requests.log.1")] == [3]
+    assert [line["number"] for line in lines_of(tmp_path / "requests.log.2")] == [2]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_file_without_a_limit_grows(tmp_path):
+    """The negative control."""
+    path = tmp_path / "requests.log"
+    writer = LineWriter(str(path))
+    for number in range(5):
+        writer.write({"number": number, "padding": "x" * 100})
+        writer.flush()
+    assert len(lines_of(path)) == 5
+    assert list(tmp_path.iterdir()) == [path]
+
+
+_WRITER = """
+import sys
+from mlserve.serve.watching.request_log import LineWriter
+writer = LineWriter(sys.argv[1], max_bytes=20_000, keep=100)
+for number in range(1000):
+    writer.write({"worker": int(sys.argv[2]), "number": number, "padding": "x" * 100})
+    if number % 10 == 0:
+        writer.flush()
+"""
+
+
+def test_several_processes_make_room_without_losing_a_line(tmp_path):
+    path = tmp_path / "requests.log"
+    writers = [subprocess.Popen([sys.executable, "-c", _WRITER, str(path), str(number)]) for number in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    files = [path, *(tmp_path / f"requests.log.{number}" for number in range(1, 100))]
+    found = [(line["worker"], line["number"]) for file in files for line in lines_of(file)]
+    assert sorted(found) == [(worker, number) for worker in range(3) for number in range(1000)]
+    assert sum(file.exists() for file in files) > 10
+    assert all(file.stat().st_size < 60_000 for file in files if file.exists())

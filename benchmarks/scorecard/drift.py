@@ -1,0 +1,76 @@
+"""Whether one stretch of a load was slower than another, beyond what chance explains."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scorecard.case import Outcome
+from scorecard.driver import Driven
+from scorecard.judging import Answered
+
+from mlserve.stats import Blocks, measured, quantile_of, ratio_interval, split_blocks
+
+__all__ = ["Drift", "Judged", "compare", "judge_twice", "quarters"]
+
+_BLOCKS = 10
+_RESAMPLES = 400
+# Of a load.
+_OPENING = 0.1
+
+
+class Drift(NamedTuple):
+    """`ratio` of the later p99 to the earlier, and its 95% interval, (nan, nan) where there is too little of either."""
+
+    ratio: float
+    interval: tuple[float, float]
+
+    def exceeds(self, limit: float) -> bool:
+        """Whether the ratio is shown to be above `limit`: its whole interval is. Without one, it itself counts."""
+        low = self.interval[0]
+        return (self.ratio if math.isnan(low) else low) > limit
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.ratio:.2f} times" + ("" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})")
+
+
+class Judged(NamedTuple):
+    """What was found. `only_slow`: nothing is wrong but times, which other work on the machine makes, too."""
+
+    outcome: Outcome
+    only_slow: bool = False
+
+
+def judge_twice(play: Callable[[], Judged]) -> Outcome:
+    """What `play` finds; where only times were wrong, what it finds the second time: a disturbance has gone by then."""
+    first = play()
+    return play().outcome if first.only_slow else first.outcome
+
+
+def quarters(driven: Driven) -> Drift:
+    """The p99 of the last quarter of a load beside that of its first, without what connections took to open."""
+    quarter_s = driven.load.seconds / 4
+    good = [one for one in driven.answers if one.kind == "ok"]
+    first = [one for one in good if _OPENING * driven.load.seconds <= one.due_s < quarter_s]
+    last = [one for one in good if one.due_s >= 3 * quarter_s]
+    return compare(first, last)
+
+
+def compare(before: Sequence[Answered], after: Sequence[Answered]) -> Drift:
+    """The p99 of `after` beside that of `before`; neighbours in time stand for each other, not for themselves."""
+    earlier, later = _blocks(before), _blocks(after)
+    if not earlier or not later:
+        return Drift(math.nan, (math.nan, math.nan))
+    p99 = quantile_of(0.99)
+    ratio = measured([later], p99) / measured([earlier], p99)
+    return Drift(ratio, ratio_interval([earlier], [later], p99, resamples=_RESAMPLES))
+
+
+def _blocks(answers: Sequence[Answered]) -> Blocks:
+    if not answers:
+        return []
+    due_s = np.array([one.due_s for one in answers])
+    latency_s = np.array([one.latency_s for one in answers])
+    at = np.searchsorted(np.sort(due_s), due_s, side="left")
+    return split_blocks(latency_s, (at * _BLOCKS // len(answers)).astype(np.int64))

@@ -1,0 +1,140 @@
+"""B3: versions swapped under load; nobody notices but by the answers' version."""
+
+import time
+
+from scorecard.capacity import find_capacity
+from scorecard.case import Case, Figure, Outcome, Stage
+from scorecard.drift import Judged, compare, judge_twice
+from scorecard.driver import Driven, Load, Running, driving
+from scorecard.known import MODEL
+from scorecard.server import Server, serving_both
+
+from mlserve.model.store import Store
+
+__all__ = ["CASE", "GAP"]
+
+_SHARE = 0.7
+_SWAPS = {"seconds": 3, "short": 40, "long": 1000}
+_QUIET_S = {"seconds": 0.6, "short": 5.0, "long": 60.0}
+_STEP_S = {"seconds": 0.2, "short": 1.0, "long": 10.0}
+# Longer than a freed version's grace, now and then, so that swaps load and free, too.
+_REST_S = (0.1, 1.3, 0.3)
+_PATIENCE_S = 10.0
+_CONTROL_PER_S = 400.0
+_MOST_TIMES = 2.0
+
+GAP = """
+import asyncio
+import mlserve.serve.versions.following as following
+from mlserve.serve.catalog import Catalog
+
+load, settle = following.Follower._load, following.Follower._settle
+
+async def load_in_a_gap(self, key):
+    if self._started:
+        self._service.install(Catalog({}, {}, {}, []))
+        self.in_gap = True
+        await asyncio.sleep(0.1)
+    try:
+        await load(self, key)
+    finally:
+        self.in_gap = False
+
+def settle_later(self):
+    if not getattr(self, "in_gap", False):
+        settle(self)
+
+following.Follower._load, following.Follower._settle = load_in_a_gap, settle_later
+"""
+"""Takes every version away while another loads: to be planted into a server."""
+
+
+def run(stage: Stage) -> Outcome:
+    mixed = Load(per_s=1, seconds=1, ways=("http", "http", "grpc"))
+    with serving_both(stage.folder, plant=GAP, versions=2) as (sound, broken):
+        store = Store(stage.folder / "store")
+        coarse = stage.form == "seconds"
+        capacity = find_capacity(
+            sound.endpoints, mixed, _STEP_S[stage.form], first_per_s=800.0, halvings=1 if coarse else 3
+        )
+        per_s = capacity.share(_SHARE, stage.form)
+        outcome = judge_twice(lambda: _play(sound, store, per_s, _SWAPS[stage.form], _QUIET_S[stage.form]))
+        spoilt = judge_twice(lambda: _play(broken, store, _CONTROL_PER_S, 1, 1.4))
+    return Outcome(
+        passed=outcome.passed and not sound.traceback,
+        found=outcome.found + sound.traceback,
+        figures=(Figure("capacity", capacity.per_s, "requests/s"), *outcome.figures),
+        control=f"a server that takes a version away before the next one is loaded: {spoilt.found}",
+        control_failed=not spoilt.passed,
+    )
+
+
+def _play(server: Server, store: Store, per_s: float, swaps: int, quiet_s: float) -> Judged:
+    # The load ends when the swaps have; no swap takes as long as this.
+    seconds = quiet_s + swaps * (max(_REST_S) + _PATIENCE_S)
+    load = Load(per_s=per_s, seconds=seconds, ways=("http", "http", "http-new", "grpc"), versions=("", "production"))
+    effects_s, late = [], 0
+    with driving(server.endpoints, load) as running:
+        time.sleep(quiet_s)
+        began_s = running.now_s
+        for number in range(swaps):
+            before = int(_answering(running))
+            effect_s = _swap(running, store, 3 - before)
+            late += effect_s is None
+            effects_s.append(_PATIENCE_S if effect_s is None else effect_s)
+            if late:
+                break
+            time.sleep(_REST_S[number % len(_REST_S)])
+        running.stop()
+    return _judge(running.driven, began_s, effects_s, late)
+
+
+def _swap(running: Running, store: Store, version: int) -> float | None:
+    """Promotes `version`; how long until it first answers, in seconds, or None when it does not."""
+    started_s = running.now_s
+    store.promote(MODEL, version)
+    while running.now_s - started_s < _PATIENCE_S:
+        if _answering(running) == str(version):
+            return running.now_s - started_s
+        time.sleep(0.005)
+    return None
+
+
+def _answering(running: Running) -> str:
+    """The version that gave the newest good answer; the first before there is one."""
+    return next((one.version for one in running.newest() if one.kind == "ok"), "1")
+
+
+def _judge(driven: Driven, began_s: float, effects_s: list[float], late: int) -> Judged:
+    good = [one for one in driven.answers if one.kind == "ok"]
+    slower = compare([one for one in good if one.due_s < began_s], [one for one in good if one.due_s >= began_s])
+    worse = "; ".join(filter(None, (driven.not_ok, f"{late} swaps never took effect" if late else "")))
+    slow = f"the p99 while swapping is {slower} the steady one" if slower.exceeds(_MOST_TIMES) else ""
+    fault = "; ".join(filter(None, (worse, slow)))
+    versions = ", ".join(f"{count} by version {version}" for version, count in sorted(driven.versions().items()))
+    outcome = Outcome(
+        passed=not fault,
+        found=fault
+        or f"{len(effects_s)} swaps, {len(good)} answers, all right: {versions}; p99 {slower} the steady one",
+        figures=(
+            Figure("swaps", len(effects_s)),
+            Figure("requests", driven.count()),
+            Figure("offered", driven.count() / driven.took_s, "requests/s"),
+            Figure("lost", driven.count("lost"), limit="0"),
+            Figure("wrong", driven.count("wrong"), limit="0"),
+            Figure("shed or refused", driven.count("shed", "error"), limit="0"),
+            Figure("p99 while swapping", slower.ratio, "times the steady one", "at most 2"),
+            Figure("longest until the new version answers", max(effects_s), "s"),
+        ),
+    )
+    return Judged(outcome, only_slow=bool(slow) and not worse)
+
+
+CASE = Case(
+    id="B3",
+    title="Hot swap at 70% of capacity",
+    criterion="lost = wrong = shed = 0; every answer right for the version it names; p99 while swapping is not shown "
+    "to be more than twice the steady one (95% interval over blocks of time)",
+    source="KServe's canary test asserts zero errors at 2 requests/s",
+    run=run,
+)

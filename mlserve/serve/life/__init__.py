@@ -1,0 +1,1 @@
+"""Whether workers live, what they die of, and what keeps them alive."""

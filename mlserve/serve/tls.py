@@ -1,0 +1,163 @@
+"""TLS: the server's certificate and the clients' authority, followed as their files change.
+
+A context of Python's ssl module, once made, is never changed: each change makes new ones, and whoever begins a
+handshake is given those of the moment. Connections that are open keep what they were opened with.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlserve.errors import UsageError
+from mlserve.serve.settings import TlsSettings
+
+__all__ = ["Certificates", "CurrentContext", "listening"]
+
+# Who does not say goodbye within this, once the server did, is cut.
+_SHUTDOWN_S = 2.0
+
+_MEND = "give PEM files: the certificate with its chain, and its key without a passphrase"
+
+# A change is noticed within this.
+_LOOK_EVERY_S = 0.2
+
+_log = logging.getLogger("mlserve.serve")
+
+_Stamps = tuple[tuple[int, ...], ...]
+
+
+class CurrentContext(ssl.SSLContext):
+    """Begins every handshake with `current`. For asyncio and uvloop, which keep the context a server was made with."""
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        return self.current.wrap_bio(*arguments, **named)
+
+
+class _Pair(NamedTuple):
+    http: ssl.SSLContext
+    grpc: ssl.SSLContext
+
+
+class Certificates:
+    """The contexts for handshakes over `http` and `grpc`, from the files of `settings`.
+
+    Raises UsageError for files that cannot be read, and for a key that is not the certificate's.
+    """
+
+    def __init__(self, settings: TlsSettings) -> None:
+        self._settings = settings
+        self._paths = [Path(path) for path in (settings.certificate, settings.key, settings.client_ca) if path]
+        self._stamps = self._stamps_now()
+        self._refused: _Stamps | None = None
+        self._told = False
+        self.http, self.grpc = CurrentContext(ssl.PROTOCOL_TLS_SERVER), CurrentContext(ssl.PROTOCOL_TLS_SERVER)
+        self.http.current, self.grpc.current = self._read()
+
+    async def follow(self) -> None:
+        """Looks at the files, for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            self.look()
+
+    def look(self) -> None:
+        """Takes the files as they are, if they changed since the last look.
+
+        Files that do not fit each other change nothing, and the log says why, once, unless they fit at the next look:
+        who replaces two files replaces one after the other.
+        """
+        stamps = self._stamps_now()
+        if stamps == self._stamps or (self._told and stamps == self._refused):
+            return
+        try:
+            self.http.current, self.grpc.current = self._read()
+        except UsageError as error:
+            self._told = stamps == self._refused
+            self._refused = stamps
+            if self._told:
+                _log.warning("TLS goes on with the certificate from before: %s", error)
+            return
+        self._stamps, self._refused, self._told = stamps, None, False
+        _log.info("new connections get the certificate that %s holds now", self._settings.certificate)
+
+    def _read(self) -> _Pair:
+        return _Pair(_context(self._settings, ["http/1.1"]), _context(self._settings, ["h2"]))
+
+    def _stamps_now(self) -> _Stamps:
+        return tuple(map(_stamp, self._paths))
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return (status.st_mtime_ns, status.st_ino, status.st_size, status.st_dev)
+
+
+def _context(settings: TlsSettings, protocols: Sequence[str]) -> ssl.SSLContext:
+    """TLS 1.2 and 1.3 with the ciphers that Python's ssl module chooses."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(list(protocols))
+    _load_certificate(context, settings.certificate, settings.key)
+    if settings.client_ca:
+        _load_authority(context, settings.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED if settings.client_required else ssl.CERT_OPTIONAL
+        # A session that is taken up again would not show its certificate again, which may have expired meanwhile.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    for path, flag in ((certificate, "--tls-cert"), (key, "--tls-key")):
+        _check_readable(path, flag)
+    try:
+        context.load_cert_chain(certificate, key, _no_passphrase)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise UsageError(
+                f"--tls-key {key} is not the key of --tls-cert {certificate}; give the two that belong together"
+            ) from error
+        raise UsageError(
+            f"--tls-cert {certificate} and --tls-key {key} cannot be used ({error.reason or 'no PEM'}); {_MEND}"
+        ) from error
+
+
+def _load_authority(context: ssl.SSLContext, path: str) -> None:
+    _check_readable(path, "--tls-client-ca")
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"--tls-client-ca {path} cannot be used ({error.reason or 'no PEM'}); give a PEM file of the certificates "
+            "of who signs those of the clients"
+        ) from error
+
+
+def _check_readable(path: str, flag: str) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise UsageError(f"{flag} {path} cannot be read: {error.strerror}; {_MEND}") from error
+
+
+def _no_passphrase() -> str:
+    raise UsageError(f"the key of --tls-key is locked with a passphrase; {_MEND}")
+
+
+def listening(context: ssl.SSLContext | None, handshake_s: float) -> dict[str, Any]:
+    """What `loop.create_server` is told so that its connections speak TLS, and end a handshake within `handshake_s`.
+
+    Nothing for a `context` of None: they speak plain text.
+    """
+    if context is None:
+        return {}
+    return {"ssl": context, "ssl_handshake_timeout": handshake_s, "ssl_shutdown_timeout": _SHUTDOWN_S}

@@ -1,0 +1,138 @@
+"""A model is loaded and run in a process of its own before a server that serves others loads it."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save_model
+
+from mlserve.engines.engine import EngineSettings
+from mlserve.errors import EngineError
+from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
+from mlserve.model.store import Store
+from mlserve.model.tensors import TensorSpec
+from mlserve.serve import trial
+from mlserve.serve.trial import try_model
+from mlserve.serve.warming import check_interface, warm_up
+
+SETTINGS = EngineSettings()
+
+
+def write(path, nodes, constants=()):
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in "xy")
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in dict(constants).items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def sound(tmp_path):
+    return write(tmp_path / "sound.onnx", [helper.make_node("Identity", ["x"], ["y"])])
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """Turns a loop 2**62 times."""
+    given = [
+        helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+        helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("before", TensorProto.FLOAT, ["batch", 2]),
+    ]
+    made = [
+        helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("after", TensorProto.FLOAT, ["batch", 2]),
+    ]
+    inner = [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Neg", ["before"], ["after"])]
+    body = helper.make_graph(inner, "body", given, made)
+    loop = helper.make_node("Loop", ["turns", "yes", "x"], ["y"], body=body)
+    return write(tmp_path / "endless.onnx", [loop], {"turns": np.int64(2**62), "yes": np.bool_(True)})
+
+
+@pytest.fixture
+def greedy(tmp_path):
+    """Repeats its input 2**36 times."""
+    nodes = [
+        helper.make_node("Expand", ["x", "often"], ["repeated"]),
+        helper.make_node("ReduceMax", ["repeated"], ["y"], axes=[0], keepdims=0),
+    ]
+    return write(tmp_path / "greedy.onnx", nodes, {"often": np.array([2**36, 1, 1], np.int64)})
+
+
+def test_a_sound_model_stands_it_once_for_all_workers(sound, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    try_model(sound, SETTINGS, 32, str(run), 30.0)
+    monkeypatch.setattr(trial, "_run", lambda _: pytest.fail("it was tried twice"))
+    try_model(sound, SETTINGS, 32, str(run), 30.0)
+    with pytest.raises(pytest.fail.Exception, match="tried twice"):
+        try_model(sound, SETTINGS, 64, str(run), 30.0)
+
+
+def test_one_that_never_returns_is_ended(endless):
+    started_s = time.monotonic()
+    with pytest.raises(EngineError, match=r"takes more than 1 s of a core to load|within 1\.5 s"):
+        try_model(endless, SETTINGS, 1, "", 1.5)
+    assert time.monotonic() - started_s < 20
+
+
+def test_one_that_takes_more_memory_than_there_is_says_so(greedy):
+    with pytest.raises(EngineError, match="made-up rows takes more memory than there is"):
+        try_model(greedy, SETTINGS, 4, "", 30.0)
+
+
+def test_one_that_crashes_is_told_by_its_signal(sound, monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, mlserve.engines.opening as opening\nopening.open_onnx_file = lambda *_: os.abort()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    with pytest.raises(EngineError, match=r"crashes the process \(SIGABRT\)"):
+        try_model(sound, SETTINGS, 1, "", 30.0)
+
+
+def test_a_run_that_lacks_memory_is_no_reason_to_serve_without_a_warm_up(greedy):
+    from mlserve.engines.opening import open_onnx_file
+
+    engine = open_onnx_file(greedy)
+    with pytest.raises(EngineError, match="fewer --max-batch-rows"):
+        warm_up(engine, engine.inputs, 2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "told"),
+    [
+        ([("x", "float32", ("batch", 2))], [("y", "float32", ("batch", 2))], ""),
+        ([("x", "float32", ("rows", 2))], [("y", "float32", ("rows", "n"))], ""),
+        ([("x", "float32", ("batch", 3))], [("y", "float32", ("batch", 2))], "says that it takes x:float32:batch,3"),
+        ([("x", "float32", ("batch",))], [("y", "float32", ("batch", 2))], "takes x:float32:batch, but"),
+        ([("x", "float64", ("batch", 2))], [("y", "float32", ("batch", 2))], "takes x:float64"),
+        ([("z", "float32", ("batch", 2))], [("y", "float32", ("batch", 2))], "but the model takes no such tensor"),
+        ([], [("y", "float32", ("batch", 2))], "of which its manifest says nothing"),
+        ([("x", "float32", ("batch", 2))], [("z", "float32", ("batch", 2))], "but the model gives no such tensor"),
+        ([("x", "float32", ("batch", 2))], [], ""),
+    ],
+)
+def test_what_was_loaded_takes_and_gives_what_its_manifest_says(sound, inputs, outputs, told):
+    from mlserve.engines.opening import open_onnx_file
+
+    engine = open_onnx_file(sound)
+    specs = [tuple(TensorSpec(*each) for each in side) for side in (inputs, outputs)]
+    manifest = Manifest(variant="fp32", inputs=specs[0], outputs=specs[1])
+    if not told:
+        check_interface(engine, manifest)
+        return
+    with pytest.raises(EngineError, match=told):
+        check_interface(engine, manifest)
+
+
+def test_a_version_is_tried_as_its_manifest_has_it(sound, tmp_path):
+    store = Store(tmp_path / "store")
+    with store.staging() as folder:
+        (folder / "made").mkdir()
+        sound.rename(folder / "made" / MODEL_FILE)
+        specs = [(TensorSpec(name, "float32", ("batch", size)),) for name, size in (("x", 3), ("y", 2))]
+        manifest = Manifest(variant="fp32", inputs=specs[0], outputs=specs[1])
+        artifact = store.add(Artifact(folder / "made", manifest), "m")
+    with pytest.raises(EngineError, match="its manifest says that it takes x:float32:batch,3"):
+        try_model(artifact.directory, SETTINGS, 4, "", 30.0)
