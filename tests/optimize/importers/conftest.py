@@ -22,10 +22,9 @@ def bring_here(home, import_here):
 
 
 def bringing(home, run):
-    numbers = itertools.count()
-
     def bring(path, **hints):
-        out = home / f"{run.__name__}-{next(numbers)}"
+        places = (home / f"out-{number}" for number in itertools.count())
+        out = next(place for place in places if not place.exists())
         out.mkdir()
         kind, imported = run(Source(path=path, **hints), out, lambda _: None)
         assert [each.name for each in out.iterdir()] == [MODEL_FILE]
