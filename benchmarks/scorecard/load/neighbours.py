@@ -16,6 +16,7 @@ _PER_S = 6.0
 _TIMES_CAPACITY = 5.0
 _MOST_TIMES = 2.0
 _TRIES = 3
+_LATE = "its p99 became"
 _SECONDS = {"seconds": 2.0, "short": 20.0, "long": 120.0}
 _FLAGS = ("--threads", "1", "--max-batch-rows", str(_ROWS), "--max-wait", "1s")
 
@@ -48,15 +49,15 @@ def run(stage: Stage) -> Outcome:
             serving(stage.folder, MODEL, _BUSY, "--store", root, *_FLAGS, plant=plant) for plant in ("", _UNFAIR)
         ]
         fair, unfair = [each.result() for each in [threads.submit(stack.enter_context, one) for one in starting]]
-        for _ in range(_TRIES):
+        for plays in range(1, _TRIES + 1):  # noqa: B007  # told below
             outcome = _play(fair, _SECONDS[stage.form])
-            if outcome.passed:
+            if not outcome.found.startswith(_LATE):  # what was lost or wrong is not asked again
                 break
         spoilt = _play(unfair, min(_SECONDS[stage.form], 3.0))
     return Outcome(
         passed=outcome.passed,
         found=outcome.found,
-        figures=outcome.figures,
+        figures=(*outcome.figures, Figure("plays", plays, limit=f"at most {_TRIES}")),
         control=f"models that take no turns, and whose runs grow with their rows: {spoilt.found}",
         control_failed=not spoilt.passed,
     )
@@ -90,7 +91,7 @@ def _judge(solo: Driven, quiet: Driven, busy: Driven, capacity_per_s: float, ser
         solo.not_ok,
         quiet.not_ok,
         busy.fault,
-        f"its p99 became {times:.2f} times that of before" if not times <= _MOST_TIMES else "",
+        f"{_LATE} {times:.2f} times that of before" if not times <= _MOST_TIMES else "",
         "the busy model was not busy" if not busy.count("shed") else "",
         server.traceback,
     ]
