@@ -137,9 +137,8 @@ def test_a_model_tells_what_it_holds_and_what_loading_it_took(server, tiny_onnx)
 def _survived(server):
     """The metrics, or nothing when the worker asked was the one that died, and said so."""
     try:
-        status, _, _ = server.request("GET", "/metrics")
-        return server.metrics() if status != 503 else {}
-    except (OSError, http.client.HTTPException):
+        return server.metrics()
+    except (OSError, http.client.HTTPException, AssertionError):  # it hung up, or answered 503
         return {}
 
 
