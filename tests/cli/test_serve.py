@@ -345,13 +345,13 @@ def add_version(store, tiny_onnx, variant):
     ("arguments", "versions"),
     [
         ([], ["1", "2", "3"]),
-        pytest.param(["--versions", "latest:2"], ["2", "3"], marks=pytest.mark.slow),
+        (["--versions", "latest:2"], ["2", "3"]),
         (["--versions", "latest:1"], ["2", "3"]),  # with what production means
-        pytest.param(["tiny"], ["2"], marks=pytest.mark.slow),
-        pytest.param(["tiny", "--versions", "all"], ["1", "2", "3"], marks=pytest.mark.slow),
+        (["tiny"], ["2"]),
+        (["tiny", "--versions", "all"], ["1", "2", "3"]),
         (["tiny@1", "tiny"], ["1", "2"]),
-        pytest.param(["tiny", "--versions", "3,production"], ["2", "3"], marks=pytest.mark.slow),
-        pytest.param(["--model-control", "explicit"], [], marks=pytest.mark.slow),
+        (["tiny", "--versions", "3,production"], ["2", "3"]),
+        (["--model-control", "explicit"], []),
         (["--model-control", "explicit", "tiny@3"], ["3"]),
     ],
 )

@@ -28,7 +28,13 @@ _LEAD_S = 0.1
 # At most so many requests a second, and so much of what the server bears if each comes alone.
 _BUSY_PER_S, _BUSY = 1500.0, 0.5
 _RESTED_PER_S, _RESTED = 80.0, 0.05
+# From the one to the other by equal factors, and so much of the time for each, since slow ones have few requests. After
+# a pause as long as this a longer one makes no difference.
+_SHARES = (0.15, 0.15, 0.2, 0.3)
+_LONGEST_GAP_S = 0.01
+_BURSTS = 0.2
 _FEWEST = 20
+_LEAST_GAP_S = 1e-5
 _WARM_UP_S = 0.1
 _LONGER = (1, 3, 9)
 
@@ -51,8 +57,7 @@ class AskingResult(msgspec.Struct, frozen=True, kw_only=True):
 
     fault: str = ""
     cost: BurstCost | None = None
-    rested: Phase | None = None
-    busy: Phase | None = None
+    phases: tuple[Phase, ...] = ()
     others: float = 0.0
 
 
@@ -103,15 +108,20 @@ def main() -> None:
 def _asked(asking: AskingJob) -> AskingResult:
     """The bursts first: they show how many requests the server bears."""
     plan, budget_s = asking.usual.plan, asking.budget_s
-    cost = burst_cost(asking.timed, asking.pids, 0.2 * budget_s)
-    most_per_s = 1 / (cost.turn_s + cost.request_s)
+    cost = burst_cost(asking.timed, asking.pids, _BURSTS * budget_s)
+    asked = []
+    for rate_per_s, share in _paces(1 / (cost.turn_s + cost.request_s)):
+        even = msgspec.structs.replace(plan, arrivals="constant", rate_per_s=rate_per_s, duration_s=share * budget_s)
+        asked.append(_phase(asking, even, cost.request_s))
+    others = max(0.0, sum(each.others_s for each in asked)) / sum(each.whole_s for each in asked)
+    return AskingResult(cost=cost, phases=tuple(each.phase for each in asked), others=min(others, 1.0))
+
+
+def _paces(most_per_s: float) -> list[tuple[float, float]]:
+    """(rate, share of the time) for a server that bears `most_per_s` if each request comes alone, busiest first."""
     busy_per_s, rested_per_s = min(_BUSY_PER_S, _BUSY * most_per_s), min(_RESTED_PER_S, _RESTED * most_per_s)
-    busy, rested = (
-        _phase(asking, msgspec.structs.replace(plan, rate_per_s=rate, duration_s=share * budget_s), cost.request_s)
-        for rate, share in ((busy_per_s, 0.3), (rested_per_s, 0.5))
-    )
-    others = max(0.0, busy.others_s + rested.others_s) / (busy.whole_s + rested.whole_s)
-    return AskingResult(cost=cost, busy=busy.phase, rested=rested.phase, others=min(others, 1.0))
+    first, *between, last = zip(np.geomspace(busy_per_s, rested_per_s, len(_SHARES)).tolist(), _SHARES, strict=True)
+    return [first, *(pace for pace in between if 1 / pace[0] < _LONGEST_GAP_S), last]
 
 
 def _phase(asking: AskingJob, plan: Plan, request_s: float) -> _Asked:
@@ -134,7 +144,13 @@ def _phase(asking: AskingJob, plan: Plan, request_s: float) -> _Asked:
         if timed and len(untimed) >= _FEWEST and len(good) > len(rows) / 2:
             run_s = float(np.median([row.compute_ns or 0 for row in timed])) / 1e9
             return _Asked(
-                _phase_of(rows, untimed, run_s, _turn_s(good, timed, spent_s - len(good) * request_s, run_s)),
+                _phase_of(
+                    rows,
+                    untimed,
+                    run_s,
+                    spent_s / len(good),
+                    _turn_s(good, timed, spent_s - len(good) * request_s, run_s),
+                ),
                 sum(each.others_s for each in calm),
                 sum(each.whole_s for each in calm),
             )
@@ -168,11 +184,16 @@ def _turn_s(good: Sequence[Sample], timed: Sequence[Sample], spent_s: float, run
     return max(0.0, spent_s / runs - run_s)
 
 
-def _phase_of(rows: Sequence[Sample], untimed: Sequence[Sample], run_s: float, turn_s: float | None) -> Phase:
+def _phase_of(
+    rows: Sequence[Sample], untimed: Sequence[Sample], run_s: float, each_s: float, turn_s: float | None
+) -> Phase:
+    """`each_s` is what the server spent on each request: so long it was not idle."""
     outside_s = np.array([(row.done_ns or 0) - row.scheduled_ns for row in untimed]) / 1e9 - run_s
     due_s = np.array([row.scheduled_ns for row in rows]) / 1e9
     return Phase(
-        gap_s=float(np.ptp(due_s)) / len(due_s), outside_s=levels_of(np.maximum(outside_s, 0.0)), turn_s=turn_s
+        gap_s=max(float(np.ptp(due_s)) / len(due_s) - each_s, _LEAST_GAP_S),
+        outside_s=levels_of(np.maximum(outside_s, 0.0)),
+        turn_s=turn_s,
     )
 
 

@@ -9,17 +9,14 @@ import numpy as np
 from mlserve.stats import Floats
 from mlserve.tuning.prediction.replay import Replay
 
-__all__ = ["WARM_S", "Costs", "Path", "Runs"]
+__all__ = ["After", "Costs", "Path", "Runs"]
 
-WARM_S = 1.5e-3
-"""A pause before a run that leaves caches and clocks about as they were. (A tiny model behind a server of ours, by the
-pause before a request: its run took 30 to 46 us after up to 5 ms at 1,200 requests/s, and 66, 144 and 178 us after 1 to
-3, 3 to 10 and 10 to 30 ms at 80/s; what passes outside it 220 to 270, 370, 630 and 810 us.)
-"""
-
-# One after which they are cold.
-_COLD_S = 1e-2
+# A pause before a run that leaves caches and clocks about as they were, and one after which they are cold. (A tiny
+# model behind a server of ours, by the pause before a request: its run took 30 to 46 us after up to 5 ms at 1,200
+# requests/s, and 66, 144 and 178 us after 1 to 3, 3 to 10 and 10 to 30 ms at 80/s.)
+_WARM_S, _COLD_S = 1.5e-3, 1e-2
 _HALF = 0.5
+_LEAST_GAP_S = 1e-9
 
 
 class Runs(msgspec.Struct, frozen=True):
@@ -43,7 +40,7 @@ class Runs(msgspec.Struct, frozen=True):
         """
         busy_s, rested_s = self.busy_s[kind][rows], self.rested_s[kind][rows]
         level = int((_HALF if self.replay else lot) * len(busy_s))
-        alone_s = busy_s[level] + _share_of(gap_s, WARM_S, _COLD_S) * (rested_s[level] - busy_s[level])
+        alone_s = busy_s[level] + _share_of(gap_s, _WARM_S, _COLD_S) * (rested_s[level] - busy_s[level])
         return self.replay.took_s(at_s, alone_s) if self.replay else alone_s
 
     def mean_s(self, kind: int, rows: int) -> float:
@@ -51,40 +48,51 @@ class Runs(msgspec.Struct, frozen=True):
         return float(np.mean(self.busy_s[kind][rows]))
 
 
-class Path(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request costs beside its run (seconds): of processor time, `request_s`, and `turn_s` for each turn of the
-    server after a pause of `rested_gap_s`, `busy_turn_s` (the same, for None) for one after at most `busy_gap_s`; and
-    `rested_s`, `busy_s`, the quantiles [levels] of what passes outside the server after such pauses.
+class After(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request costs (seconds) that comes when the server has had nothing to do for `gap_s`: the server's turn
+    `turn_s` of processor time; `outside_s` are quantiles [levels] of what passes outside the server.
     """
 
+    gap_s: float = _WARM_S
     turn_s: float = 0.0
-    busy_turn_s: float | None = None
+    outside_s: Sequence[float] = (0.0,)
+
+
+class Path(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request costs beside its run: `request_s` of processor time (seconds), and what `after` [pauses] says, the
+    shortest pause first. Between two pauses it changes as their logarithm does; beyond the longest it stays.
+    """
+
     request_s: float = 0.0
-    busy_s: Sequence[float] = (0.0,)
-    rested_s: Sequence[float] = (0.0,)
-    busy_gap_s: float = WARM_S
-    rested_gap_s: float = _COLD_S
+    after: Sequence[After] = (After(),)
 
     def turn_after_s(self, gap_s: float) -> float:
         """What a turn costs whose first request came `gap_s` after the server had last done something."""
-        if self.busy_turn_s is None:
-            return self.turn_s
-        cold = _share_of(gap_s, self.busy_gap_s, self.rested_gap_s)
-        return self.busy_turn_s + cold * (self.turn_s - self.busy_turn_s)
+        shorter, longer, share = self._between(gap_s)
+        return shorter.turn_s + share * (longer.turn_s - shorter.turn_s)
 
     def outside_s(self, lot: float, gap_s: float) -> float:
         """What of a request after a pause of `gap_s` passes outside the server; `lot` in [0, 1) is its luck."""
-        busy_s, rested_s = (each[int(lot * len(each))] for each in (self.busy_s, self.rested_s))
-        return busy_s + _share_of(gap_s, self.busy_gap_s, self.rested_gap_s) * (rested_s - busy_s)
+        shorter, longer, share = self._between(gap_s)
+        shorter_s, longer_s = (each.outside_s[int(lot * len(each.outside_s))] for each in (shorter, longer))
+        return shorter_s + share * (longer_s - shorter_s)
 
     def each_outside_s(self, lots: Sequence[float], gap_s: Sequence[float]) -> Floats:
         """The same of many [n]."""
-        levels = (np.array(lots) * len(self.busy_s)).astype(np.int64)
-        busy_s = np.array(self.busy_s)[levels]
-        spent_s: Floats = busy_s + _share(gap_s, self.busy_gap_s, self.rested_gap_s) * (
-            np.array(self.rested_s)[levels] - busy_s
-        )
+        outside_s = np.array([each.outside_s for each in self.after])
+        known, pauses = np.log([each.gap_s for each in self.after]), np.log(np.maximum(gap_s, _LEAST_GAP_S))
+        place = np.interp(pauses, known, np.arange(len(known)))
+        shorter, level = place.astype(np.int64), (np.array(lots) * outside_s.shape[1]).astype(np.int64)
+        longer = np.minimum(shorter + 1, len(known) - 1)
+        spent_s: Floats = outside_s[shorter, level]
+        spent_s += (place - shorter) * (outside_s[longer, level] - spent_s)
         return spent_s
+
+    def _between(self, gap_s: float) -> tuple[After, After, float]:
+        """The pauses about `gap_s`, and how far it is from the shorter to the longer one, from 0 to 1."""
+        place = next((place for place, each in enumerate(self.after) if each.gap_s > gap_s), len(self.after))
+        shorter, longer = self.after[max(place - 1, 0)], self.after[min(place, len(self.after) - 1)]
+        return shorter, longer, _share_of(gap_s, shorter.gap_s, longer.gap_s)
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,17 +103,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     queued: Path = Path()
 
 
-def _share(gap_s: Sequence[float] | Floats, warm_s: float, cold_s: float) -> Floats:
-    """How cold all is after pauses of `gap_s` [n], from 0 to 1: by its logarithm, as what was seen at several rates."""
-    pauses_s: Floats = np.asarray(gap_s, np.float64)
-    if cold_s <= warm_s:
-        return (pauses_s > warm_s).astype(np.float64)
-    share: Floats = np.log(np.clip(pauses_s, warm_s, cold_s) / warm_s) / log(cold_s / warm_s)
-    return share
-
-
 def _share_of(gap_s: float, warm_s: float, cold_s: float) -> float:
-    """Of one pause."""
+    """How cold all is after a pause, from 0 to 1: by its logarithm, as what was seen at several rates."""
     if gap_s <= warm_s:
         return 0.0
     return 1.0 if gap_s >= cold_s else log(gap_s / warm_s) / log(cold_s / warm_s)

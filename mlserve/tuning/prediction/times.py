@@ -28,7 +28,8 @@ __all__ = [
 # 1: first format
 # 2: turn_s and request_s of a path, which bursts tell; what others used meanwhile
 # 3: the pace of an engine's runs
-FORMAT_VERSION = 3
+# 4: requests of a path at several paces, evenly spaced
+FORMAT_VERSION = 4
 
 LEVELS = 200
 """Of a distribution, so many quantiles are kept: those at (i + 0.5) / 200."""
@@ -96,8 +97,9 @@ class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests at one pace to a server whose model does nothing: quantiles of their latency without the run; and what
-    each turn of the server took of processor time, None where that was not measured at this pace.
+    """Requests at one pace, evenly spaced, to a server whose model does nothing, and which had nothing to do for
+    `gap_s` before each: quantiles of their latency without the run; and what each turn of the server took of processor
+    time, None where that was not measured at this pace.
     """
 
     gap_s: float
@@ -108,9 +110,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 class PathTimes(msgspec.Struct, frozen=True, kw_only=True):
     """One protocol, with requests like those of `interface`, where runs are on the event loop (`inline`) or not.
 
-    Of processor time beside runs, each turn of the server took `turn_s`, and each request in it `request_s`. `rested`
-    requests came one by one, `busy` ones soon after one another. `waited` is the share of the cores' time that others
-    used meanwhile; `taken_at_s` is when, by `time.time`.
+    Of processor time beside runs, each turn of the server took `turn_s`, and each request in it `request_s`. `phases`
+    [paces] begin with the shortest pause. `waited` is the share of the cores' time that others used meanwhile;
+    `taken_at_s` is when, by `time.time`.
     """
 
     protocol: str
@@ -118,8 +120,7 @@ class PathTimes(msgspec.Struct, frozen=True, kw_only=True):
     inline: bool
     turn_s: float
     request_s: float
-    rested: Phase
-    busy: Phase
+    phases: tuple[Phase, ...]
     waited: float = 0.0
     taken_at_s: float = 0.0
 

@@ -14,11 +14,11 @@ from mlserve.errors import EngineError
 from mlserve.runs.load import Plan, Protocol
 from mlserve.tuning.prediction.asking_process import AskingJob, AskingResult
 from mlserve.tuning.prediction.child import run_child
-from mlserve.tuning.prediction.costs import WARM_S
+from mlserve.tuning.prediction.costs import After
 from mlserve.tuning.prediction.costs import Path as Way
 from mlserve.tuning.prediction.hollow import write_hollow
 from mlserve.tuning.prediction.processor import MOST_WAITED
-from mlserve.tuning.prediction.times import PathTimes
+from mlserve.tuning.prediction.times import PathTimes, Phase
 from mlserve.tuning.prediction.version import Version
 from mlserve.tuning.serving import Served, ServerOptions, file_subject, serving
 
@@ -58,7 +58,7 @@ def _measure(
         if found.others > MOST_WAITED:  # others may be done by now
             again = run_child(_MODULE, job, served.spare_cpus, AskingResult)
             found = found if again.fault else min(found, again, key=lambda each: each.others)
-    if found.rested is None or found.busy is None or found.cost is None:
+    if found.cost is None:
         raise EngineError(f"what {protocol} costs cannot be measured: {found.fault}")
     return PathTimes(
         protocol=protocol,
@@ -66,8 +66,7 @@ def _measure(
         inline=inline,
         turn_s=found.cost.turn_s,
         request_s=found.cost.request_s,
-        rested=found.rested,
-        busy=found.busy,
+        phases=found.phases,
         waited=found.others,
         taken_at_s=time.time(),
     )
@@ -91,27 +90,25 @@ def _job(version: Version, served: Served, path: Path, protocol: Protocol, plan:
 
 def way_of(times: PathTimes) -> Way:
     """The costs of `times` as the simulation takes them."""
-    busy_turn_s = times.turn_s if times.busy.turn_s is None else times.busy.turn_s
-    rested_s = _with_tail_of(times.rested.outside_s, times.busy.outside_s)
-    return Way(
-        turn_s=times.turn_s,
-        busy_turn_s=busy_turn_s,
-        request_s=times.request_s,
-        busy_s=tuple(_outside_s(each, busy_turn_s + times.request_s) for each in times.busy.outside_s),
-        rested_s=tuple(_outside_s(each, times.turn_s + times.request_s) for each in rested_s),
-        busy_gap_s=max(times.busy.gap_s, WARM_S),
-        rested_gap_s=times.rested.gap_s,
-    )
+    busiest, *_ = times.phases
+    return Way(request_s=times.request_s, after=tuple(_after(times, phase, busiest) for phase in times.phases))
 
 
-def _with_tail_of(rested_s: Sequence[float], busy_s: Sequence[float]) -> list[float]:
-    """`rested_s`, whose tail is at most as far from the middle as that of `busy_s`, of which there are many more.
+def _after(times: PathTimes, phase: Phase, busiest: Phase) -> After:
+    turn_s = times.turn_s if phase.turn_s is None else min(phase.turn_s, times.turn_s)
+    whole_s = _with_tail_of(phase.outside_s, busiest.outside_s)
+    outside_s = tuple(_outside_s(each, turn_s + times.request_s) for each in whole_s)
+    return After(gap_s=phase.gap_s, turn_s=turn_s, outside_s=outside_s)
+
+
+def _with_tail_of(few_s: Sequence[float], busy_s: Sequence[float]) -> list[float]:
+    """`few_s`, whose tail is at most as far from the middle as that of `busy_s`, of which there are many more.
 
     A single request that was held up would else be the p99 of them all.
     """
-    middle, told = len(rested_s) // 2, int(_TOLD * len(rested_s))
-    farthest_s = [max(rested_s[told], rested_s[middle] + each - busy_s[len(busy_s) // 2]) for each in busy_s]
-    return [*rested_s[:told], *(min(pair) for pair in zip(rested_s[told:], farthest_s[told:], strict=True))]
+    middle, told = len(few_s) // 2, int(_TOLD * len(few_s))
+    farthest_s = [max(few_s[told], few_s[middle] + each - busy_s[len(busy_s) // 2]) for each in busy_s]
+    return [*few_s[:told], *(min(pair) for pair in zip(few_s[told:], farthest_s[told:], strict=True))]
 
 
 def _outside_s(whole_s: float, inside_s: float) -> float:

@@ -187,7 +187,7 @@ def made_up(version, options, run_s, outside_s=0.001, turn_s=1e-4, cold_s=0.0):
     phase = Phase(gap_s=0.001, outside_s=(outside_s,))
     paths = tuple(
         PathTimes(
-            protocol="rest", interface=version.interface, inline=inline, rested=phase, busy=phase,
+            protocol="rest", interface=version.interface, inline=inline, phases=(phase,),
             turn_s=turn_s, request_s=1e-5,
         )
         for inline in (True, False)
@@ -345,18 +345,18 @@ def test_one_slow_answer_of_few_is_not_the_tail_of_all():
     quick, slow = [0.001] * 198 + [0.002] * 2, [0.001] * 199 + [0.056]
     busy, rested = (Phase(gap_s=gap_s, outside_s=tuple(each)) for gap_s, each in ((0.001, quick), (0.01, slow)))
     times = PathTimes(
-        protocol="rest", interface="", inline=True, turn_s=0.0, request_s=0.0, rested=rested, busy=busy,
+        protocol="rest", interface="", inline=True, turn_s=0.0, request_s=0.0, phases=(busy, rested),
     )  # fmt: skip
-    assert max(way_of(times).rested_s) == pytest.approx(0.002)
+    assert max(way_of(times).after[1].outside_s) == pytest.approx(0.002)
     spread = Phase(gap_s=0.01, outside_s=tuple(np.linspace(0.001, 0.021, LEVELS).tolist()))  # no single one: kept
-    assert max(way_of(msgspec.structs.replace(times, rested=spread)).rested_s) > 0.019
+    assert max(way_of(msgspec.structs.replace(times, phases=(busy, spread))).after[1].outside_s) > 0.019
 
 
 def test_a_turn_at_a_busy_pace_costs_what_was_measured_there(setting, source):
     version = open_version(setting.model, source, PLAN)
     times = made_up(version, setting.options, lambda _: 0.0001, turn_s=0.002)
-    busy = Phase(gap_s=0.003, outside_s=(0.001,), turn_s=0.0002)
-    paths = tuple(msgspec.structs.replace(path, busy=busy) for path in times.paths)
+    busy, rested = Phase(gap_s=0.003, outside_s=(0.001,), turn_s=0.0002), Phase(gap_s=0.01, outside_s=(0.001,))
+    paths = tuple(msgspec.structs.replace(path, phases=(busy, rested)) for path in times.paths)
     quicker = msgspec.structs.replace(times, paths=paths)
     cold, warm = (Predictor(each, [version], PLAN) for each in (times, quicker))
     assert warm([setting], SLO, 400.0)[0].p50_s < 0.8 * cold([setting], SLO, 400.0)[0].p50_s

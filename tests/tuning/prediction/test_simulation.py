@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mlserve.bench.load.schedule import schedule
 from mlserve.runs.load import Plan
-from mlserve.tuning.prediction.costs import Costs, Path, Runs
+from mlserve.tuning.prediction.costs import After, Costs, Path, Runs
 from mlserve.tuning.prediction.simulation import Arrivals, SimulatedServer, simulate
 
 ALONE = SimulatedServer(max_rows=1, cores=2)
@@ -86,7 +86,7 @@ def test_rows_of_different_kinds_do_not_share_a_batch():
 
 
 def test_a_short_model_runs_on_the_loop_and_one_turn_is_one_batch():
-    costs = Costs(runs=fixed(0.0001), inline=Path(turn_s=0.001), queued=Path(turn_s=0.1))
+    costs = Costs(runs=fixed(0.0001), inline=Path(after=[After(turn_s=0.001)]), queued=Path(after=[After(turn_s=0.1)]))
     # While the first is answered, the others arrive.
     found = simulate(Arrivals(np.array([0, 1e-4, 2e-4]), [1] * 3, [0] * 3), SimulatedServer(cores=1), costs)
     np.testing.assert_allclose(found.latency_s, [0.0011, 0.0021, 0.002], atol=1e-9)
@@ -140,7 +140,9 @@ def test_a_delay_adds_at_most_itself_where_requests_are_rare(seed, delay_s):
 @given(st.integers(0, 30), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.sampled_from([0.0, 0.002]))
 def test_every_request_is_answered_once_and_never_before_it_could_be(seed, workers, cores, shared, delay_s):
     server = SimulatedServer(workers=workers, cores=cores, max_rows=4, max_delay_s=delay_s, shared_connections=shared)
-    costs = Costs(runs=runs(lambda rows: 0.002 * rows), queued=Path(turn_s=1e-4, request_s=1e-4, busy_s=(1e-4,)))
+    costs = Costs(
+        runs=runs(lambda rows: 0.002 * rows), queued=Path(request_s=1e-4, after=[After(turn_s=1e-4, outside_s=(1e-4,))])
+    )
     found = simulate(arriving(300, 120, seed), server, costs, seed)
     assert np.isfinite(found.latency_s).all()
     assert found.latency_s.min() >= 0.002
