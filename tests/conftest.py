@@ -14,6 +14,8 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # what waits for its share of a product leaves its core to the tests beside it
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+TESTS = Path(__file__).parent
+
 # How long an example takes says more of what else runs on the machine than of the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -57,7 +59,17 @@ def _is_slow(item):
 @pytest.fixture(scope="session")
 def made_runs():
     """The module that makes runs from numbers instead of from a server."""
-    spec = importlib.util.spec_from_file_location("made_runs", Path(__file__).parent / "report" / "made_runs.py")
+    return _module(TESTS / "report" / "made_runs.py")
+
+
+@pytest.fixture(scope="session")
+def authorities():
+    """The module that makes authorities, and certificates by them."""
+    return _module(TESTS.parent / "benchmarks" / "scorecard" / "security" / "authority.py")
+
+
+def _module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -62,7 +62,7 @@ def read_count(url: str, target: Target) -> int | None:
     """
     for page in (url,) if urlsplit(url).path.strip("/") else (url.rstrip("/") + path for path in _PAGES):
         try:
-            return count_ok(read_page(page, target.headers).decode(), target)
+            return count_ok(read_page(page, target.headers, target.trust).decode(), target)
         except (OSError, http.client.HTTPException, ValueError):
             continue
     return None

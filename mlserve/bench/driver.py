@@ -157,7 +157,7 @@ def _null_server(subject: Subject, asked: _Asked, crew: Crew) -> Iterator[Addres
 
 def _address(subject: Subject) -> Address:
     target, dialect = subject.target, find_dialect(subject.target.protocol)
-    return Address(dialect.transport, target.host, target.port, dialect.path(target))
+    return Address(dialect.transport, target.host, target.port, dialect.path(target), target.trust)
 
 
 def _job(

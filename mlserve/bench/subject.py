@@ -63,6 +63,6 @@ def url_subject(
         inputs=inputs,
         outputs=outputs,
         wish=msgspec.structs.replace(wish or PayloadWish(), outputs=outputs),
-        metrics_url=metrics_url or (target.url if target.url.startswith("http://") else ""),
+        metrics_url=metrics_url or (target.url if target.url.startswith("http") else ""),
         pids=listening_pids(target),
     )

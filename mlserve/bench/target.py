@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from mlserve.bench.dialects.json_template import read_template
+from mlserve.bench.trust import Trust
 from mlserve.errors import UsageError
 from mlserve.runs.load import Protocol
 
@@ -34,7 +35,8 @@ _FORMS = """write one of
   http://HOST:PORT/v1/models/NAME[/versions/VERSION]:predict  TensorFlow Serving
   http://HOST:PORT/predictions/NAME[/VERSION]                 TorchServe
   http://HOST:PORT/invocations                                with --protocol sagemaker or mlflow
-  http://HOST:PORT/ANY/PATH                                   with --protocol json and --template"""
+  http://HOST:PORT/ANY/PATH                                   with --protocol json and --template
+or the same over TLS with https:// and grpcs://"""
 # RFC 9110, 5.6.2: what a header's name is made of.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\t]+")
@@ -53,7 +55,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     and `answer` where in its answers the outputs lie: `outputs.scores`, "" for the whole answer.
 
     `headers` go with every question and every request. They may hold keys: they are never written into a run, and a
-    target's `repr` does not show their values.
+    target's `repr` does not show their values. `trust` says how a server's certificate is judged; without, there is no
+    TLS.
     """
 
     protocol: Protocol
@@ -65,6 +68,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     template: str = ""
     answer: str = ""
     headers: tuple[Header, ...] = ()
+    trust: Trust | None = None
 
     @property
     def authority(self) -> str:
@@ -74,7 +78,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """The server, without the model."""
-        return f"{'grpc' if self.protocol in _OVER_GRPC else 'http'}://{self.authority}"
+        scheme = "grpc" if self.protocol in _OVER_GRPC else "http"
+        return f"{scheme}{'' if self.trust is None else 's'}://{self.authority}"
 
     @property
     def title(self) -> str:
@@ -138,7 +143,7 @@ def parse_header(text: str) -> Header:
 
 def spoken_protocol(url: str) -> Protocol:
     """The protocol that a URL says by its scheme or its path. Raises UsageError where neither does."""
-    plain, spoken = _protocol_of(url, None)
+    plain, spoken, _ = _protocol_of(url, None)
     return spoken or _protocol_by_path(_split(plain)[2], url)
 
 
@@ -150,14 +155,17 @@ def parse_target(
     template: str = "",
     answer: str = "",
     headers: Sequence[Header] = (),
+    trust: Trust | None = None,
 ) -> Target:
     """What `url` names. `model` adds a name that it lacks, `protocol` says what neither its scheme nor its path does.
 
     `mlflow+http://HOST:PORT/invocations` says the protocol too, for where several targets have one each. `template` is
-    a text or a file (json_template.py). Raises UsageError for a URL of another form, and where two of these contradict
-    each other.
+    a text or a file (json_template.py); `trust` is for a server of TLS, which is judged by what the system trusts
+    without. Raises UsageError for a URL of another form, and where two of these contradict each other.
     """
-    url, spoken = _protocol_of(url, protocol)
+    url, spoken, secure = _protocol_of(url, protocol)
+    if trust is not None and not secure:
+        raise UsageError(f"--ca-file and --client-cert are for TLS, and {url} is without; write https:// or grpcs://")
     host, port, path, query = _split(url)
     if spoken is None:
         spoken = _protocol_by_path(path, url)
@@ -185,17 +193,17 @@ def parse_target(
         template=read_template(template) if template else "",
         answer=answer,
         headers=tuple(headers),
+        trust=(trust or Trust()) if secure else None,
     )
 
 
-def _protocol_of(url: str, protocol: str | None) -> tuple[str, Protocol | None]:
-    """The URL with a plain scheme, and the protocol that its scheme or `protocol` says."""
+def _protocol_of(url: str, protocol: str | None) -> tuple[str, Protocol | None, bool]:
+    """The URL with a plain scheme, the protocol that its scheme or `protocol` says, and whether it is over TLS."""
     scheme, separator, rest = url.partition("://")
-    said, plus, transport = scheme.lower().rpartition("+")
-    if transport in ("https", "grpcs"):
-        raise UsageError(f"{url}: TLS is not supported yet; give the server's plain http:// or grpc:// address")
-    if transport not in ("http", "grpc"):
+    said, plus, written = scheme.lower().rpartition("+")
+    if written not in ("http", "https", "grpc", "grpcs"):
         raise UsageError(f"{url}: {scheme}:// is no protocol of mlserve; {_FORMS}")
+    transport = written.removesuffix("s")
     spoken = check_protocol(said) if plus else None
     if protocol is not None:
         if spoken not in (None, check_protocol(protocol)):
@@ -205,7 +213,7 @@ def _protocol_of(url: str, protocol: str | None) -> tuple[str, Protocol | None]:
         spoken = "grpc"
     if spoken is not None and (spoken in _OVER_GRPC) != (transport == "grpc"):
         raise UsageError(f"--protocol {spoken} contradicts {url}; leave it out, or give the {spoken} address")
-    return f"{transport}{separator}{rest}", spoken
+    return f"{transport}{separator}{rest}", spoken, transport != written
 
 
 def _check_metadata(headers: Sequence[Header]) -> None:

@@ -50,6 +50,9 @@ def bench(
     template: flag.Template = "",
     answer: flag.Answer = "",
     headers: flag.Headers = None,
+    ca_file: flag.CaFile = None,
+    client_cert: flag.ClientCert = None,
+    client_key: flag.ClientKey = None,
     metrics: flag.Metrics = "",
     check: flag.Check = False,
     expected: flag.Expected = None,
@@ -112,11 +115,13 @@ def bench(
         _join(join)
         return
     if like is not None:
+        from mlserve.bench.trust import read_trust
         from mlserve.cli.bench_like import bench_like
 
         places = {"data": data, "expected": expected, "inputs": inputs, "trace": replay, "locustfile": locustfile}
         elsewhere = store if is_said(context, "store") else None
-        moved = make_moved(_split_axes(what, None)[0], elsewhere, places, headers)
+        trust = read_trust(ca_file, client_cert, client_key)
+        moved = make_moved(_split_axes(what, None)[0], elsewhere, places, headers, trust)
         bench_like(like, moved, directory, label, json=json)
         return
     where, axes = _split_axes(what, sweep)
@@ -144,6 +149,9 @@ def bench(
             template=template,
             answer=answer,
             headers=tuple(headers or ()),
+            ca_file=ca_file,
+            client_cert=client_cert,
+            client_key=client_key,
             metrics=metrics,
         ),
     )

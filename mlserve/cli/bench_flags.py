@@ -113,6 +113,18 @@ Headers = Annotated[
         show_default=False,
     ),
 ]
+CaFile = Annotated[
+    Path | None,
+    _option(
+        _PAYLOAD,
+        help="Who may have signed the certificate of an https:// or grpcs:// server; else whom the system trusts.",
+        show_default=False,
+    ),
+]
+ClientCert = Annotated[
+    Path | None, _option(_PAYLOAD, help="The certificate to show to a server that asks for one.", show_default=False)
+]
+ClientKey = Annotated[Path | None, _option(_PAYLOAD, help="Its key, where that is another file.", show_default=False)]
 Metrics = Annotated[
     str,
     _option(

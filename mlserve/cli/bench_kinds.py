@@ -10,6 +10,9 @@ __all__ = ["check_flags", "check_many", "given_flags"]
 
 _LIKE = frozenset(
     (
+        "ca_file",
+        "client_cert",
+        "client_key",
         "data",
         "directory",
         "expected",
@@ -42,8 +45,8 @@ _UNHEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
     "locustfile": (
         "says itself what is sent",
         (
-            *("answer", "batch", "check", "data", "expected", "headers", "image_sizes", "inputs", "lengths"),
-            *("metrics", "server_timing", "template"),
+            *("answer", "batch", "ca_file", "check", "client_cert", "client_key", "data", "expected", "headers"),
+            *("image_sizes", "inputs", "lengths", "metrics", "server_timing", "template"),
         ),
     ),
     "tax": (

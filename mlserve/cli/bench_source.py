@@ -10,6 +10,7 @@ from mlserve.errors import UsageError
 
 if TYPE_CHECKING:
     from mlserve.bench.load.trace import Trace
+    from mlserve.bench.trust import Trust
     from mlserve.tuning.locking import Moved
     from mlserve.tuning.opening import Contender, Source
     from mlserve.tuning.serving import ServerOptions
@@ -30,6 +31,9 @@ class PayloadFlags(msgspec.Struct, frozen=True, kw_only=True):
     template: str
     answer: str
     headers: tuple[str, ...]
+    ca_file: Path | None
+    client_cert: Path | None
+    client_key: Path | None
     metrics: str
 
 
@@ -38,6 +42,7 @@ def make_source(store: Path, flags: PayloadFlags) -> "Source":
     from mlserve.bench.payload.payload import PayloadWish, Timed
     from mlserve.bench.payload.sizes import parse_image_sizes, parse_lengths
     from mlserve.bench.target import parse_header
+    from mlserve.bench.trust import read_trust
     from mlserve.tuning.opening import Source
 
     for flag, path in (("--data", flags.data), ("--expected", flags.expected)):
@@ -59,6 +64,7 @@ def make_source(store: Path, flags: PayloadFlags) -> "Source":
         template=_read_template(flags.template),
         answer=flags.answer,
         headers=tuple(map(parse_header, flags.headers)),
+        trust=read_trust(flags.ca_file, flags.client_cert, flags.client_key),
         metrics=flags.metrics,
     )
 
@@ -100,6 +106,8 @@ def make_contenders(
             ("--template", source.template),
             ("--answer", source.answer),
             ("--header", source.headers),
+            ("--ca-file", source.trust and source.trust.ca_file),
+            ("--client-cert", source.trust),
             ("--metrics", source.metrics),
         ):
             if said:
@@ -108,7 +116,11 @@ def make_contenders(
 
 
 def make_moved(
-    where: str | None, store: Path | None, places: "Mapping[str, Path | str | None]", headers: list[str] | None
+    where: str | None,
+    store: Path | None,
+    places: "Mapping[str, Path | str | None]",
+    headers: list[str] | None,
+    trust: "Trust | None",
 ) -> "Moved":
     """What of a run that is made again is elsewhere now; `places` are by the roles of files."""
     from mlserve.bench.target import parse_header
@@ -120,6 +132,7 @@ def make_moved(
         store=store,
         files=files,  # type: ignore[arg-type]  # the roles are literals
         headers=tuple(map(parse_header, headers or ())),
+        trust=trust,
     )
 
 

@@ -10,6 +10,7 @@ from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.payload.sizes import Lengths
 from mlserve.bench.subject import Subject
 from mlserve.bench.target import Header
+from mlserve.bench.trust import Trust
 from mlserve.errors import MlserveError, UsageError
 from mlserve.model.artifact import is_model_file
 from mlserve.model.onnx_file import inspect_onnx
@@ -58,13 +59,15 @@ def lock_of(contender: Contender, source: Source) -> Lock:
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
     """What is elsewhere than it was: `where` is what to load instead ("" for the same), `files` where a file lies now,
-    `store` the store now (None for that of the run). `headers` are all those that go with requests.
+    `store` the store now (None for that of the run). `headers` are all those that go with requests, and `trust` is
+    how a server of TLS is judged.
     """
 
     where: str = ""
     store: Path | None = None
     files: Mapping[Role, str] = {}
     headers: tuple[Header, ...] = ()
+    trust: Trust | None = None
 
 
 class Again(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +139,7 @@ def made_again(run: Run, directory: Path, moved: Moved) -> Again:
         template=lock.template,
         answer=lock.answer,
         headers=moved.headers,
+        trust=moved.trust,
         metrics=lock.metrics if contender.where == lock.where else "",
     )
     other = _is_other(lock, contender, source, moved, directory)

@@ -6,6 +6,7 @@ import msgspec
 
 from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.target import Header, Target, is_url, parse_target
+from mlserve.bench.trust import Trust
 from mlserve.runs.load import Protocol
 
 __all__ = ["Contender", "Source"]
@@ -32,7 +33,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where models and rows come from.
 
     Where a server runs already, `model` is the one asked for if its URL names none, `inputs` the model or file that
-    says what it takes if it does not; `template`, `answer` and `headers` say how it is asked, and `metrics` is
+    says what it takes if it does not; `template`, `answer`, `headers` and `trust` say how it is asked, and `metrics` is
     the page of its counters.
     """
 
@@ -43,10 +44,17 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     template: str = ""
     answer: str = ""
     headers: tuple[Header, ...] = ()
+    trust: Trust | None = None
     metrics: str = ""
 
     def target(self, where: str, protocol: Protocol | None = None) -> Target:
         """The server behind the URL `where`. Raises UsageError as `parse_target` does."""
         return parse_target(
-            where, self.model, protocol, template=self.template, answer=self.answer, headers=self.headers
+            where,
+            self.model,
+            protocol,
+            template=self.template,
+            answer=self.answer,
+            headers=self.headers,
+            trust=self.trust,
         )

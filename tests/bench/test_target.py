@@ -1,6 +1,7 @@
 import pytest
 
 from mlserve.bench.target import Target, parse_header, parse_target
+from mlserve.bench.trust import Trust
 from mlserve.errors import UsageError
 
 
@@ -94,7 +95,7 @@ def test_a_template_that_cannot_be_filled_is_refused(template, fault):
         ("http://h:80/v1/models/m", "tfserving-grpc", "contradicts"),
         ("mlflow+http://h:80", "sagemaker", "contradicts"),
         ("v3+http://h:80", None, "--protocol 'v3' is unknown"),
-        ("mlflow+https://h:443", None, "TLS is not supported yet"),
+        ("mlflow+grpcs://h:443", None, "contradicts"),
     ],
 )
 def test_a_path_that_does_not_fit_its_protocol_is_refused(url, protocol, fault):
@@ -141,8 +142,9 @@ def test_a_header_of_another_form_is_refused_without_its_value(text):
 @pytest.mark.parametrize(
     "url",
     [
-        "https://h:443",
-        "grpcs://h:443",
+        "https://h",
+        "grpcs:h:443",
+        "httpss://h:443",
         "ftp://h:21",
         "http://h",
         "http://:80",
@@ -177,3 +179,14 @@ def test_paths_quote_what_a_url_cannot_hold():
     target = Target(protocol="rest", host="::1", port=80, model="a/b c", version="1")
     assert target.infer_path == "/v2/models/a%2Fb%20c/versions/1/infer"
     assert target.url == "http://[::1]:80"
+
+
+@pytest.mark.parametrize("url", ["https://h:443", "grpcs://h:443", "mlflow+https://h:443/invocations"])
+def test_a_secure_server_is_judged_by_what_is_said_or_by_the_system(url):
+    assert parse_target(url).trust == Trust()
+    assert parse_target(url).url.split("://")[0] in ("https", "grpcs")
+    own = Trust(ca_file="/ca.pem")
+    assert parse_target(url, trust=own).trust == own
+    assert parse_target(url.replace("s://", "://")).trust is None
+    with pytest.raises(UsageError, match="--ca-file and --client-cert are for TLS"):
+        parse_target(url.replace("s://", "://"), trust=own)

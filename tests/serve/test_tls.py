@@ -1,14 +1,12 @@
 """TLS of a real server, over HTTP and gRPC: who is let in, as whom, and a certificate that changes while it serves."""
 
 import http.client
-import importlib.util
 import json
 import socket
 import ssl
 import threading
 import time
 from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -19,7 +17,6 @@ from mlserve.serve.keys import add_key, new_key
 from mlserve.serve.settings import Limits, TlsSettings
 from mlserve.serve.tls import Certificates
 
-AUTHORITY = Path(__file__).parents[2] / "benchmarks" / "scorecard" / "security" / "authority.py"
 HEAD_S = 1.0
 PATH = "/v2/models/tiny/infer"
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 30], "data": [0.5] * 30}]})
@@ -32,16 +29,8 @@ BOTH_WAYS = pytest.mark.parametrize("call", [METADATA, INDEX], ids=["native", "g
 
 
 @pytest.fixture(scope="module")
-def made():
-    spec = importlib.util.spec_from_file_location("authority", AUTHORITY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def root(made, tmp_path_factory):
-    return made.Authority(tmp_path_factory.mktemp("root"))
+def root(authorities, tmp_path_factory):
+    return authorities.Authority(tmp_path_factory.mktemp("root"))
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +155,11 @@ def call_status(secure, root):
 
 
 @pytest.mark.parametrize("kind", ["self-signed", "expired", "of another root"])
-def test_a_certificate_that_is_no_good_ends_the_handshake(secure, root, made, tmp_path, kind):
+def test_a_certificate_that_is_no_good_ends_the_handshake(secure, root, authorities, tmp_path, kind):
     bad = {
         "self-signed": lambda: root.issue_self_signed("ci"),
         "expired": lambda: root.issue("ci", valid=timedelta(hours=-1)),
-        "of another root": lambda: made.Authority(tmp_path).issue("ci"),
+        "of another root": lambda: authorities.Authority(tmp_path).issue("ci"),
     }[kind]()
     with pytest.raises((ssl.SSLError, ConnectionError)):
         ask(secure, context(root, bad))

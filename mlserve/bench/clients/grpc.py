@@ -14,6 +14,8 @@ from mlserve.bench.clients.deadlines import Deadlines
 from mlserve.bench.clients.http2_connection import Exchange, PreparedRequest
 from mlserve.bench.clients.http2_headers import Fields, encode_headers
 from mlserve.bench.clients.http2_pool import Http2Pool
+from mlserve.bench.clients.secure_connection import Security
+from mlserve.bench.trust import Trust
 from mlserve.runs.samples import OK
 
 __all__ = ["GrpcClient"]
@@ -36,19 +38,28 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 class GrpcClient:
-    """Calls `path`. A status other than OK is its name; of what goes wrong below, a word."""
+    """Calls `path`, with `trust` over TLS. A status other than OK is its name; of what goes wrong below, a word."""
 
-    def __init__(self, host: str, port: int, path: str, requests: Sequence[Request], timeout_s: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        path: str,
+        requests: Sequence[Request],
+        timeout_s: float,
+        trust: Trust | None = None,
+    ) -> None:
         allow_many_connections()
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        headers = _common_headers(authority, path, timeout_s)
+        headers = _common_headers("http" if trust is None else "https", authority, path, timeout_s)
         blocks: dict[tuple[tuple[str, str], ...], bytes] = {}
         for request in requests:
             if request.headers not in blocks:
                 blocks[request.headers] = encode_headers([*headers, *_metadata(request.headers)])
         self._requests = [PreparedRequest(blocks[request.headers], _message(request.body)) for request in requests]
         self._waiting: Deadlines[Exchange] = Deadlines(timeout_s, self._give_up)
-        self._pool = Http2Pool(resolve(host, port), self._ended)
+        security = Security(trust.context("h2"), host) if trust is not None else None
+        self._pool = Http2Pool(resolve(host, port), self._ended, security=security)
 
     def send(self, number: int, answered: Answered) -> None:
         exchange = Exchange(self._requests[number], answered)
@@ -70,13 +81,13 @@ class GrpcClient:
             self._ended(exchange)
 
 
-def _common_headers(authority: str, path: str, timeout_s: float) -> list[tuple[str, str]]:
+def _common_headers(scheme: str, authority: str, path: str, timeout_s: float) -> list[tuple[str, str]]:
     milliseconds = math.ceil(timeout_s * 1e3)
     # A timeout has at most 8 digits.
     timeout = f"{milliseconds}m" if milliseconds < 10**8 else f"{min(math.ceil(timeout_s), 10**8 - 1)}S"
     return [
         (":method", "POST"),
-        (":scheme", "http"),
+        (":scheme", scheme),
         (":path", path),
         (":authority", authority),
         ("te", "trailers"),

@@ -13,6 +13,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from mlserve.bench.clients.client import Answered, Reply, Request
 from mlserve.bench.clients.connection import Connection, allow_many_connections, resolve
 from mlserve.bench.clients.deadlines import Deadlines
+from mlserve.bench.clients.secure_connection import SecureConnection, Security, open_connection
+from mlserve.bench.trust import Trust
 from mlserve.runs.samples import OK
 
 __all__ = ["HttpClient"]
@@ -25,11 +27,20 @@ class HttpClient:
 
     A connection serves one request at a time and the one that was used last serves the next, so there are as many as
     requests were ever in flight at once. Where the server closes one between two answers, its request is sent once
-    more on a new one; no request is sent again on a new connection.
+    more on a new one; no request is sent again on a new connection. With `trust` they are over TLS.
     """
 
-    def __init__(self, host: str, port: int, path: str, requests: Sequence[Request], timeout_s: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        path: str,
+        requests: Sequence[Request],
+        timeout_s: float,
+        trust: Trust | None = None,
+    ) -> None:
         allow_many_connections()
+        self._security = Security(trust.context("http/1.1"), host) if trust is not None else None
         self._contents = [_written(host, port, path, request) for request in requests]
         self._addresses = resolve(host, port)
         # A dictionary keeps its order: the last of them was used last.
@@ -47,9 +58,9 @@ class HttpClient:
         self._idle.clear()
         self._busy.close()
 
-    def open(self, line: "_Line") -> Connection:
+    def open(self, line: "_Line") -> Connection | SecureConnection:
         """A new connection for `line`."""
-        return Connection(self._addresses, line.received, line.lost)
+        return open_connection(self._addresses, line.received, line.lost, self._security)
 
     def answered(self, line: "_Line", *, kept: bool) -> None:
         """The request of `line` is over; `kept` says whether its connection can serve another."""

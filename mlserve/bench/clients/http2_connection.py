@@ -10,9 +10,10 @@ from hpack import HPACKError
 
 from mlserve.bench.clients import http2_frames as http2
 from mlserve.bench.clients.client import Answered
-from mlserve.bench.clients.connection import Addresses, Connection
+from mlserve.bench.clients.connection import Addresses
 from mlserve.bench.clients.http2_frames import Http2Error
 from mlserve.bench.clients.http2_headers import Fields, HeaderReader
+from mlserve.bench.clients.secure_connection import Security, open_connection
 
 __all__ = ["NOT_HTTP2", "Exchange", "Http2Connection", "Owner", "PreparedRequest"]
 
@@ -102,7 +103,9 @@ class Owner(Protocol):
 class Http2Connection:
     """Connects at once. `first_stream` is the number of its first stream. `over` says that it has ended."""
 
-    def __init__(self, addresses: Addresses, owner: Owner, first_stream: int = 1) -> None:
+    def __init__(
+        self, addresses: Addresses, owner: Owner, first_stream: int = 1, security: Security | None = None
+    ) -> None:
         self._owner, self._next = owner, first_stream
         self._exchanges: dict[int, Exchange] = {}
         self._bodies: dict[int, Exchange] = {}  # those whose bodies wait for a window
@@ -113,7 +116,7 @@ class Http2Connection:
         self._block, self._block_flags, self._block_stream = b"", 0, 0
         self._said_hello = self._heard_ack = self._leaving = self.over = False
         self.most_streams = _LAST_STREAM
-        self._tcp = Connection(addresses, self._received, self._ended)
+        self._tcp = open_connection(addresses, self._received, self._ended, security)
         self._send = self._tcp.send
         self._send(http2.greeting())
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from mlserve.bench.clients.connection import Addresses
 from mlserve.bench.clients.http2_connection import Exchange, Http2Connection
+from mlserve.bench.clients.secure_connection import Security
 
 __all__ = ["Http2Pool"]
 
@@ -20,8 +21,15 @@ class Http2Pool:
     `ended` is called once for every exchange begun and not cancelled, by the event loop, never before `begin` returns.
     """
 
-    def __init__(self, addresses: Addresses, ended: Callable[[Exchange], None], first_stream: int = 1) -> None:
+    def __init__(
+        self,
+        addresses: Addresses,
+        ended: Callable[[Exchange], None],
+        first_stream: int = 1,
+        security: Security | None = None,
+    ) -> None:
         self._addresses, self._tell, self._first_stream = addresses, ended, first_stream
+        self._security = security
         self._ready: deque[Http2Connection] = deque()
         self._opening: set[Http2Connection] = set()
         self._leaving: list[Http2Connection] = []
@@ -105,4 +113,4 @@ class Http2Pool:
             self._open()
 
     def _open(self) -> None:
-        self._opening.add(Http2Connection(self._addresses, self, self._first_stream))
+        self._opening.add(Http2Connection(self._addresses, self, self._first_stream, self._security))

@@ -1,15 +1,21 @@
 """One question at a time, before the load: over HTTP or gRPC, with errors that say what to do."""
 
 import http.client
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from mlserve.bench.target import Header, Target
+from mlserve.bench.trust import Trust
 from mlserve.errors import BenchError, InvalidRequest
+
+if TYPE_CHECKING:
+    import grpc
 
 __all__ = ["NotFound", "RefusedError", "ask", "call", "parse", "read_page", "reading"]
 
@@ -30,7 +36,7 @@ class NotFound(RefusedError):
 def ask(target: Target, method: str, path: str, body: bytes = b"", headers: tuple[Header, ...] = ()) -> bytes:
     """The body of the answer. Raises NotFound, RefusedError for another status, or BenchError where none comes."""
     try:
-        connection = http.client.HTTPConnection(target.host, target.port, timeout=_WAIT_S)
+        connection = _open(target.host, target.port, _WAIT_S, target.trust)
         try:
             connection.request(method, path, body, dict(target.with_headers(headers)))
             reply = connection.getresponse()
@@ -39,6 +45,10 @@ def ask(target: Target, method: str, path: str, body: bytes = b"", headers: tupl
             connection.close()
     except TimeoutError as error:
         raise BenchError(f"{target.url} did not answer {path} within {_WAIT_S:g} s; is it busy or stuck?") from error
+    except ConnectionRefusedError as error:
+        raise BenchError(_unreachable(target, error.strerror or str(error))) from error
+    except (ssl.SSLError, ConnectionError) as error:  # a server may just hang up on who shows no certificate
+        raise BenchError(_cut(target, str(error))) from error
     except OSError as error:
         raise BenchError(_unreachable(target, error.strerror or str(error))) from error
     except http.client.HTTPException as error:
@@ -53,12 +63,12 @@ def call(target: Target, method: str, payload: bytes, headers: tuple[Header, ...
     """The answer to `/package.Service/Method`. Raises RefusedError, or BenchError where no answer comes."""
     import grpc
 
-    with grpc.insecure_channel(target.authority, options=[("grpc.max_receive_message_length", -1)]) as channel:
+    with _channel(target) as channel:
         try:
             answer: bytes = channel.unary_unary(method)(payload, timeout=_WAIT_S, metadata=target.with_headers(headers))
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
-                raise BenchError(_unreachable(target, error.details())) from error
+                raise BenchError(_cut(target, error.details())) from error
             name = method.rpartition("/")[2]
             raise RefusedError(
                 f"{target.url} answered {name} with {error.code().name}: {_short(error.details() or '')}"
@@ -86,10 +96,13 @@ def reading(advice: str = "") -> Iterator[None]:
         raise BenchError(f"the answer cannot be read: {error}{advice}") from error
 
 
-def read_page(url: str, headers: tuple[Header, ...] = ()) -> bytes:
-    """One page over plain HTTP. Raises OSError or http.client.HTTPException where there is none."""
+def read_page(url: str, headers: tuple[Header, ...] = (), trust: Trust | None = None) -> bytes:
+    """One page over HTTP, by `trust` where it is over TLS. Raises OSError or http.client.HTTPException where there is
+    none.
+    """
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_PAGE_WAIT_S)
+    secure = (trust or Trust()) if parts.scheme == "https" else None
+    connection = _open(parts.hostname or "", parts.port, _PAGE_WAIT_S, secure)
     try:
         connection.request("GET", parts.path, headers=dict(headers))
         reply = connection.getresponse()
@@ -98,6 +111,23 @@ def read_page(url: str, headers: tuple[Header, ...] = ()) -> bytes:
         return reply.read()
     finally:
         connection.close()
+
+
+def _open(host: str, port: int | None, wait_s: float, trust: Trust | None) -> http.client.HTTPConnection:
+    if trust is None:
+        return http.client.HTTPConnection(host, port, timeout=wait_s)
+    return http.client.HTTPSConnection(host, port, timeout=wait_s, context=trust.context())
+
+
+def _channel(target: Target) -> "grpc.Channel":
+    import grpc
+
+    options = [("grpc.max_receive_message_length", -1)]
+    if target.trust is None:
+        return grpc.insecure_channel(target.authority, options)
+    files = (target.trust.ca_file, target.trust.key_file, target.trust.certificate_file)
+    credentials = grpc.ssl_channel_credentials(*(Path(file).read_bytes() if file else None for file in files))
+    return grpc.secure_channel(target.authority, credentials, options)
 
 
 def _reason(answer: bytes) -> str:
@@ -112,6 +142,16 @@ def _reason(answer: bytes) -> str:
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:300]
+
+
+def _cut(target: Target, reason: str) -> str:
+    if target.trust is None or "refused" in reason:
+        return _unreachable(target, reason)
+    return (
+        f"there is no TLS with {target.url}: {_short(reason)}; name the authority of its certificate, or that itself, "
+        "with --ca-file, and your own with --client-cert and --client-key, if it asks for one; without TLS it is "
+        f"{target.url.replace('s://', '://', 1)}"
+    )
 
 
 def _unreachable(target: Target, reason: str) -> str:

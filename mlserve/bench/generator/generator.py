@@ -58,10 +58,10 @@ def open_client(address: Address, job: Job) -> Client:
     if address.transport == "grpc":
         from mlserve.bench.clients.grpc import GrpcClient
 
-        return GrpcClient(address.host, address.port, address.path, job.requests, job.plan.timeout_s)
+        return GrpcClient(address.host, address.port, address.path, job.requests, job.plan.timeout_s, address.trust)
     from mlserve.bench.clients.http import HttpClient
 
-    return HttpClient(address.host, address.port, address.path, job.requests, job.plan.timeout_s)
+    return HttpClient(address.host, address.port, address.path, job.requests, job.plan.timeout_s, address.trust)
 
 
 class Generator:

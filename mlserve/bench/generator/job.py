@@ -8,6 +8,7 @@ import msgspec
 
 from mlserve.bench.clients.client import Request
 from mlserve.bench.dialects.dialect import Transport
+from mlserve.bench.trust import Trust
 from mlserve.model.tensors import TensorSpec
 from mlserve.runs.load import Plan
 from mlserve.runs.run import Calibration
@@ -35,12 +36,13 @@ __all__ = [
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where requests go: `path` is a path of HTTP, or a method of gRPC."""
+    """Where requests go: `path` is a path of HTTP, or a method of gRPC. With `trust` they go over TLS."""
 
     transport: Transport
     host: str
     port: int
     path: str
+    trust: Trust | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,7 +42,7 @@ def open_null_server(address: Address, answer: bytes, cpus: Sequence[int] = ()) 
                 port = process.stdout.readline()
                 if not port:
                     raise BenchError(f"the null server did not start: {_last_line(log)}")
-                yield msgspec.structs.replace(address, host="127.0.0.1", port=int(port))
+                yield msgspec.structs.replace(address, host="127.0.0.1", port=int(port), trust=None)
             finally:
                 process.kill()
 
