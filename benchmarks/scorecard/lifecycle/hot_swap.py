@@ -14,7 +14,7 @@ from mlserve.model.store import Store
 __all__ = ["CASE", "GAP"]
 
 _SHARE = 0.7
-_SWAPS = {"seconds": 3, "short": 40, "long": 1000}
+_SWAPS = {"seconds": 3, "short": 100, "long": 1000}
 _QUIET_S = {"seconds": 0.6, "short": 5.0, "long": 60.0}
 _STEP_S = {"seconds": 0.2, "short": 1.0, "long": 10.0}
 # Longer than a freed version's grace, now and then, so that swaps load and free, too.
