@@ -104,7 +104,7 @@ def _fault(driven: Driven) -> str:
 CASE = Case(
     id="A3",
     title="What a refusal costs",
-    criterion="at three times the capacity the p90 of refusals is below 5 ms, the p99 below 20 ms; each has Retry-After, "
+    criterion="at three times the capacity the p90 of refusals is below 5 ms, the p99 below 20; each has Retry-After, "
     "or is RESOURCE_EXHAUSTED over gRPC; nothing is lost or wrong",
     source="Ray's BackpressureConfig, gRPC's statuscodes.md",
     run=run,
