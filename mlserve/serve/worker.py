@@ -47,6 +47,7 @@ from mlserve.serve.watching.watched import headers_wanted
 
 if TYPE_CHECKING:
     from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
+    from mlserve.serve.transports.grpc_guarded import GuardedGrpcServer
     from mlserve.serve.transports.grpc_native import NativeGrpcServer
 
 __all__ = ["main"]
@@ -250,19 +251,23 @@ def _grpc_server(
     answering: Answering,
     receiving: Receiving,
     certificates: Certificates | None,
-) -> "NativeGrpcServer | FallbackGrpcServer":
+) -> "NativeGrpcServer | GuardedGrpcServer | FallbackGrpcServer":
     calls, target = (*CALLS, *SLOW_CALLS), settings.authority(settings.grpc_port)
-    if settings.grpc_transport != "grpcio":
-        from mlserve.serve.transports.grpc_native import NativeGrpcServer
+    if settings.grpc_transport == "grpcio":
+        from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
 
-        guarded = _listen(settings.host, settings.grpc_port) if settings.grpc_transport == "guarded" else None
-        context = certificates.grpc if certificates else None
-        return NativeGrpcServer(
-            service, answering, calls, target, settings.limits, settings.run_directory, guarded, receiving, context
-        )
-    from mlserve.serve.transports.grpc_fallback import FallbackGrpcServer
+        return FallbackGrpcServer(service, answering, calls, target, settings.limits)
+    from mlserve.serve.transports.grpc_native import NativeGrpcServer
 
-    return FallbackGrpcServer(service, answering, calls, target, settings.limits)
+    if settings.grpc_transport == "native":
+        return NativeGrpcServer(service, answering, calls, target, settings.limits, settings.run_directory)
+    from mlserve.serve.transports.grpc_guard import GrpcGuard
+    from mlserve.serve.transports.grpc_guarded import GuardedGrpcServer
+
+    listener = _listen(settings.host, settings.grpc_port)
+    native = NativeGrpcServer(service, answering, calls, "", settings.limits, settings.run_directory)
+    context = certificates.grpc if certificates else None
+    return GuardedGrpcServer(native, GrpcGuard(listener, native.path, settings.limits, receiving, context))
 
 
 def _listen(host: str, port: int) -> socket.socket:

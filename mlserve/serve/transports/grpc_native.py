@@ -1,6 +1,6 @@
 """gRPC by pygrpc-native: HTTP/2 and gRPC framing in Rust outside the interpreter lock, calls handed over in batches.
 
-It has no limit for the size of a message, so that beyond loopback a guard listens in its place.
+It has no limit for the size of a message, so that beyond loopback a guard listens in its place (grpc_guard.py).
 
 The calls of one hand-over are one turn: they run as one batch. What takes its time or streams goes on to grpcio, which
 listens on a Unix socket of this worker's own.
@@ -9,8 +9,6 @@ listens on a Unix socket of this worker's own.
 import logging
 import os
 import shutil
-import socket
-import ssl
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -27,9 +25,7 @@ from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
 from mlserve.serve.transports.certificate_mark import CERTIFICATE_FIELD, find_certificate
 from mlserve.serve.transports.grpc_fallback import MOST_METADATA_BYTES, MOST_STREAMS, FallbackGrpcServer
-from mlserve.serve.transports.grpc_guard import GrpcGuard
 from mlserve.serve.transports.grpc_ticket import GrpcTicket, Trailers, audited, check_size, infer, retry_trailers
-from mlserve.serve.transports.receiving import Receiving
 
 __all__ = ["NativeGrpcServer"]
 
@@ -45,7 +41,7 @@ _log = logging.getLogger("mlserve.serve")
 class NativeGrpcServer:
     """Serves on `target` (host:port), sharing the port with the other workers. OSError when it cannot be bound.
 
-    Where there is a `guarded` listener, a guard serves on that, and passes on what keeps to the limits.
+    Without a target it serves on a Unix socket of its own, `path`.
     """
 
     def __init__(
@@ -56,21 +52,14 @@ class NativeGrpcServer:
         target: str,
         limits: Limits,
         run_directory: str = "",
-        guarded: socket.socket | None = None,
-        receiving: Receiving | None = None,
-        context: ssl.SSLContext | None = None,
     ) -> None:
         self._service, self._limits = service, limits
         self._calls = [call for call in calls if isinstance(call, Call | InferCall)]
         self._turn = Turn()
         self._folder = _socket_folder(run_directory)
-        self._guard = None
-        if guarded is not None:
-            target = f"unix:{self._folder}/n"
-            receiving = receiving or Receiving(limits.max_receiving_bytes)
-            self._guard = GrpcGuard(guarded, f"{self._folder}/n", limits, receiving, context)
+        self.path = f"{self._folder}/n"
         self._front = NativeGrpcFront(
-            target,
+            target or f"unix:{self.path}",
             [(call.path, False) for call in self._calls],
             io_threads=1,
             reuse_port=True,
@@ -92,18 +81,12 @@ class NativeGrpcServer:
         await self._slow.start()
         self._front.start()
         self._thread.start()
-        if self._guard is not None:
-            await self._guard.start()
 
     async def stop(self) -> None:
         """Closes every connection; a call still unanswered gets UNAVAILABLE."""
-        if self._guard is not None:
-            self._guard.stop_listening()
         await self._slow.stop()
         self._front.close()
         self._thread.join()
-        if self._guard is not None:
-            await self._guard.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
