@@ -9,11 +9,14 @@ from mlserve.errors import UsageError
 
 __all__ = ["Trust", "read_trust"]
 
+# Debian's and its children's, in one file; others name theirs to OpenSSL.
+_BUNDLE = "ca-certificates.crt"
+
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
     """Files in PEM: `ca_file` holds the authorities whose certificates are trusted ("" for the system's), or a server's
-    own certificate; `certificate_file` and `key_file` are the client's, "" for none. Only their paths are kept: a
-    generator on another machine reads them there.
+    own certificate; `certificate_file` is the client's, "" for none, and `key_file` its key, "" where that is in the
+    same file. Only their paths are kept: a generator on another machine reads them there.
     """
 
     ca_file: str = ""
@@ -21,13 +24,38 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
     key_file: str = ""
 
     def context(self, *protocols: str) -> ssl.SSLContext:
-        """What a client needs who speaks `protocols` (ALPN's names). Raises OSError where a file cannot be read."""
+        """What a client needs who speaks `protocols` (ALPN's names).
+
+        Raises OSError where a file cannot be read, and UsageError for a key with a passphrase.
+        """
         context = ssl.create_default_context(cafile=self.ca_file or None)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a certificate that is named is trusted by itself
         if self.certificate_file:
-            context.load_cert_chain(self.certificate_file, self.key_file or None)
+            context.load_cert_chain(self.certificate_file, self.key_file or None, self._no_passphrase)
         if protocols:
             context.set_alpn_protocols(list(protocols))
         return context
+
+    @property
+    def authorities(self) -> bytes | None:
+        """The certificates that are trusted, as PEM; None where nobody knows in which file the system has its own."""
+        known = ssl.get_default_verify_paths()
+        files = [self.ca_file] if self.ca_file else [known.cafile, f"{known.capath}/{_BUNDLE}"]
+        return next((Path(file).read_bytes() for file in files if file and Path(file).is_file()), None)
+
+    @property
+    def own(self) -> tuple[bytes | None, bytes | None]:
+        """The client's key and certificate, as PEM; None without."""
+        files = (self.key_file or self.certificate_file, self.certificate_file)
+        key, certificate = (Path(file).read_bytes() if file else None for file in files)
+        return key, certificate
+
+    def _no_passphrase(self) -> str:
+        path = self.key_file or self.certificate_file
+        raise UsageError(
+            f"the key in {path} has a passphrase, and nobody can be asked for it while a load runs; "
+            "write it without one, for this user's eyes only"
+        )
 
 
 def read_trust(ca_file: Path | None, certificate_file: Path | None, key_file: Path | None) -> Trust | None:

@@ -5,6 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +46,8 @@ LOAD = ("--rps", 200, "--duration", "1s", "--warm-up", "0s", "--json")
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-def test_it_is_loaded_by_who_may_and_its_certificate_is_judged(mlserve, served, files, scheme):
-    root, _, ci = files
+def test_it_is_loaded_by_who_may_and_its_certificate_is_judged(mlserve, served, files, scheme, tmp_path):
+    root, own, ci = files
     shown = ("--ca-file", root.path, "--client-cert", ci.certificate, "--client-key", ci.key)
     done = mlserve("bench", url_of(served, scheme), *LOAD, *shown)
     assert done.returncode == 0, done.stderr
@@ -50,6 +56,10 @@ def test_it_is_loaded_by_who_may_and_its_certificate_is_judged(mlserve, served, 
     assert run["counts"]["ok"] > 100
     assert run["model"]["url"].startswith(scheme)
     assert str(ci.key) not in done.stdout
+    together = tmp_path / "both.pem"
+    together.write_bytes(ci.certificate.read_bytes() + ci.key.read_bytes())
+    as_one = mlserve("bench", url_of(served, scheme), *LOAD, "--ca-file", own.certificate, "--client-cert", together)
+    assert as_one.returncode == 0, as_one.stderr  # a server's own certificate vouches for itself
     nobody = mlserve("bench", url_of(served, scheme), *LOAD, "--ca-file", root.path)
     assert nobody.returncode != 0
     assert f"error: there is no TLS with {scheme}://localhost" in nobody.stderr
@@ -63,11 +73,15 @@ def test_it_is_loaded_by_who_may_and_its_certificate_is_judged(mlserve, served, 
 
 def test_files_that_are_none_and_models_of_our_own_are_refused(mlserve_here, files, tiny_onnx, tmp_path):
     root, _, ci = files
+    locked = tmp_path / "locked.pem"
+    key = load_pem_private_key(ci.key.read_bytes(), None)
+    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("no certificate")
     for arguments, complaint in (
         (("https://localhost:1", "--ca-file", wrong), f"--ca-file {wrong} cannot be used"),
         (("https://localhost:1", "--client-cert", root.path), f"--client-cert {root.path} cannot be used"),
+        (("https://localhost:1", "--client-cert", ci.certificate, "--client-key", locked), "has a passphrase"),
         (("https://localhost:1", "--client-key", ci.key), "--client-key belongs to a certificate"),
         ((tiny_onnx, "--ca-file", root.path), "--ca-file is for a URL"),
         ((tiny_onnx, "--client-cert", ci.certificate, "--client-key", ci.key), "--client-cert is for a URL"),

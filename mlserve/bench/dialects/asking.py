@@ -4,7 +4,6 @@ import http.client
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -125,8 +124,7 @@ def _channel(target: Target) -> "grpc.Channel":
     options = [("grpc.max_receive_message_length", -1)]
     if target.trust is None:
         return grpc.insecure_channel(target.authority, options)
-    files = (target.trust.ca_file, target.trust.key_file, target.trust.certificate_file)
-    credentials = grpc.ssl_channel_credentials(*(Path(file).read_bytes() if file else None for file in files))
+    credentials = grpc.ssl_channel_credentials(target.trust.authorities, *target.trust.own)
     return grpc.secure_channel(target.authority, credentials, options)
 
 
