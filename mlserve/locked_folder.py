@@ -50,8 +50,11 @@ def _make(prefix: str) -> LockedFolder:
 
 def _remove_abandoned(prefix: str) -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError):  # it is in use, or somebody else's, or another process has just removed it
-            lock = os.open(path / _LOCK, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with suppress(OSError):  # it is in use, or another process has just removed it
+            if path.lstat().st_uid != os.geteuid():
+                continue
+            # To open a pipe would wait for who reads it.
+            lock = os.open(path / _LOCK, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path)

@@ -119,7 +119,7 @@ def gate(
 
       mlserve gate --config gate.toml --junit gate.xml
 
-      mlserve gate minilm@production --calibrate
+      mlserve gate minilm@production --calibrate --max-regression p99=5% --rps 200
 
       mlserve gate runs/main runs/branch --max-regression p99=10%
 
@@ -144,6 +144,7 @@ def gate(
                 seed=seed,
                 budget_s=parse_duration_s(budget),
                 store=store,
+                store_said="store" in given,
                 against=against,
                 calibration=calibration,
                 may_differ=tuple(name for names in may_differ or () for name in names.split(",")),
@@ -187,7 +188,7 @@ def gate(
                 "compute_type": compute_type,
             }
         )
-        sides = _sides(wanted, source, options, (base_python, candidate_python), calibrate=calibrate)
+        sides = _sides(wanted, options, (base_python, candidate_python), calibrate=calibrate)
         plan, trace = make_plan(
             Asked(
                 rps=wanted.rps,
@@ -268,7 +269,7 @@ def _gate_runs(wanted: Wanted, outputs: Outputs, record: Record, *, ignore_diffe
 
 
 def _sides(
-    wanted: Wanted, source: "Source", options: "ServerOptions | None", pythons: tuple[str, str], *, calibrate: bool
+    wanted: Wanted, options: "ServerOptions | None", pythons: tuple[str, str], *, calibrate: bool
 ) -> "tuple[Side, Side]":
     from mlserve.runs.production import is_production
     from mlserve.tuning.serving import ServerOptions
@@ -282,7 +283,7 @@ def _sides(
     told = options or ServerOptions()
     texts = (wanted.base, wanted.base if calibrate else wanted.candidate)
     one, other = (
-        _side(text, source.store, msgspec.structs.replace(told, python=_python(python)))
+        _side(text, wanted, msgspec.structs.replace(told, python=_python(python)))
         for text, python in zip(texts, pythons, strict=True)
     )
     running = [f"{side.name} runs already, and is not set by us" for side in (one, other) if side.options is None]
@@ -292,13 +293,14 @@ def _sides(
     return one, other
 
 
-def _side(text: str, store: Path, options: "ServerOptions") -> "Side":
+def _side(text: str, wanted: Wanted, options: "ServerOptions") -> "Side":
     from mlserve.runs.production import is_production, read_production
     from mlserve.tuning.gating.side import production_side, side_of
 
     if is_production(Path(text)):
-        return production_side(read_production(Path(text)), Path(text), options)
-    return side_of(text, store, options)
+        store = wanted.store if wanted.store_said else None
+        return production_side(read_production(Path(text)), Path(text), options, store)
+    return side_of(text, wanted.store, options)
 
 
 def _python(text: str) -> str:

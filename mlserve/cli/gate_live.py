@@ -16,7 +16,7 @@ from mlserve.units import format_duration
 
 if TYPE_CHECKING:
     from mlserve.bench.progress import Progress as Moment
-    from mlserve.report.gating.calibration import Calibrated, GateCalibration
+    from mlserve.report.gating.calibration import GateCalibration
     from mlserve.report.gating.result import GateResult
     from mlserve.report.measurement import Recorded
     from mlserve.tuning.gating.asked import LiveGate
@@ -67,7 +67,7 @@ def calibrate_gate(
     """Gates a server against itself, and writes to `file` how often that raised an alarm."""
     from mlserve.report.gating.calibration import calibrate, write_calibration
     from mlserve.runs.machine import read_machine
-    from mlserve.tuning.gating.calibrating import gate_against_itself
+    from mlserve.tuning.gating.calibrating import calibrated_of, gate_against_itself
     from mlserve.tuning.gating.live import run_gate
 
     if not 2 <= times <= 1000:
@@ -89,35 +89,13 @@ def calibrate_gate(
             highlight=False,
             soft_wrap=True,
         )
-    calibration = calibrate(decided, read_machine(), _calibrated(asked, decided))
+    calibration = calibrate(decided, read_machine(), calibrated_of(asked, decided))
     write_calibration(file, calibration)
     if json:
         print_json(calibration)
     else:
         out.print(calibration.false_alarms.words, highlight=False, markup=False, soft_wrap=True)
         out.print(f"kept in {file}; every gate on this machine tells it", highlight=False, markup=False, soft_wrap=True)
-
-
-def _calibrated(asked: "LiveGate", gates: "Sequence[GateResult]") -> "Calibrated | None":
-    """What the gates were of, by their runs."""
-    from mlserve.report.gating.calibration import Calibrated
-    from mlserve.report.measurement import group, read_runs
-
-    runs = [Path(run) for gate in gates[:1] for run in gate.candidate_runs[:1]]
-    return next(
-        (
-            Calibrated(
-                model=one.model.name,
-                conditions=one.conditions,
-                duration_s=asked.plan.duration_s,
-                limits=asked.limits,
-                # A server that runs already was held against itself, one process, which shows nothing of others.
-                kept=asked.keep_servers and asked.base.options is not None,
-            )
-            for one in group(read_runs(runs))
-        ),
-        None,
-    )
 
 
 def opens_side(source: "Source") -> "OpensSide":

@@ -95,7 +95,10 @@ def gate_against(
     else:
         result = _against_runs(other, candidate, limits, calibration)
     if record.folder is not None and result.verdict != "fail":
-        _append(candidate, record.folder, record.commit)
+        if candidate.valid:
+            _append(candidate, record.folder, record.commit)
+        else:
+            _say(f"not added to {record.folder}: no run of {runs} is VALID; measure again")
     _end(result, str(other.where), runs, told)
 
 
@@ -112,7 +115,11 @@ def _append(measurement: "Measurement", folder: Path, commit: str) -> None:
         kept = append_history(folder, measurement, commit=commit)
     except OSError as error:
         raise UsageError(f"--append {folder} cannot be written: {error.strerror}; choose another folder") from error
-    err.print(f"added to {kept}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"added to {kept}")
+
+
+def _say(text: str) -> None:
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_history(path: Path) -> None:

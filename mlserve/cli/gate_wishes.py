@@ -28,7 +28,8 @@ _FLAG_OF = {"directory": "--out", "headers": "--header"}
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """The flags that gate.toml can say as well. `limits` are texts, as they were written on the command line, and
-    `file_limits` those of the file, where the command line has none. `against` is set for what was saved.
+    `file_limits` those of the file, where the command line has none. `against` is set for what was saved. `store_said`:
+    the command line or the file says the store, which wins then over that of a production.toml.
     """
 
     base: str
@@ -44,6 +45,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     budget_s: float
     store: Path
+    store_said: bool
     against: Path | None
     calibration: Path | None
     may_differ: tuple[str, ...]
@@ -79,6 +81,7 @@ def with_file(wanted: Wanted, file: Path | None, given: Collection[str]) -> Want
         "seed": read.load.seed,
         "budget_s": read.budget_s,
         "store": Path(read.store) if read.store else None,
+        "store_said": True if read.store else None,
         "calibration": Path(read.calibration) if read.calibration else None,
         "may_differ": read.may_differ or None,
         "history": Path(read.history) if read.history and read.mode == "absolute" else None,
@@ -102,17 +105,32 @@ def with_file(wanted: Wanted, file: Path | None, given: Collection[str]) -> Want
 def limits_of(wanted: Wanted) -> "tuple[Limit, ...]":
     """The limits of the command line, else those of the file, and the objective as one of them.
 
-    Raises UsageError for none, and for what cannot be read.
+    Raises UsageError for none, for what cannot be read, and for a bound and an objective that contradict each other.
     """
     from mlserve.report.gating.limits import parse_gate_limits
 
-    texts = list(wanted.limits)
-    objective = [wanted.slo.replace("=", "<=", 1)] if wanted.slo and "<" not in wanted.slo else []
-    if wanted.file_limits and not texts:
-        stated = {(limit.metric, limit.absolute) for limit in wanted.file_limits}
-        extra = parse_gate_limits(objective) if objective else ()
-        return wanted.file_limits + tuple(one for one in extra if (one.metric, one.absolute) not in stated)
-    return parse_gate_limits(texts + objective)
+    limits = wanted.file_limits
+    if wanted.limits or not (limits or wanted.slo):
+        limits = parse_gate_limits(wanted.limits)
+    if not wanted.slo:
+        return limits
+    objective = _objective_limit(wanted.slo)
+    stated = next((limit for limit in limits if limit.key == objective.key), None)
+    if stated is None:
+        return (*limits, objective)
+    if stated != objective:
+        raise UsageError(f"--slo {wanted.slo} and the limit {stated.text} contradict each other; give one of them")
+    return limits
+
+
+def _objective_limit(slo: str) -> "Limit":
+    """The objective as a bound of the candidate. Raises UsageError for any other form than `p99=50ms`."""
+    from mlserve.report.gating.limits import parse_gate_limits
+    from mlserve.tuning.evidence import parse_slo
+
+    parse_slo(slo)
+    (limit,) = parse_gate_limits([slo.replace("=", "<=", 1)], "--slo")
+    return limit
 
 
 def highest_percentile(limits: Sequence["Limit"]) -> str:

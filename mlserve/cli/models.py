@@ -127,11 +127,12 @@ def sign(
 
     Its files must be those of its manifest. The signature lies beside it, in NAME/signatures/VERSION.sig.
     """
-    from mlserve.model.signing import sign_version
+    from mlserve.model.signing import check_meant, sign_version
     from mlserve.model.store import verify as verify_files
 
     artifact = _open(store).resolve(ref)
     verify_files(artifact)
+    check_meant(artifact.manifest, artifact.directory.parent.name, artifact.directory.name)
     signature = sign_version(artifact.directory, private_key)
     if json:
         print_json({"ref": artifact.ref, "signature": str(signature)})
@@ -151,24 +152,28 @@ def verify(
     json: JsonFlag = False,
 ) -> None:
     """Check that every file is the one the manifest was written for; the whole store when no version is named."""
-    from mlserve.model.signing import signature_path, verify_signature
+    from mlserve.model.signing import check_meant, signature_path, verify_signature
     from mlserve.model.store import verify as verify_files
 
     found = _open(store)
     artifacts, faults = ([found.resolve(ref) for ref in refs], {}) if refs else _readable(found)
     states = dict.fromkeys(faults, "damaged")
     for artifact in artifacts:
+        # By where it lies: the manifest of a copy names another.
+        name, version = artifact.directory.parent.name, artifact.directory.name
+        place = f"{name}@{version}"
         try:
             state = "damaged"
             verify_files(artifact)
             state = "not vouched for"
             if public_key:
                 verify_signature(artifact.directory, signature_path(artifact.directory), public_key)
+                check_meant(artifact.manifest, name, version)
             state = "ok"
         except StoreError as error:
             text = str(error)
-            faults[artifact.ref] = text if state == "damaged" else f"{artifact.ref}: {text}"
-        states[artifact.ref] = state
+            faults[place] = text if state == "damaged" else f"{place}: {text}"
+        states[place] = state
     if json:
         print_json({ref: faults.get(ref, state) for ref, state in states.items()})
     else:

@@ -187,7 +187,7 @@ def _range(total: "Capacity") -> str:
     if total.least is None:
         return (
             f"fewer may do, perhaps by far: {format_rate(total.bears.met_per_s)} is only a lower bound of what one "
-            "bears, for nothing faster was tried. Find it with: mlserve bench NAME --find-max"
+            "bears, for no run shows a rate that it misses. Find it with: mlserve bench NAME --find-max"
         )
     if total.least.replicas == total.safe.replicas:
         return "whatever in its interval a replica bears"

@@ -10,7 +10,7 @@ import typer
 
 from mlserve.cli.terminal import err, is_said
 from mlserve.errors import MlserveError, UsageError
-from mlserve.runs.production import Production, ServeChoice, read_production
+from mlserve.runs.production import MEASURED_KEYS, Production, ServeChoice, read_production
 from mlserve.units import format_duration, format_rate
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Configured", "configured", "expectation"]
 
 _PARAMETER = {"route": "routes"}
-# Where a server listens, and whom it tells what, changes nothing of what was measured.
-_MEASURED = ("models", "engine", "compute_type", "device", "workers", "threads", "max_batch_rows", "max_delay_ms")
 
 
 class Configured(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +70,9 @@ def configured(said: ServeChoice, context: typer.Context, path: Path | None, *, 
     for name, file in (("keys", choice.keys), ("jwks", choice.jwks)):
         if file and not Path(file).is_file():
             raise UsageError(f"{path}: serve.{name}: there is no file {file}; mend it, or say it with --{name}")
-    unlike = [name for name in changes if name in _MEASURED]
+    unlike = [name for name in changes if name in MEASURED_KEYS]
+    if production.is_edited:
+        unlike.append("settings")
     if "models" not in changes:
         unlike += _changed_model(choice, production, path, allowed=allow_changed)
     return Configured(choice=choice, production=production, path=str(path), unlike=tuple(unlike))
@@ -124,14 +124,14 @@ def _changed_model(choice: ServeChoice, production: Production, path: Path, *, a
 
 
 def _sha256(source: "ModelSource") -> str:
-    """Of the model's file, as runs have it."""
-    from mlserve.model.artifact import MODEL_FILE, read_manifest, sha256_of
+    """Of the model's files, as runs have it."""
+    from mlserve.model.artifact import read_manifest, sha256_of
+    from mlserve.model.digest import model_sha256
 
     path = Path(source.path)
     if path.is_file():
         return sha256_of(path)
-    files = read_manifest(path).files
-    return files[MODEL_FILE].sha256 if MODEL_FILE in files else ""
+    return model_sha256(read_manifest(path).files)
 
 
 def _shown(value: Any) -> str:

@@ -68,6 +68,14 @@ def tune(
             help="What a machine like this costs, in any currency: 1.20/h.", rich_help_panel=_WANTED, show_default=False
         ),
     ] = "",
+    max_cost: Annotated[
+        str,
+        typer.Option(
+            help="Most an hour of a setting's share of the machine may cost, with --price: 0.40/h.",
+            rich_help_panel=_WANTED,
+            show_default="no limit",
+        ),
+    ] = "",
     errors: Annotated[str, typer.Option(help="Most of the requests that may fail.", rich_help_panel=_WANTED)] = "0.1%",
     protocol: Annotated[
         str, typer.Option(help="How it may be asked: rest, rest-binary, grpc, ...", rich_help_panel=_SEARCHED)
@@ -134,6 +142,7 @@ def tune(
         max_drop=max_drop,
         max_memory=max_memory,
         price=price,
+        max_cost=max_cost,
     )
     aim, protocols = make_aim(wanted), make_protocols(protocol)
     pace, plan = make_pace(budget, duration, aim), plan_of(batch, seed)
@@ -192,7 +201,7 @@ def _run(
             highest=False,  # where a rate is asked for, how much more a setting would bear decides nothing
             since_s=time.time(),  # what was just timed for another version serves for this one too
         )
-        tuning.foretell(space, predictor, machinery.cores, watching.prepares)
+        tuning.foretell(space, predictor, machinery.cores, watching.prepares, machine_cores=machinery.machine_cores)
         watching.foretold(tuning.contest, tuning.left_out)
         try:
             verdict = tuning.run(watching)
@@ -237,14 +246,15 @@ def _space(
 
 def _keep_best(tuning: "Tuning", directory: Path, source: _Source) -> None:
     """After Ctrl-C: what is known by now is written and said."""
-    if not tuning.attempts:
-        return
     verdict = tuning.keep()
+    if verdict is None:  # nothing was measured yet, or nothing beyond what was there before
+        return
     files = _write(tuning, verdict, directory, source)
     if verdict.pick is None:
         err.print("nothing met the objective yet", highlight=False)
         return
-    text = f"best so far, not confirmed: {verdict.pick.label}; {files['production']}, not to be relied on"
+    how, caution = ("confirmed", "") if verdict.valid else ("not confirmed", ", not to be relied on")
+    text = f"best so far, {how}: {verdict.pick.label}; {files['production']}{caution}"
     err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

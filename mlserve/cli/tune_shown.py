@@ -242,7 +242,7 @@ def _writer(contest: "Contest") -> Callable[[float], str]:
         case "latency":
             return format_duration
         case "cost" if contest.aim.price_per_h is None:
-            return lambda value: f"{value:.3g} h"
+            return lambda value: f"{value:.3g} s"
         case _:
             return lambda value: f"{value:.3g}"
 

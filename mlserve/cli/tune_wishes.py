@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from mlserve.cli.price import parse_price
+from mlserve.cli.price import Price, parse_price
 from mlserve.errors import UsageError
 from mlserve.units import format_bytes, parse_bytes, parse_duration_s
 
@@ -40,6 +40,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     max_drop: str
     max_memory: str
     price: str
+    max_cost: str = ""
 
 
 def make_aim(wanted: Wanted) -> "Aim":
@@ -57,13 +58,15 @@ def make_aim(wanted: Wanted) -> "Aim":
         )
     if wanted.rps is not None and not 0 < wanted.rps <= 1e6:
         raise UsageError(f"--rps {wanted.rps:g} cannot be offered; give a rate above 0 and up to 1,000,000")
+    price = parse_price(wanted.price) if wanted.price else None
     return Aim(
         objective=parse_slo(wanted.slo, wanted.errors),
         goal=goal,
         rate_per_s=wanted.rps,
         max_accuracy_loss=parse_max_drop(wanted.max_drop),
         max_memory_bytes=memory,
-        price_per_h=parse_price(wanted.price).per_h if wanted.price else None,
+        price_per_h=price.per_h if price else None,
+        max_cost_per_h=_max_cost_per_h(wanted.max_cost, price) if wanted.max_cost else None,
     )
 
 
@@ -136,6 +139,24 @@ def _seconds(flag: str, text: str) -> float:
         return parse_duration_s(text)
     except UsageError as error:
         raise UsageError(f"{flag}: {error}") from error
+
+
+def _max_cost_per_h(text: str, price: Price | None) -> float:
+    try:
+        most = parse_price(text)
+    except UsageError as error:
+        raise UsageError(
+            f"--max-cost {text!r} is no cost; write the most that an hour may cost, such as 0.40/h or $0.40/h"
+        ) from error
+    if price is None:
+        raise UsageError(
+            f"--max-cost {text} says nothing without what a whole machine like this costs; give that too, such as "
+            "--price 1.20/h"
+        )
+    mine, theirs = (one.before or one.behind for one in (most, price))
+    if mine and theirs and mine != theirs:
+        raise UsageError(f"--max-cost {text} is in {mine}, and --price in {theirs}; write both in one currency")
+    return most.per_h
 
 
 def _goal(wanted: Wanted) -> "Goal":

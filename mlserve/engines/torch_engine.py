@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 from mlserve.engines.device import parse_device
 from mlserve.engines.engine import EngineSettings, Execution
 from mlserve.engines.feed import arrays_in_order
+from mlserve.engines.program_text import is_plain, unsafe_text
 from mlserve.engines.unpickling import only_tensors
 from mlserve.errors import EngineError, InvalidRequest, ModelFileError
 from mlserve.model.synthesis import synthesize
@@ -173,18 +173,46 @@ def _load(path: Path, where: "device") -> "ExportedProgram":
 
 
 def load_program(path: Path) -> "ExportedProgram":
-    """The torch.export program at `path`, loaded without running code of it.
+    """The torch.export program at `path`, loaded without running code of it, and fit to be made a module of.
 
-    Raises ModelFileError for one that holds code, as a pickle or compiled, and whatever PyTorch does for damage.
+    Raises ModelFileError for one that holds code, as a pickle, compiled or in its text, and whatever PyTorch does for
+    damage.
     """
     import torch
 
-    records = torch._C.PyTorchFileReader(str(path)).get_all_records() if zipfile.is_zipfile(path) else []  # noqa: SLF001  # what load itself asks
+    # By the reader that load itself has: another could see other files in the same archive. It refuses files outside of
+    # one folder, and with them the format of torch 2.7, which load would turn to where it cannot read this one.
+    reader = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001  # as above
+    records = reader.get_all_records()
     compiled = next((name for name in records if "aotinductor/" in name or name.endswith((".so", ".o"))), "")
     if compiled:
         raise ModelFileError(f"{path} holds compiled code ({compiled[:200]}); export the program without compiling it")
+    for name in records:
+        if name.startswith("models/") and (unsafe := unsafe_text(reader.get_record(name))):
+            raise _runs(path, unsafe)
     with only_tensors(path):
-        return torch.export.load(path)
+        program = torch.export.load(path)
+    if unsafe := _unsafe_input(program):
+        raise _runs(path, unsafe)
+    return program
+
+
+def _unsafe_input(program: "ExportedProgram") -> str:
+    """What of the inputs PyTorch would write into the source of a module as more than a text; empty for nothing."""
+    from torch.utils import _pytree as pytree
+
+    samples, _ = pytree.tree_flatten_with_path(program.example_inputs)
+    keys = [key.key for path, _ in samples for key in path if isinstance(key, pytree.MappingKey)]
+    values = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")]
+    texts = [str(key) for key in keys] + [value for value in values if isinstance(value, str)]
+    return next((f"an input: {text}" for text in texts if not is_plain(text)), "")
+
+
+def _runs(path: Path, unsafe: str) -> ModelFileError:
+    return ModelFileError(
+        f"{path} holds text that PyTorch could run as code when it is loaded ({unsafe[:200]!r}); export the program "
+        "again, with plain operators and names"
+    )
 
 
 def _writes_in_place(program: "ExportedProgram") -> bool:

@@ -4,6 +4,8 @@
 it between the check and the load, so both happen on a copy, in a folder that no other user can enter.
 """
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from mlserve.model.artifact import MANIFEST, MODEL_FILE, Artifact, read_manifest
 from mlserve.model.onnx_file import OnnxFile, inspect_onnx
 from mlserve.model.plain_files import copy_plain_file, differences, read_plain_file
 
-__all__ = ["private_onnx", "private_version"]
+__all__ = ["private_onnx", "private_version", "remove_copies"]
 
 _PREFIX = "mlserve-loading-"
 _MOST_MANIFEST_BYTES = 64 << 20
@@ -70,9 +72,18 @@ def private_onnx(path: Path, within: str = "") -> Iterator[tuple[Path, OnnxFile]
             yield copy, inspect_onnx(copy) if file.external_files else file
 
 
+def remove_copies(process_id: int, within: Path) -> None:
+    """Removes from the folder `within` the copies of a process that was ended before it could.
+
+    Raises OSError where there is no file to be had.
+    """
+    for folder in within.glob(f"{_PREFIX}{process_id}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def _folder(within: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=within or None) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=within or None) as folder:
         yield Path(folder)
 
 

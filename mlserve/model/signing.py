@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mlserve.errors import StoreError, UsageError
+from mlserve.model.artifact import Manifest
 
-__all__ = ["need_signing", "sign_version", "signature_path", "verify_signature"]
+__all__ = ["check_meant", "need_signing", "sign_version", "signature_path", "verify_signature"]
 
 _MOST_BYTES = 16 << 20
 
@@ -74,6 +75,17 @@ def verify_signature(files: Path, signature: Path, trusted_keys: Sequence[Path])
     faults = [_fault(files, signature, key) for key in trusted_keys]
     if all(faults):
         raise StoreError(f"its signature does not hold: {'; '.join(dict.fromkeys(map(str, faults)))}")
+
+
+def check_meant(manifest: Manifest, name: str, version: str) -> None:
+    """Raises StoreError unless `manifest` is of `version` of the model `name`: a copy in another place keeps its
+    signature, which vouches for what it was.
+    """
+    if (manifest.name, str(manifest.version)) != (name, version):
+        said = f"{manifest.name}@{manifest.version}" if manifest.name else "no version of a store"
+        raise StoreError(
+            f"its manifest is of {said}, not of {name}@{version}; put it back, or optimize it as {name} and sign that"
+        )
 
 
 def _fault(files: Path, signature: Path, key: Path) -> str:

@@ -43,7 +43,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The pick, None where nothing met the objective; then `nearest` says what came next to it, and `needed` what would
-    help. `figure` names what `value`s are: requests/s, good answers/s, seconds, price or machine hours of 1,000
+    help. `figure` names what `value`s are: requests/s, good answers/s, seconds, price or machine seconds of 1,000
     requests, joules.
 
     `flip` is the probability that the runner-up is better after all, by what was measured; None where there is none, or
@@ -109,7 +109,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
             case "latency":
                 return format_duration(value)
             case "cost" if self.price_per_h is None:
-                return f"{3600 * value:.3g} s of a machine"
+                # What an older mlserve searched is in hours, and says so.
+                return f"{3600 * value if self.figure.startswith('machine hours') else value:.3g} s of a machine"
         return f"{value:.3g}"
 
     def written(self, tried: Tried) -> str:

@@ -1,5 +1,6 @@
 """`production.toml`: a configuration that was chosen, what it is expected to do, and what that rests on."""
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator
@@ -12,7 +13,17 @@ import msgspec
 from mlserve.errors import UsageError
 from mlserve.runs.load import Protocol
 
-__all__ = ["Evidence", "Expected", "Production", "ServeChoice", "is_production", "read_production", "write_production"]
+__all__ = [
+    "MEASURED_KEYS",
+    "Evidence",
+    "Expected",
+    "Production",
+    "ServeChoice",
+    "is_production",
+    "read_production",
+    "serve_digest",
+    "write_production",
+]
 
 # 1: first format
 FORMAT_VERSION = 1
@@ -33,6 +44,18 @@ _EXPECTED = "give a production.toml, as mlserve tune writes it"
 _UNKNOWN = re.compile("Object contains unknown field `(.*)`")
 # What a choice always says, even where it is what mlserve would do by itself: that may change, and the choice not.
 _PINNED = ("models", "store", "device", "workers", "threads", "max_batch_rows", "max_delay_ms")
+
+MEASURED_KEYS = (
+    "models",
+    "engine",
+    "compute_type",
+    "device",
+    "workers",
+    "threads",
+    "max_batch_rows",
+    "max_delay_ms",
+)
+"""What of [serve] the figures depend on: where a server listens, and whom it tells what, changes none of them."""
 
 Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
 Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
@@ -124,7 +147,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `Expected` rests on: the folders of its runs, whether all their certificates are VALID, the machine, the
-    SHA-256 of the model's file, and the version of mlserve.
+    SHA-256 of the model's files (`model_sha256`), and the version of mlserve. `serve_sha256` is the `serve_digest` of
+    what was measured; "" in a file of an older mlserve, of which nobody can tell whether it was edited since.
     """
 
     runs: tuple[str, ...]
@@ -133,6 +157,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cores: int
     gpus: tuple[str, ...] = ()
     model_sha256: str = ""
+    serve_sha256: str = ""
     mlserve: str
     measured_at: str
 
@@ -144,6 +169,12 @@ class Production(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     serve: ServeChoice
     expected: Expected | None = None
     evidence: Evidence | None = None
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether somebody changed in [serve] what the figures depend on since they were measured."""
+        measured = self.evidence.serve_sha256 if self.evidence is not None else ""
+        return measured not in ("", serve_digest(self.serve))
 
 
 _TABLES: dict[str, type[msgspec.Struct]] = {"serve": ServeChoice, "expected": Expected, "evidence": Evidence}
@@ -183,6 +214,12 @@ def read_production(path: Path) -> Production:
         _refuse(path, str(error), document)
     _check(production, path)
     return production
+
+
+def serve_digest(serve: ServeChoice) -> str:
+    """The SHA-256 of what the figures depend on: it differs once one of `MEASURED_KEYS` does."""
+    measured = {key: getattr(serve, key) for key in MEASURED_KEYS}
+    return hashlib.sha256(msgspec.json.encode(measured)).hexdigest()
 
 
 def write_production(path: Path, production: Production) -> None:

@@ -23,8 +23,9 @@ Scope = Literal["infer", "metadata", "admin", "metrics"]
 CERTIFICATE = b"\0certificate\0"
 """How a credential begins that is a connection's certificate: no header can hold a NUL, so no client can send one."""
 
-# So many different credentials are remembered; each is one entry of a dictionary.
-_MOST_REMEMBERED = 4096
+# So many different credentials are remembered, each of them an entry of a dictionary, and none that is longer: that is
+# the longest token with the word before it.
+_MOST_REMEMBERED, _LONGEST_REMEMBERED_BYTES = 4096, 8300
 
 
 class Key(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -157,7 +158,14 @@ class Access:
 
     def _known(self, credential: bytes) -> Grant:
         rules = self._rules  # they may be replaced meanwhile, and what is found by the old ones must not outlive them
-        return rules.seen.get(credential) or _look_up(rules, credential)
+        grant = rules.seen.get(credential)
+        if grant is None:
+            grant = _look_up(rules, credential)
+            if self._now() < grant.until_s and _is_plain(credential):
+                if len(rules.seen) >= _MOST_REMEMBERED:
+                    rules.seen.clear()
+                rules.seen[credential] = grant
+        return grant
 
 
 def digest(key: bytes) -> str:
@@ -165,20 +173,27 @@ def digest(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
-def _look_up(rules: _Rules, credential: bytes) -> Grant:
+def _secret(credential: bytes) -> bytes:
+    """The key or token itself, without the word before it and the spaces around it."""
     kind, _, rest = credential.partition(b" ")
-    secret = rest.strip() if kind.lower() == b"bearer" else credential.strip()
+    return rest.strip() if kind.lower() == b"bearer" else credential.strip()
+
+
+def _is_plain(credential: bytes) -> bool:
+    """Whether it may be remembered: short, and without further spaces, by which one key has spellings without end."""
+    if len(credential) > _LONGEST_REMEMBERED_BYTES:
+        return False
+    return _secret(credential) in (credential, credential[len(b"Bearer ") :])
+
+
+def _look_up(rules: _Rules, credential: bytes) -> Grant:
+    secret = _secret(credential)
     key = rules.keys.get(digest(secret))
     if rules.certified is not None and credential.startswith(CERTIFICATE):
-        grant = rules.certified.verify(credential)
-    elif key is not None:
+        return rules.certified.verify(credential)
+    if key is not None:
         until_s = datetime.fromisoformat(key.expires_at).astimezone(UTC).timestamp() if key.expires_at else float("inf")
-        grant = Grant(key.name, key.scopes, until_s, key.allowance, bytes.fromhex(key.sha256)[:16])
-    elif rules.tokens is not None and secret.count(b".") == 2:
-        grant = rules.tokens.verify(secret)
-    else:
-        raise Unauthenticated("the key is not known to this server")
-    if len(rules.seen) >= _MOST_REMEMBERED:
-        rules.seen.clear()
-    rules.seen[credential] = grant
-    return grant
+        return Grant(key.name, key.scopes, until_s, key.allowance, bytes.fromhex(key.sha256)[:16])
+    if rules.tokens is not None and secret.count(b".") == 2:
+        return rules.tokens.verify(secret)
+    raise Unauthenticated("the key is not known to this server")

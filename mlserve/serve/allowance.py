@@ -10,10 +10,11 @@ import logging
 import math
 import mmap
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
@@ -120,17 +121,13 @@ class Ledger:
         return self._cells
 
     def _open(self, path: Path) -> None:
-        """Maps the file, which whoever comes first makes, with all its room: a full disk shall fail here, not later."""
+        """Maps the file, which whoever comes first makes."""
         size_bytes = _MOST_CELLS * _CELL.size
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            try:
-                if os.fstat(self._file).st_size < size_bytes:
-                    os.pwrite(self._file, bytes(size_bytes), 0)
-                self._cells = mmap.mmap(self._file, size_bytes)
-            finally:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+            if not path.exists():
+                _make_whole(path, size_bytes)
+            self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._cells = mmap.mmap(self._file, size_bytes)
         except (OSError, ValueError) as error:
             _log.warning("each worker counts by itself what keys have used: %s", error)
             self._path = None
@@ -175,3 +172,15 @@ class Ledger:
             yield
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def _make_whole(path: Path, size_bytes: int) -> None:
+    """Makes the file with all its room, so that a full disk fails here and not later, unless another is faster.
+
+    It gets its name when it is whole: who finds it needs no lock, which a worker that is stopped may hold.
+    """
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}-") as made:
+        made.write(bytes(size_bytes))
+        made.flush()
+        with suppress(FileExistsError):
+            os.link(made.name, path)

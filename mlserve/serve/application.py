@@ -22,6 +22,7 @@ from mlserve.serve.answering import Answering, noting_batches
 from mlserve.serve.catalog import Catalog
 from mlserve.serve.compression import is_packed, pack, unpack
 from mlserve.serve.protocols.dialect import (
+    CREDENTIAL,
     ENCODING,
     Dialect,
     InferPage,
@@ -91,10 +92,11 @@ class _Pages:
         scope = page.scope if isinstance(page, Page) else "infer"
         error_of = dialect.error if isinstance(page, Page) else page.inference.error
         answer = partial(self._show, page) if isinstance(page, Page) else partial(self._infer, page)
-        waits = scope == "infer"
+        waits = scope == "infer" or (isinstance(page, Page) and page.infers)
 
         async def respond(request: Request) -> Response:
-            self._service.access.check(scope, _credential(request))
+            credential = request.scope[CREDENTIAL] = _credential(request)
+            self._service.access.check(scope, credential)
             complete = await self._complete(request)
             making = answer(complete)
             # Where runs are short, all is over before anybody could be seen to leave.

@@ -13,7 +13,7 @@ from mlserve.engines.opening import open_engine, open_onnx_file
 from mlserve.errors import StoreError
 from mlserve.model.artifact import MANIFEST, Artifact, Format
 from mlserve.model.private_copy import private_onnx, private_version
-from mlserve.model.signing import signature_path, verify_signature
+from mlserve.model.signing import check_meant, signature_path, verify_signature
 from mlserve.serve.batching.lengths import batcher_for
 from mlserve.serve.batching.share import device_share
 from mlserve.serve.batching.turn import LoopTurn
@@ -84,6 +84,7 @@ def _check_signature(source: ModelSource, wanted: SignatureSettings, artifact: A
         if artifact is None:
             raise StoreError("a bare file has no signature; serve a version of the store")
         verify_signature(artifact.directory, signature_path(Path(source.path)), [*map(Path, wanted.trusted_keys)])
+        check_meant(artifact.manifest, source.name, source.version)
     except StoreError as error:
         if wanted.require == "enforce":
             raise StoreError(f"{source.name}@{source.version} is refused: {error}") from error

@@ -16,10 +16,12 @@ from types import FrameType
 import msgspec
 
 from mlserve.errors import EngineError, UsageError
+from mlserve.model.private_copy import remove_copies
 from mlserve.serve.common_folder import CommonFolder, open_common_folder
 from mlserve.serve.life.breaker import Breaker, culprit
 from mlserve.serve.life.process import WorkerProcess
 from mlserve.serve.life.shedding import Shedding
+from mlserve.serve.life.sockets_folder import remove_sockets_folders
 from mlserve.serve.settings import GrpcTransport, ServeSettings, WorkerReport
 from mlserve.serve.versions.agreement import bury
 
@@ -166,6 +168,8 @@ class _Supervisor:
                 _log.warning("worker %d did not end in time and is killed", worker.pid)
                 worker.kill()
                 worker.process.wait()
+            with suppress(OSError):
+                remove_sockets_folders(str(self._folder.path), worker.pid)  # it may be outside of our folder
             worker.close()
 
     def _spawn(self, settings: ServeSettings) -> WorkerProcess:
@@ -177,8 +181,11 @@ class _Supervisor:
 
     def _await_reports(self) -> None:
         """Waits for a moment, or until a starting worker has something to say."""
-        starting = [worker.output for worker in self._workers if worker.served_s is None and not worker.ended]
-        select.select(starting, [], [], _LOOK_EVERY_S)
+        waiting = select.poll()
+        for worker in self._workers:
+            if worker.served_s is None and not worker.ended:
+                waiting.register(worker.output, select.POLLIN)
+        waiting.poll(_LOOK_EVERY_S * 1000)
 
     def _look(self, slot: _Slot, now_s: float) -> None:
         worker = slot.worker
@@ -211,6 +218,9 @@ class _Supervisor:
         _log.warning("worker %d ended with status %s; another takes its place", worker.pid, worker.process.returncode)
         with suppress(OSError):  # what it has agreed to is no worse than lost
             bury(self._folder.path, worker.pid)
+        with suppress(OSError):  # at the latest they go with the server
+            remove_copies(worker.pid, self._folder.path)  # of a model that it was loading; they may be in memory
+            remove_sockets_folders(str(self._folder.path), worker.pid)
         blamed = culprit(worker.last_runs()) if slot.hung or worker.by_itself() else None
         if blamed is not None:
             why = "it hung" if slot.hung else cause

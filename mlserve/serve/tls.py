@@ -7,9 +7,11 @@ handshake is given those of the moment. Connections that are open keep what they
 import asyncio
 import logging
 import ssl
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from weakref import WeakSet
 
 from mlserve.errors import UsageError
 from mlserve.serve.settings import TlsSettings
@@ -29,13 +31,45 @@ _log = logging.getLogger("mlserve.serve")
 _Stamps = tuple[tuple[int, ...], ...]
 
 
+class _ServerSide(ssl.SSLObject):
+    """The server's side of one connection; it is `under_way` until its handshake is over."""
+
+    under_way: "WeakSet[_ServerSide]"
+
+    def do_handshake(self) -> None:
+        """Raises ssl.SSLError for a session taken up again by a client whose certificate has expired meanwhile.
+
+        TLS 1.2 knows sessions by their ids, which Python's ssl module cannot turn off, and looks at no dates then.
+        """
+        super().do_handshake()
+        self.under_way.discard(self)
+        if self.session_reused and _has_expired(self.getpeercert()):
+            raise ssl.SSLError("the client's certificate has expired")
+
+
 class CurrentContext(ssl.SSLContext):
     """Begins every handshake with `current`. For asyncio and uvloop, which keep the context a server was made with."""
 
     current: ssl.SSLContext
 
+    def __init__(self, _: int) -> None:
+        # An event loop alone holds those that are under way, and lets go of them when they fail, or take too long.
+        self._under_way: WeakSet[_ServerSide] = WeakSet()
+        self._connections: Collection[Any] = ()
+        self._most = float("inf")
+
+    def limit(self, connections: Collection[Any], most: int) -> None:
+        """Lets in no more than `most`, those of `connections` and of handshakes that are under way together."""
+        self._connections, self._most = connections, most
+
     def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
-        return self.current.wrap_bio(*arguments, **named)
+        """Raises ConnectionRefusedError for one too many, at which the event loop cuts it."""
+        if len(self._under_way) + len(self._connections) >= self._most:
+            raise ConnectionRefusedError(f"there are {self._most:g} connections already")
+        begun = cast("_ServerSide", self.current.wrap_bio(*arguments, **named))
+        begun.under_way = self._under_way
+        self._under_way.add(begun)
+        return begun
 
 
 class _Pair(NamedTuple):
@@ -102,6 +136,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 def _context(settings: TlsSettings, protocols: Sequence[str]) -> ssl.SSLContext:
     """TLS 1.2 and 1.3 with the ciphers that Python's ssl module chooses."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _ServerSide
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(list(protocols))
@@ -109,10 +144,15 @@ def _context(settings: TlsSettings, protocols: Sequence[str]) -> ssl.SSLContext:
     if settings.client_ca:
         _load_authority(context, settings.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED if settings.client_required else ssl.CERT_OPTIONAL
-        # A session that is taken up again would not show its certificate again, which may have expired meanwhile.
+        # Who takes up a session again shows no certificate again, and the one from before may have expired meanwhile:
+        # there are none of TLS 1.3, and no tickets; `_ServerSide` looks at those that are left.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
     return context
+
+
+def _has_expired(certificate: Mapping[str, Any] | None) -> bool:
+    return ssl.cert_time_to_seconds(certificate["notAfter"]) <= time.time() if certificate else False
 
 
 def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:

@@ -9,6 +9,7 @@ one more load, 0.7 s for a small model, once for all workers of a server, in whi
 """
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import math
@@ -17,6 +18,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,11 +46,17 @@ _KEEP_FREE_SHARE = 0.05
 # They compile while they load, for minutes, and in languages that do not crash.
 _UNTRIED = ("torch", "torch-compiled")
 _FOLDER = "tried"
+# What one worker found wrong goes for the others that ask while it tries, and so long afterwards. It may pass, such as
+# a want of memory: whoever asks again after a pause of a second or more has it tried again.
+_FAULT_HOLDS_S = 0.5
+# Stands for the model's folder, of which every worker has its own, in what is shared.
+_HERE = "\0"
+_PR_SET_PDEATHSIG = 1
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One trial: `path` is a version's folder or an ONNX file that nobody else can write. It may take `memory_bytes`,
-    `cpu_s` seconds of a core, and `clock_s` on the clock.
+    """One trial: `path` is a version's folder or an ONNX file, in a folder that nobody else can write. It may take
+    `memory_bytes`, `cpu_s` seconds of a core, and `clock_s` on the clock. It ends with the process `parent`, if any.
     """
 
     path: str
@@ -57,14 +65,23 @@ class Trial(msgspec.Struct, frozen=True):
     memory_bytes: int
     cpu_s: int
     clock_s: float
+    parent: int = 0
+
+
+class _Finding(msgspec.Struct, frozen=True):
+    """What a trial found: a fault, "" for none; when it ended, by the clock of `time.monotonic`."""
+
+    fault: str
+    ended_s: float
 
 
 def try_model(path: Path, engine: EngineSettings, max_rows: int, run_directory: str, time_s: float) -> None:
     """Loads the model at `path`, a folder with a manifest or an ONNX file, in a process of its own, and runs it.
 
     A small one may take `time_s`, a large one more; 0 tries nothing. One worker of those that share `run_directory`
-    tries, the others go by what it found. Raises EngineError for a model that crashes, hangs, takes more memory than is
-    free, or does not load. What is for an accelerator is not tried: there it would take other time, and other memory.
+    tries, the others go by what it found; whoever asks for it again later has a model with a fault tried again. Raises
+    EngineError for a model that crashes, hangs, takes more memory than is free, or does not load. What is for an
+    accelerator is not tried: there it would take other time, and other memory.
     """
     if not time_s or engine.device != "cpu" or _engine_of(path, engine) in _UNTRIED:
         return
@@ -77,14 +94,36 @@ def try_model(path: Path, engine: EngineSettings, max_rows: int, run_directory: 
         int(psutil.virtual_memory().available * (1 - _KEEP_FREE_SHARE)),
         math.ceil(time_s * _CPU_SHARE) + for_size_s,
         time_s + _CLOCK_TIMES_CPU * for_size_s,
+        os.getpid(),
     )
     if not run_directory:
         _run(trial)
         return
+    asked_s, here = time.monotonic(), str(path if path.is_dir() else path.parent)
     with _once(path, trial, Path(run_directory, _FOLDER)) as done:
-        if not done.exists():
-            _run(trial)
-            done.touch()
+        finding = _found(done)
+        if finding is None or (finding.fault and finding.ended_s + _FAULT_HOLDS_S < asked_s):
+            finding = _try_now(trial, here)
+            with contextlib.suppress(OSError):  # where there is no room the next worker finds out for itself
+                done.write_bytes(msgspec.json.encode(finding))
+    if finding.fault:
+        raise EngineError(finding.fault.replace(_HERE, here))
+
+
+def _found(done: Path) -> _Finding | None:
+    try:
+        return msgspec.json.decode(done.read_bytes(), type=_Finding)
+    except (OSError, msgspec.DecodeError):  # nobody has tried it, or could write down all that was found
+        return None
+
+
+def _try_now(trial: Trial, here: str) -> _Finding:
+    try:
+        _run(trial)
+        fault = ""
+    except EngineError as error:
+        fault = str(error).replace(here, _HERE)
+    return _Finding(fault, time.monotonic())
 
 
 def _engine_of(path: Path, settings: EngineSettings) -> str:
@@ -93,7 +132,7 @@ def _engine_of(path: Path, settings: EngineSettings) -> str:
 
 @contextlib.contextmanager
 def _once(path: Path, trial: Trial, folder: Path) -> Iterator[Path]:
-    """The file that says that a model of these bytes has stood its trial, held while one worker tries it."""
+    """The file of what the trial of a model of these bytes has found, held while one worker tries it."""
     files = {} if not path.is_dir() else read_manifest(path).files
     content = sorted((name, record.sha256) for name, record in files.items()) or [("", sha256_of(path))]
     asked = msgspec.json.encode([content, trial.engine.engine, trial.max_rows])
@@ -133,7 +172,12 @@ def _run(trial: Trial) -> None:
 
 def main() -> None:
     """Loads one model and runs it; tells on stdout, as JSON, why that failed, "" for not at all."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # Linux ends it with the thread that started it, which waits for it
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     trial = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
+    if trial.parent and os.getppid() != trial.parent:
+        os._exit(1)  # it ended before we asked
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print
     limit_process(trial)
@@ -165,7 +209,8 @@ def load_and_run(trial: Trial) -> None:
         check_interface(engine, artifact.manifest)
         inputs, together = artifact.manifest.inputs, artifact.manifest.rows_independent
     else:
-        engine = open_onnx_file(path, trial.engine)
+        # The copy lies beside it: where this process is killed, it goes with the folder.
+        engine = open_onnx_file(path, trial.engine, str(path.parent))
         inputs, together = engine.inputs, True
     single_s, _ = warm_up(engine, inputs, 1)
     if together and single_s * trial.max_rows <= _LONGEST_BATCH_S:

@@ -2,8 +2,9 @@
 
     python -m mlserve.serve.worker < settings    (started by the supervisor; not a command for people)
 
-It reads one line of settings from stdin and writes one line to stdout: ready, or what went wrong. Stdin stays open for
-as long as the supervisor lives: when it ends, the worker drains, so no worker outlives its supervisor.
+It reads one line of settings from stdin and writes one line to stdout: ready, or what went wrong; what libraries print
+goes to stderr. Stdin stays open for as long as the supervisor lives: when it ends, the worker drains, so no worker
+outlives its supervisor.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 import uvicorn
@@ -55,7 +56,7 @@ __all__ = ["main"]
 _log = logging.getLogger("mlserve.serve")
 
 
-async def _serve_until_told(settings: ServeSettings) -> None:
+async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     """Loads the models, serves until told to stop, answers what was accepted, and returns."""
     loop = asyncio.get_running_loop()
     stop = _stop_event(loop)
@@ -83,7 +84,8 @@ async def _serve_until_told(settings: ServeSettings) -> None:
     if settings.store is not None:
         follows.append(notice_changes(Path(settings.store.root), follower.wake))
     following = [asyncio.create_task(each) for each in follows]
-    _report(WorkerReport(served=tuple((model.signature.name, model.signature.version) for model in service.models)))
+    served = tuple((model.signature.name, model.signature.version) for model in service.models)
+    _report(WorkerReport(served=served), reports)
     # One that ends by itself has failed: another worker shall take this one's place.
     await asyncio.wait([asyncio.create_task(stop.wait()), *serving, *following], return_when=asyncio.FIRST_COMPLETED)
     for task in following:
@@ -130,6 +132,8 @@ def main(will: Will | None = None) -> None:
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit("this is started by `mlserve serve`; it reads its settings from stdin")
+    reports = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print
     settings = msgspec.json.decode(line, type=ServeSettings)
     settings = msgspec.structs.replace(settings, limits=affordable(settings.limits))
     Overloaded.http_status = settings.batch.overload_status  # a process serves by one set of settings
@@ -138,9 +142,9 @@ def main(will: Will | None = None) -> None:
         open_slate(settings.slate).executor = will.pid
     try:
         with _runner() as runner:
-            runner.run(_serve_until_told(settings))
+            runner.run(_serve_until_told(settings, reports))
     except (MlserveError, OSError) as error:
-        _report(WorkerReport(fault=str(error)))
+        _report(WorkerReport(fault=str(error)), reports)
         sys.exit(2)
 
 
@@ -242,7 +246,10 @@ def _http_server(
         timeout_graceful_shutdown=round(settings.limits.drain_s) + LAST_ANSWERS_S,
         backlog=2048,
     )
-    return _Server(config, listening(certificates.http if certificates else None, settings.limits.head_s))
+    server = _Server(config, listening(certificates.http if certificates else None, settings.limits.head_s))
+    if certificates is not None:
+        certificates.http.limit(server.server_state.connections, settings.limits.max_connections)
+    return server
 
 
 def _grpc_server(
@@ -267,7 +274,10 @@ def _grpc_server(
     listener = _listen(settings.host, settings.grpc_port)
     native = NativeGrpcServer(service, answering, calls, "", settings.limits, settings.run_directory)
     context = certificates.grpc if certificates else None
-    return GuardedGrpcServer(native, GrpcGuard(listener, native.path, settings.limits, receiving, context))
+    guard = GrpcGuard(listener, native.path, settings.limits, receiving, context)
+    if context is not None:
+        context.limit(guard.connections, settings.limits.max_connections)
+    return GuardedGrpcServer(native, guard)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -278,9 +288,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _report(report: WorkerReport) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
-    sys.stdout.buffer.flush()
+def _report(report: WorkerReport, reports: BinaryIO) -> None:
+    reports.write(msgspec.json.encode(report) + b"\n")
+    reports.flush()
 
 
 if __name__ == "__main__":

@@ -8,16 +8,20 @@ import msgspec
 
 from mlserve.errors import RunFileError, UsageError
 from mlserve.report.capacity import Bears, Seen, bears
+from mlserve.report.choice import TUNE_FILE
 from mlserve.report.conditions import Conditions, conditions_of
 from mlserve.report.measurement import Recorded, read_runs
 from mlserve.report.names import ModelIdentity, identity_of
 from mlserve.runs.naming import PRODUCTION_FILE, named_runs
 from mlserve.runs.production import Evidence, Expected, Production, is_production, read_production
+from mlserve.runs.run import RUN_FILE, Run, read_run
 from mlserve.stats import minimum_samples
 from mlserve.tuning.evidence import Objective, conclude, parse_slo, weigh
 from mlserve.tuning.find_max import blame_of, settled_requests
 
 __all__ = ["Replica", "replicas_of"]
+
+_Family = tuple[ModelIdentity, Conditions]
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,8 +42,9 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 def replicas_of(path: Path, objective: Objective) -> tuple[Replica, ...]:
     """Everything that `path` holds evidence of (see `named_runs`), in the order in which it was measured first.
 
-    A production.toml whose runs are gone is taken at its word. Raises RunFileError and UsageError where there is
-    nothing to go by.
+    The run that a production.toml rests on is one of a search, whose other runs of the same setting say where it ends:
+    they count too. A production.toml whose runs are gone is taken at its word. Raises RunFileError and UsageError where
+    there is nothing to go by.
     """
     production = _production(path)
     try:
@@ -48,17 +53,33 @@ def replicas_of(path: Path, objective: Objective) -> tuple[Replica, ...]:
         if production is None or production.expected is None or production.evidence is None:
             raise
         return (_promised(production, production.expected, production.evidence, objective),)
-    families: dict[tuple[ModelIdentity, Conditions], list[Recorded]] = {}
+    if production is not None:
+        directories = [*directories, *_searched_with(directories)]
+    families: dict[_Family, list[Recorded]] = {}
     for recorded in read_runs(directories):
         if _is_steady(recorded):
-            alike = msgspec.structs.replace(conditions_of(recorded.run), rate_per_s=0.0)
-            families.setdefault((identity_of(recorded.run), alike), []).append(recorded)
+            families.setdefault(_family(recorded.run), []).append(recorded)
     if not families:
         raise UsageError(
             f"{path} holds no open-loop run at a steady rate, and no other shows what a replica bears; make some with: "
             f"mlserve bench NAME --find-max --slo {objective.text}"
         )
     return tuple(_measured(model.full, alike, runs, objective) for (model, alike), runs in families.items())
+
+
+def _family(run: Run) -> _Family:
+    """What runs of one replica have in common: all but the rate."""
+    return identity_of(run), msgspec.structs.replace(conditions_of(run), rate_per_s=0.0)
+
+
+def _searched_with(directories: Sequence[Path]) -> list[Path]:
+    """The runs that searches made of the same replicas as in `directories`: what chose a setting missed faster rates,
+    which the run that confirmed it does not show.
+    """
+    wanted = {_family(read_run(directory)) for directory in directories}
+    searches = {directory.parent for directory in directories if (directory.parent / TUNE_FILE).is_file()}
+    made = [file.parent for folder in searches for file in folder.glob(f"*/{RUN_FILE}")]
+    return [directory for directory in made if _family(read_run(directory)) in wanted]
 
 
 def _production(path: Path) -> Production | None:
@@ -159,7 +180,9 @@ def _promised(production: Production, expected: Expected, evidence: Evidence, ob
     """What a production.toml says by itself: its p99 at its rate, and the highest rate for its own objective."""
     found = None
     lacking = "its figures rest on INVALID runs"
-    if evidence.valid:
+    if production.is_edited:
+        lacking = "its figures were measured with other settings than its [serve] has by now"
+    elif evidence.valid:
         found = bears(list(_told(expected, objective)))
         lacking = f"it says nothing of {objective.words}, only of its p99 and of {expected.slo or 'no objective'}"
     serve = production.serve

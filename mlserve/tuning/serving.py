@@ -18,7 +18,8 @@ from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.subject import Subject, url_subject
 from mlserve.bench.target import parse_target
 from mlserve.errors import EngineError
-from mlserve.model.artifact import MODEL_FILE, Artifact
+from mlserve.model.artifact import Artifact
+from mlserve.model.digest import model_sha256
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.rows import TOKENIZER_FILE
 from mlserve.model.tensors import TensorSpec
@@ -118,7 +119,7 @@ def artifact_subject(served: Served, artifact: Artifact, protocol: Protocol, wis
         model=msgspec.structs.replace(
             subject.model,
             variant=manifest.variant,
-            sha256=manifest.files[MODEL_FILE].sha256 if MODEL_FILE in manifest.files else "",
+            sha256=model_sha256(manifest.files),
             size_bytes=artifact.size_bytes,
             accuracy=manifest.metrics.accuracy,
         ),

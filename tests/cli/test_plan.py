@@ -78,7 +78,7 @@ def test_a_report_that_shows_no_end_is_called_a_lower_bound(asked, report):
     code, text, _ = asked("--report", report / "0", "--rps", 12000, "--slo", "p99=20ms", "--spare", 0)
     assert code == 0
     assert "200 replicas for 12,000/s" in text
-    assert "60.0/s is only a lower bound of what one bears, for nothing faster was tried" in text
+    assert "60.0/s is only a lower bound of what one bears, for no run shows a rate that it misses" in text
 
 
 def test_energy_that_nobody_measured_is_said_to_be_unknown(asked, made_runs, tmp_path):

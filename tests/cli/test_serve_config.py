@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from mlserve.cli.main import app
-from mlserve.model.artifact import sha256_of
-from mlserve.runs.production import Evidence, Expected, Production, ServeChoice, write_production
+from mlserve.model.artifact import Artifact, FileRecord, Manifest, sha256_of
+from mlserve.model.digest import model_sha256
+from mlserve.model.store import Store
+from mlserve.runs.production import Evidence, Expected, Production, ServeChoice, serve_digest, write_production
 
 EXPECTED = Expected(
     protocol="rest",
@@ -29,19 +32,22 @@ EXPECTED = Expected(
 def production(tiny_onnx, tmp_path):
     """Writes a production.toml of the tiny model on free ports, and returns its path."""
 
-    def write(sha256=None, **choice):
+    def write(sha256=None, edited=None, **choice):
         path = tmp_path / "production.toml"
         usual = {"models": (str(tiny_onnx),), "http_port": 0, "grpc_port": 0, "max_batch_rows": 4, "cache": False}
+        serve = ServeChoice(**usual | choice)
         evidence = Evidence(
             runs=("runs/1",),
             valid=True,
             cpu="abacus",
             cores=2,
             model_sha256=sha256_of(tiny_onnx) if sha256 is None else sha256,
+            serve_sha256=serve_digest(serve),
             mlserve="0.1.0",
             measured_at="2026-11-22",
         )
-        write_production(path, Production(serve=ServeChoice(**usual | choice), expected=EXPECTED, evidence=evidence))
+        serve = msgspec.structs.replace(serve, **edited or {})
+        write_production(path, Production(serve=serve, expected=EXPECTED, evidence=evidence))
         return path
 
     return write
@@ -92,6 +98,15 @@ def test_a_flag_wins_says_so_and_takes_the_expectation_away(production, tmp_path
     assert "max_batch_rows" not in complaint
 
 
+def test_an_edited_file_promises_nothing_of_what_was_measured_before(production, tmp_path):
+    path = production(edited={"max_batch_rows": 8, "drain": "5s"})
+    printed, _ = served(tmp_path, "--config", path)
+    assert f"expected  unknown: {path} was measured with other settings" in printed
+    assert "VALID" not in printed
+    printed, _ = served(tmp_path, "--config", path, "--json")
+    assert (json.loads(printed)["expected"], json.loads(printed)["unlike"]) == (None, ["settings"])
+
+
 @pytest.fixture
 def refused(monkeypatch):
     """The one line of `mlserve serve ARGUMENTS...`, which exits with 2."""
@@ -110,6 +125,22 @@ def test_another_model_than_the_one_that_was_measured_is_refused(production, ref
     line = refused("--config", production(sha256="0" * 64))
     assert "was measured with the model of SHA-256 000000000000" in line
     assert "--allow-changed" in line
+
+
+@pytest.mark.parametrize("names", [("model.xml", "model.bin"), ("model.onnx", "model.onnx.data"), ("model.pt2",)])
+def test_the_model_is_checked_whatever_files_it_is_kept_in(names, production, refused, tmp_path):
+    made = Store(tmp_path / "store")
+    with made.staging() as folder:
+        directory = folder / "1"
+        directory.mkdir()
+        for name in names:
+            (directory / name).write_bytes(b"weights")
+        made.add(Artifact(directory, Manifest(variant="fp32", inputs=(), outputs=())), "tiny")
+    files = made.resolve("tiny@1").manifest.files
+    other = {**files, names[-1]: FileRecord("f" * 64, 7)}
+    line = refused("--config", production(sha256=model_sha256(other), models=("tiny@1",), store=str(made.root)))
+    assert f"was measured with the model of SHA-256 {model_sha256(other)[:12]}" in line
+    assert f"tiny@1 has {model_sha256(files)[:12]}" in line
 
 
 def test_what_the_file_cannot_mean_is_refused(production, refused, tmp_path):

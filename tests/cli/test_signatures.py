@@ -1,20 +1,25 @@
 """Versions are signed and checked on the command line, and a server is told whose signatures it asks for."""
 
 import json
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from onnx import TensorProto, helper, save_model
 
 from mlserve.cli.serve_signatures import compiled_in, signatures_of
-from mlserve.errors import UsageError
+from mlserve.errors import StoreError, UsageError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
+from mlserve.model.signing import sign_version, signature_path
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
 from mlserve.runs.production import ServeChoice
-from mlserve.serve.settings import SignatureSettings
+from mlserve.serve.batching.turn import Turn
+from mlserve.serve.loading import load_model
+from mlserve.serve.settings import ModelSource, ServeSettings, SignatureSettings
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,33 @@ def test_a_server_that_enforces_signatures_does_not_start_without_one(mlserve, s
     done = mlserve("serve", *flags, "--require-signature", "enforce")
     assert done.returncode == 2
     assert "same@1 is refused: it is not signed; sign it with: mlserve models sign" in " ".join(done.stderr.split())
+
+
+def test_a_copy_of_a_signed_version_in_another_place_is_vouched_for_by_nobody(mlserve, store, keys, caplog):
+    places = (("same", "1"), ("other", "7"), ("same", "3"))
+    same, *copies = (ModelSource(name, version, str(store.root / name / version)) for name, version in places)
+    sign_version(store.get("same", 1).directory, keys / "ours.pem")
+    for copy in copies:
+        shutil.copytree(same.path, copy.path)
+        signature_path(Path(copy.path)).parent.mkdir(exist_ok=True)
+        shutil.copy(signature_path(Path(same.path)), signature_path(Path(copy.path)))
+    asked = SignatureSettings("enforce", (str(keys / "ours.pub"),))
+    settings = ServeSettings(models=(), defaults={}, signatures=asked)
+    load_model(same, settings, Turn()).close()
+    for copy in copies:
+        with pytest.raises(StoreError, match=rf"{copy.name}@{copy.version} is refused: its manifest is of same@1, not"):
+            load_model(copy, settings, Turn())
+    warning = msgspec.structs.replace(settings, signatures=msgspec.structs.replace(asked, require="warn"))
+    load_model(copies[0], warning, Turn()).close()
+    assert "other@7 is served though nobody vouches for it: its manifest is of same@1" in caplog.text
+
+    done = mlserve("models", "verify", "--public-key", keys / "ours.pub", "--store", store.root, "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["same@1"]) == (2, "ok")
+    assert told["other@7"].startswith("other@7: its manifest is of same@1, not of other@7; put it back")
+    assert told["same@3"].startswith("same@3: its manifest is of same@1")
+    done = mlserve("models", "sign", "other@7", "--private-key", keys / "ours.pem", "--store", store.root)
+    assert (done.returncode, "its manifest is of same@1" in " ".join(done.stderr.split())) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -15,24 +15,29 @@ from mlserve.bench.watching.energy import read_energy
 from mlserve.bench.watching.gpus import Gpus, load_nvml
 from mlserve.cli.price import Price, parse_price
 from mlserve.cli.tune_made import make_variants
+from mlserve.cli.tune_shown import value_text
 from mlserve.cli.tune_wishes import plan_of
 from mlserve.errors import UsageError
 from mlserve.model.artifact import Artifact, Manifest, Step
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
-from mlserve.report.choice import SEARCH_FILE
+from mlserve.report.choice import SEARCH_FILE, Tried
 from mlserve.runs.load import Plan
 from mlserve.runs.machine import read_machine
 from mlserve.runs.production import read_production
 from mlserve.tuning.campaign import open_campaign
 from mlserve.tuning.choosing.aim import Aim
+from mlserve.tuning.choosing.contest import Contest
 from mlserve.tuning.choosing.record import Search
 from mlserve.tuning.choosing.space import settings_of, this_machine, versions_for
 from mlserve.tuning.evidence import parse_slo
 from mlserve.tuning.opening import Source
+from mlserve.tuning.prediction.prediction import Prediction
 from mlserve.tuning.prediction.service_times import engine_key
 from mlserve.tuning.prediction.times import EngineTimes, PathTimes, Phase, RowTimes, ServiceTimes, write_times
 from mlserve.tuning.prediction.version import open_version
+from mlserve.tuning.serving import ServerOptions
+from mlserve.tuning.setting import Setting
 
 PATIENCE_S = 150
 
@@ -85,7 +90,7 @@ def times(store, tmp_path):
     )
     phase = Phase(gap_s=0.001, outside_s=(0.001,))
     fields = {"protocol": "rest", "interface": version.interface, "turn_s": 1e-4, "request_s": 1e-5}
-    paths = tuple(PathTimes(**fields, inline=inline, rested=phase, busy=phase) for inline in (True, False))
+    paths = tuple(PathTimes(**fields, inline=inline, phases=(phase,)) for inline in (True, False))
     file = tmp_path / "times.json"
     write_times(file, ServiceTimes(machine=read_machine(), engines=(engine,), paths=paths))
     return file
@@ -159,6 +164,10 @@ def test_a_search_is_cut_short_with_the_best_kept_and_goes_on_to_a_file_that_can
         (["--slo", "p99=20ms", "--protocol", "rest,rest"], "one is given twice"),
         (["--slo", "p99=20ms", "--variants", "int9"], "--variants int9: tiny has fp32"),
         (["--slo", "p99=20ms", "--max-memory", "1MB"], "a server takes more than 30.0 MB whatever it serves"),
+        (["--slo", "p99=20ms", "--max-cost", "0.40/h"], "--max-cost 0.40/h says nothing without what a whole machine"),
+        (["--slo", "p99=20ms", "--price", "1/h", "--max-cost", "little"], "--max-cost 'little' is no cost; write"),
+        (["--slo", "p99=20ms", "--price", "$1/h", "--max-cost", "1EUR/h"], "is in EUR, and --price in $; write both"),
+        (["--slo", "p99=20ms", "--price", "9/h", "--max-cost", "0.01/h"], "every setting costs more, the cheapest"),
         (["--slo", "p99=20ms", "--rps", "20", "--budget", "15s", "--duration", "3s"], "give at least --budget 36s"),
         (["--slo", "p99.9=20ms", "--rps", "30", "--budget", "1m"], "to confirm p99.9, which takes 4,603 requests"),
         (["--slo", "p99=20ms", "--data", "nofile.npz"], "--data nofile.npz: there is no such file"),
@@ -216,6 +225,19 @@ def test_a_file_that_tune_has_no_flags_for_is_sent_to_optimize(tmp_path):
     with pytest.raises(UsageError, match=r"That takes mlserve optimize .*lr\.pkl with --trust-pickle") as refused:
         make_variants(file, [], None, 1.0, tmp_path / "store", tmp_path / "out")
     assert str(refused.value).endswith("and then mlserve tune lr")
+
+
+def test_a_cost_without_a_price_is_told_in_seconds_of_a_machine_as_in_the_report():
+    options = ServerOptions(threads=1)
+    setting = Setting(model="tiny@1", variant="fp32", options=options)
+    foretold = Prediction(
+        setting=setting, rate_per_s=1.0, p50_s=1.0, p99_s=1.0, objective_s=1.0, mean_batch_rows=1.0, utilization=0.5,
+        max_rate_per_s=1.0,
+    )  # fmt: skip
+    aim = Aim(objective=parse_slo("p99=20ms"), goal="cost", rate_per_s=100.0)
+    contest = Contest(predictions=(foretold,), aim=aim, cores=2)
+    tried = Tried(number=0, label="fp32", state="picked", value=contest.cost_at(0, 100.0))
+    assert value_text(contest, tried) == "5 s"
 
 
 def test_energy_is_refused_where_nothing_counts_it(store, tmp_path, runner):

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -10,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlserve.errors import EngineError, ModelFileError, StoreError
 from mlserve.model.artifact import MANIFEST, Manifest, record_files, write_manifest
-from mlserve.model.private_copy import private_onnx, private_version
+from mlserve.model.private_copy import private_onnx, private_version, remove_copies
 from mlserve.model.tensors import TensorSpec
 
 
@@ -44,6 +46,26 @@ def test_the_copy_has_every_file_and_is_for_this_user_alone_and_goes(version, tm
         assert artifact.directory.stat().st_mode & 0o077 == 0
         assert record_files(artifact.directory) == artifact.manifest.files == record_files(version)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_of_a_process_that_was_ended_the_copies_go_and_no_others(version, tmp_path):
+    within = tmp_path / "run"
+    within.mkdir()
+    loads = f"""
+import os
+from pathlib import Path
+from mlserve.model.private_copy import private_version
+with private_version(Path({str(version)!r}), {str(within)!r}):
+    os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", loads])
+    assert killed.wait(60) == -9
+    (left,) = within.iterdir()
+    with private_version(version, str(within)) as artifact:
+        remove_copies(killed.pid, within)
+        assert [*within.iterdir()] == [artifact.directory]
+        assert artifact.directory != left
+    assert not [*within.iterdir()]
 
 
 def test_what_happens_to_the_original_meanwhile_does_not_reach_the_copy(version):

@@ -9,6 +9,7 @@ from mlserve.report.measurement import read_runs
 from mlserve.report.render.charts import chart_groups
 from mlserve.report.render.figures import knob_shares
 from mlserve.report.report import Report, build_report
+from mlserve.report.usage import Usage
 
 WHEN = "2026-11-21T13:00:00+00:00"
 
@@ -98,6 +99,7 @@ def test_knobs_are_called_by_their_names_and_those_that_explain_nothing_left_out
         ("throughput", None, "keeps p99 within 20.0 ms up to 812/s."),
         ("goodput", None, "keeps p99 within 20.0 ms and gives 812/s good answers at 60.0/s."),
         ("cost", 1.2, "keeps p99 within 20.0 ms at 60.0/s, for 812 a thousand requests."),
+        ("cost", None, "keeps p99 within 20.0 ms at 60.0/s, for 812 s of a machine a thousand requests."),
         ("energy", None, "keeps p99 within 20.0 ms at 60.0/s, with 812 J a request."),
     ],
 )
@@ -107,6 +109,23 @@ def test_the_sentence_speaks_of_what_was_sought(search_report, goal, price_per_h
         search_report.choice, goal=goal, price_per_h=price_per_h, pick=pick, runner_up=None
     )
     assert choice.sentence == f"int8 rest 1x1 batch 4 {words}"
+
+
+def test_what_an_older_mlserve_counted_in_hours_is_told_in_seconds_too(search_report):
+    choice = msgspec.structs.replace(
+        search_report.choice, goal="cost", price_per_h=None, figure="machine hours for 1,000"
+    )
+    assert choice.write(0.5) == "1.8e+03 s of a machine"
+
+
+def test_the_price_that_goes_by_cpu_time_is_called_so_as_that_of_the_search_goes_by_cores(search_report):
+    unknown = dict.fromkeys(("generator_cores", "server_bytes", "gpu_utilization", "gpu_bytes"), (None,))
+    used = Usage(at_s=(0.5,), server_cores=(0.4,), **unknown)
+    results = tuple(msgspec.structs.replace(one, usage=used) for one in search_report.results)
+    priced = msgspec.structs.replace(search_report.choice, price_per_h=3.6)
+    groups = chart_groups(msgspec.structs.replace(search_report, results=results, choice=priced))
+    group = next(one for one in groups if one.title == "Speed against cost")
+    assert "price of 1,000 requests, by CPU time used" in str(group.charts[0].spec)
 
 
 def test_a_report_of_a_search_is_read_back_as_it_was_written(search_report):

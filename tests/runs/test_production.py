@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from mlserve.errors import UsageError
 from mlserve.runs.production import (
+    MEASURED_KEYS,
     Evidence,
     Expected,
     Production,
     ServeChoice,
     is_production,
     read_production,
+    serve_digest,
     write_production,
 )
 
@@ -62,6 +64,22 @@ def test_what_is_written_is_read_again(tmp_path_factory, serve, expected, eviden
     production = Production(serve=serve, expected=expected, evidence=evidence)
     write_production(path, production)
     assert read_production(path) == production
+
+
+@given(serve=CHOICES, other=CHOICES)
+def test_a_file_is_edited_once_a_key_that_the_figures_depend_on_is_another(tmp_path_factory, serve, other):
+    path = tmp_path_factory.getbasetemp() / "edited.toml"
+    evidence = Evidence(runs=(), valid=True, cpu="x", cores=2, mlserve="0", measured_at="now")
+    sealed = msgspec.structs.replace(evidence, serve_sha256=serve_digest(serve))
+    write_production(path, Production(serve=other, evidence=sealed))
+    alike = all(getattr(serve, key) == getattr(other, key) for key in MEASURED_KEYS)
+    assert read_production(path).is_edited == (not alike)
+    write_production(path, Production(serve=serve, evidence=sealed))
+    assert not read_production(path).is_edited
+    assert not Production(serve=other, evidence=evidence).is_edited  # of an older mlserve
+    for key, value in {"workers": serve.workers % 256 + 1, "http_port": 1, "drain": "1s"}.items():
+        changed = msgspec.structs.replace(serve, **{key: value})
+        assert Production(serve=changed, evidence=sealed).is_edited == (key == "workers")
 
 
 def test_it_is_written_for_people_too_and_whole_or_not_at_all(tmp_path):

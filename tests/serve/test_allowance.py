@@ -140,3 +140,36 @@ def test_a_worker_that_was_stopped_while_it_counted_holds_nobody_up(tmp_path):
     with (tmp_path / "used").open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert asked(ledger, b"k" * 16, Allowance(quota_per_day=3), 5) == 2
+
+
+def test_a_worker_that_was_stopped_while_it_counted_does_not_hold_up_the_first_use_of_another(tmp_path):
+    import fcntl
+
+    assert asked(Ledger(tmp_path / "used"), b"k" * 16, Allowance(quota_per_day=3), 1) == 1
+    found = []
+    with (tmp_path / "used").open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        other = Ledger(tmp_path / "used")
+        thread = threading.Thread(
+            target=lambda: found.append(asked(other, b"k" * 16, Allowance(quota_per_day=3), 5)), daemon=True
+        )
+        thread.start()
+        thread.join(10)
+        assert found == [2]
+
+
+def test_of_many_that_come_first_together_all_count_in_one_file(tmp_path):
+    ledgers = [Ledger(tmp_path / "used") for _ in range(8)]
+    together, found = threading.Barrier(len(ledgers)), []
+
+    def ask(ledger):
+        together.wait()
+        found.append(asked(ledger, b"k" * 16, Allowance(quota_per_day=100), 20))
+
+    threads = [threading.Thread(target=ask, args=(ledger,)) for ledger in ledgers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 100 <= sum(found) <= 110
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]

@@ -1,5 +1,6 @@
 """The folder of one server: kept while one of its processes lives, whoever that is, and then removed by the next."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -66,3 +67,23 @@ def test_what_somebody_else_put_beside_the_folders_stays(temporary):
     with open_common_folder():
         pass
     assert {path.name for path in temporary.iterdir()} == {"mlserve-run-strange", "mlserve-run-link", "mine"}
+
+
+def test_a_pipe_in_the_place_of_a_lock_keeps_nobody_waiting(temporary):
+    """To open it as a file waits for who reads it, as long as nobody does."""
+    (temporary / "mlserve-run-pipe").mkdir()
+    os.mkfifo(temporary / "mlserve-run-pipe" / "lock", 0o666)
+    opens = "from mlserve.serve.common_folder import open_common_folder\nwith open_common_folder(): pass"
+    subprocess.run([sys.executable, "-c", opens], env={"TMPDIR": str(temporary)}, check=True, timeout=30)
+    assert {path.name for path in temporary.iterdir()} == {"mlserve-run-pipe"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="nobody else gives a folder away")
+def test_what_belongs_to_another_user_stays(temporary):
+    for name, owner in (("mlserve-run-theirs", 65534), ("mlserve-run-ours", os.geteuid())):
+        (temporary / name).mkdir()
+        (temporary / name / "lock").touch()
+        os.chown(temporary / name, owner, -1)
+    with open_common_folder():
+        assert not (temporary / "mlserve-run-ours").exists()
+    assert {path.name for path in temporary.iterdir()} == {"mlserve-run-theirs"}

@@ -134,6 +134,17 @@ def test_a_key_that_is_sent_counts_and_not_the_certificate(secure, root, ci):
         assert ask(secure, mine, headers={"x-api-key": "wrong"})[0] == 401
 
 
+def test_a_certificate_predicts_by_graphql(secure, root, ci):
+    pytest.importorskip("graphql")
+    query = "{ models { name } predict(rows: [%s]) { version } }" % ([0.5] * 30)
+    body, kind = json.dumps({"query": query}), {"content-type": "application/json"}
+    status, answer = ask(secure, context(root, ci), path="/graphql", body=body, headers=kind)
+    assert (status, json.loads(answer)) == (200, {"data": {"models": [{"name": "tiny"}], "predict": {"version": "1"}}})
+    assert ask(secure, context(root, root.issue("stranger")), path="/graphql", body=body, headers=kind)[0] == 401
+    with_key = {**kind, "x-api-key": secure.key}  # a key that is sent counts
+    assert ask(secure, context(root, ci), path="/graphql", body=body, headers=with_key)[0] == 403
+
+
 @BOTH_WAYS
 def test_a_certificate_stands_for_a_key_over_grpc(secure, root, ci, call_status, call):
     assert call_status(call, ci) == grpc.StatusCode.OK

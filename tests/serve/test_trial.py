@@ -1,9 +1,14 @@
 """A model is loaded and run in a process of its own before a server that serves others loads it."""
 
 import os
+import shutil
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
 
@@ -68,6 +73,71 @@ def test_a_sound_model_stands_it_once_for_all_workers(sound, tmp_path, monkeypat
     try_model(sound, SETTINGS, 32, str(run), 30.0)
     with pytest.raises(pytest.fail.Exception, match="tried twice"):
         try_model(sound, SETTINGS, 64, str(run), 30.0)
+
+
+@pytest.fixture
+def faulty(sound, tmp_path, monkeypatch):
+    """`(paths, run, tried)`: two workers' copies of a model whose trial fails, and the paths that were tried."""
+    run, tried = tmp_path / "run", []
+    paths = [run / worker / MODEL_FILE for worker in ("first", "second")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        shutil.copy(sound, path)
+
+    def fail(asked):
+        tried.append(asked.path)
+        time.sleep(0.5)
+        raise EngineError(f"{asked.path} hangs")
+
+    monkeypatch.setattr(trial, "_run", fail)
+    return paths, run, tried
+
+
+def test_what_is_wrong_with_a_model_is_found_once_for_all_workers_that_ask(faulty):
+    paths, run, tried = faulty
+
+    def fault(path):
+        with pytest.raises(EngineError) as caught:
+            try_model(path, SETTINGS, 4, str(run), 30.0)
+        return str(caught.value)
+
+    with ThreadPoolExecutor() as workers:
+        assert [*workers.map(fault, paths)] == [f"{path} hangs" for path in paths]
+    assert len(tried) == 1
+    time.sleep(trial._FAULT_HOLDS_S + 0.1)
+    assert fault(paths[1]) == f"{paths[1]} hangs"
+    assert tried[1:] == [str(paths[1])]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"fau'])
+def test_a_finding_that_there_was_no_room_for_is_found_again(sound, tmp_path, content):
+    run = tmp_path / "run"
+    run.mkdir()
+    try_model(sound, SETTINGS, 1, str(run), 30.0)
+    (found,) = [path for path in (run / "tried").iterdir() if path.suffix != ".lock"]
+    found.write_bytes(content)
+    try_model(sound, SETTINGS, 1, str(run), 30.0)
+    assert found.read_bytes().startswith(b'{"fault":""')
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_it_ends_with_the_worker_that_asked_for_it(endless):
+    asks = f"""
+from pathlib import Path
+from mlserve.engines.engine import EngineSettings
+from mlserve.serve.trial import try_model
+try_model(Path({str(endless)!r}), EngineSettings(), 1, "", 60.0)
+"""
+    worker = subprocess.Popen([sys.executable, "-c", asks])
+    try:
+        deadline_s = time.monotonic() + 60
+        while not (tried := psutil.Process(worker.pid).children()) or tried[0].cpu_times().user < 1.5:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert psutil.wait_procs(tried, timeout=5)[1] == []
 
 
 def test_one_that_never_returns_is_ended(endless):

@@ -9,7 +9,7 @@ from mlserve.errors import RunFileError, UsageError
 from mlserve.report.capacity import Bears
 from mlserve.runs.load import Plan
 from mlserve.runs.naming import named_runs
-from mlserve.runs.production import Evidence, Expected, Production, ServeChoice, write_production
+from mlserve.runs.production import Evidence, Expected, Production, ServeChoice, serve_digest, write_production
 from mlserve.runs.run import Check, read_run, write_run
 from mlserve.tuning.bearing import replicas_of
 from mlserve.tuning.evidence import parse_slo
@@ -196,3 +196,33 @@ def test_what_names_no_runs_is_refused(tmp_path, content, message):
         named_runs(path)
     with pytest.raises(RunFileError, match=r"holds no run|names no run|names the run"):
         named_runs(tmp_path)
+
+
+def test_a_production_file_of_a_search_means_all_that_was_measured_of_its_setting(measured, tmp_path):
+    folder = measured(500, 800, 950, 1200)
+    confirmed, _, _, other = sorted(folder.iterdir())
+    run = read_run(other)
+    write_run(other, msgspec.structs.replace(run, server=msgspec.structs.replace(run.server, max_batch_rows=1)))
+    path = folder / "production.toml"
+    write_production(path, production((f"sweep/{confirmed.name}",)))
+    assert replicas_of(path, OBJECTIVE)[0].bears == Bears(safe_per_s=500.0, met_per_s=500.0, missed_per_s=None)
+    (folder / "tune.json").write_text("{}")
+    for named in (path, folder):
+        (replica,) = replicas_of(named, OBJECTIVE)
+        assert replica.bears.missed_per_s == 950.0
+        assert 500.0 <= replica.bears.safe_per_s <= replica.bears.met_per_s < 950.0
+        assert len(replica.runs) == 3
+    assert named_runs(path) == [tmp_path / "sweep" / confirmed.name]  # bench --like makes the one run again
+
+
+def test_of_a_file_whose_runs_are_gone_nothing_is_promised_once_its_settings_were_changed(tmp_path):
+    path = tmp_path / "production.toml"
+    made = production(("gone",), p99_low_ms=7.0, p99_high_ms=9.0)
+    evidence = msgspec.structs.replace(made.evidence, serve_sha256=serve_digest(made.serve))
+    made = msgspec.structs.replace(made, evidence=evidence)
+    write_production(path, made)
+    assert replicas_of(path, OBJECTIVE)[0].bears is not None
+    write_production(path, msgspec.structs.replace(made, serve=msgspec.structs.replace(made.serve, workers=2)))
+    (edited,) = replicas_of(path, OBJECTIVE)
+    assert edited.bears is None
+    assert "other settings than its [serve] has by now" in edited.lacking

@@ -9,7 +9,9 @@ from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.subject import url_subject
 from mlserve.bench.target import parse_target
 from mlserve.errors import EngineError
-from mlserve.tuning.serving import ServerOptions, file_subject, serving
+from mlserve.model.artifact import Artifact, FileRecord, Manifest
+from mlserve.model.digest import model_sha256
+from mlserve.tuning.serving import ServerOptions, artifact_subject, file_subject, serving
 
 
 @pytest.fixture
@@ -71,3 +73,11 @@ def test_a_file_is_a_subject_with_our_settings_and_its_neighbours(tiny_onnx, tmp
         assert (subject.metrics_url, subject.server) == (served.http, served.settings)
         assert subject.cpus == served.spare_cpus
         assert subject.wish.tokenizer == tmp_path / "tokenizer.json"
+
+
+def test_a_model_is_known_by_its_files_whatever_it_is_kept_in(tiny_onnx, tmp_path):
+    files = {"model.xml": FileRecord("a" * 64, 1), "model.bin": FileRecord("b" * 64, 9)}
+    manifest = Manifest(name="tiny", version=1, variant="int8", format="openvino", files=files, inputs=(), outputs=())
+    with serving(str(tiny_onnx), tmp_path, ServerOptions()) as served:
+        model = artifact_subject(served, Artifact(tmp_path, manifest), "rest", PayloadWish()).model
+    assert (model.sha256, model.size_bytes) == (model_sha256(files), 10)

@@ -39,6 +39,14 @@ for load in (joblib.load, lambda path: numpy.load(path, allow_pickle=True)):
     except Exception:
         pass
 """
+_COMPUTES = """
+import sys
+import torch
+try:
+    torch.export.load(sys.argv[1]).module()(torch.ones(4, 3))
+except Exception:
+    pass
+"""
 _KERAS = """
 import sys, keras
 x = keras.layers.Input((4,))
@@ -50,7 +58,7 @@ model.save("lambda.h5")
 os.path.exists(sys.argv[1]) and os.remove(sys.argv[1])
 """
 
-_SERVED = ("model.pkl", "model.pt", "named.onnx", "program.pt2")
+_SERVED = ("model.pkl", "model.pt", "named.onnx", "program.pt2", "sizes.pt2", "guards.pt2")
 
 
 class _Canary:
@@ -79,7 +87,7 @@ def run(stage: Stage) -> Outcome:
         or f"{len(offered)} files offered to serve, to optimize and as requests of {len(_TYPES)} content types: "
         "nothing of them ran",
         figures=(Figure("files", len(offered)), Figure("that ran", len(faults), limit="0")),
-        control=f"a program that unpickles what it is given: {control or 'nothing ran'}",
+        control=f"a program that loads what it is given: {control or 'nothing ran'}",
         control_failed=bool(control),
     )
 
@@ -111,14 +119,16 @@ def _slow_files(folder: Path, canary: Path) -> dict[str, Path]:
     import torch
 
     program = folder / "program.pt2"
-    torch.export.save(torch.export.export(torch.nn.Linear(3, 2).eval(), (torch.ones(2, 3),)), program)
+    rows = torch.export.Dim("rows", min=2, max=64)
+    example = (torch.ones(4, 3),)
+    exported = torch.export.export(torch.nn.Linear(3, 2).eval(), example, dynamic_shapes=({0: rows},))
+    torch.export.save(exported, program)
     sample = io.BytesIO()
     torch.save(((_Canary(canary),), {}), sample)
     with zipfile.ZipFile(program) as archive:
-        entries = {
-            name: sample.getvalue() if "sample_inputs" in name else archive.read(name) for name in archive.namelist()
-        }
-    program.write_bytes(_zipped(entries))
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    for name, (record, content) in _spoilt_programs(entries, sample.getvalue(), canary).items():
+        (folder / name).write_bytes(_zipped({**entries, record: content}))
     subprocess.run([sys.executable, "-c", _KERAS, canary], cwd=folder, check=True, capture_output=True)
     canary.unlink(missing_ok=True)
     (folder / "estimator.skops").write_bytes(
@@ -129,7 +139,25 @@ def _slow_files(folder: Path, canary: Path) -> dict[str, Path]:
     (home / "config.json").write_text(json.dumps({"architectures": ["Evil"], "auto_map": {"AutoConfig": "evil.Evil"}}))
     (home / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
     (home / "pytorch_model.bin").write_bytes((folder / "model.pt").read_bytes())
-    return {name: folder / name for name in ("program.pt2", "lambda.keras", "lambda.h5", "estimator.skops", "hub")}
+    names = ("program.pt2", "sizes.pt2", "guards.pt2", "lambda.keras", "lambda.h5", "estimator.skops", "hub")
+    return {name: folder / name for name in names}
+
+
+def _spoilt_programs(entries: dict[str, bytes], sample: bytes, canary: Path) -> dict[str, tuple[str, bytes]]:
+    """By the name of a file what in it differs from a sound program: a pickle, a size and a guard that are code."""
+    samples = next(name for name in entries if "sample_inputs" in name)
+    text = next(name for name in entries if name.endswith("models/model.json"))
+    code = f"open('{canary}', 'w')"
+    sizes, guards = json.loads(entries[text]), json.loads(entries[text])
+    for value in sizes["graph_module"]["graph"]["tensor_values"].values():
+        for size in value["sizes"]:
+            size.get("as_expr", {})["expr_str"] = code
+    guards["guards_code"] = [f"{code} is not None"]
+    return {
+        "program.pt2": (samples, sample),
+        "sizes.pt2": (text, json.dumps(sizes).encode()),
+        "guards.pt2": (text, json.dumps(guards).encode()),
+    }
 
 
 def _archive(content: bytes) -> bytes:
@@ -220,9 +248,10 @@ def _as_requests(server: Server, path: Path) -> str:
 def _control(offered: dict[str, Path], canary: Path) -> str:
     """What runs when they are simply loaded: that they are what they are said to be."""
     ran = []
-    for name in ("model.pkl", "rows.npy"):
+    programs = [name for name in ("program.pt2", "sizes.pt2", "guards.pt2") if name in offered]
+    for name, script in {"model.pkl": _UNPICKLES, "rows.npy": _UNPICKLES, **dict.fromkeys(programs, _COMPUTES)}.items():
         subprocess.run(
-            [sys.executable, "-c", _UNPICKLES, offered[name]], check=True, capture_output=True, env=dict(os.environ)
+            [sys.executable, "-c", script, offered[name]], check=True, capture_output=True, env=dict(os.environ)
         )
         if canary.exists():
             canary.unlink()

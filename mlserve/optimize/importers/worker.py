@@ -19,7 +19,7 @@ from mlserve.optimize.disk import naming_a_full_disk
 from mlserve.optimize.importers.confinement import Wall, attempts
 from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRequest, Progress
 from mlserve.optimize.importers.shapes import Unfit
-from mlserve.optimize.importers.write_wall import shut_writes
+from mlserve.optimize.importers.write_wall import Held, shut_writes
 
 __all__ = ["import_asked", "main"]
 
@@ -82,16 +82,20 @@ def main(wall: Wall) -> None:
     except MlserveError as error:
         send(Fault(type(error).__name__, str(error)))  # type: ignore[arg-type]  # Fault lists what importing raises
     except PermissionError as error:
-        if not attempts() and not held:
+        if not attempts() and held == "nothing":
             raise
         told = "" if attempts() else "; while it is imported, its code may write to folders of the import alone"
         send(Fault("ModelFileError", f"{request.source} is refused: {error}{told}"))
 
 
-def _with_attempts(imported: Imported, wall: Wall, *, held: bool) -> Imported:
+def _with_attempts(imported: Imported, wall: Wall, *, held: Held) -> Imported:
     """`imported`, saying what it was kept from, and what it nevertheless tried."""
     tried = tuple(f"its code tried to reach the network and was kept from it ({attempt})" for attempt in attempts())
-    writes = "; it could write to folders of the import alone" if held else ""
+    writes = {
+        "all": "; it could write to folders of the import alone",
+        "most": "; it could write to folders of the import alone, and shorten files elsewhere",
+        "nothing": "",
+    }[held]
     return msgspec.structs.replace(
         imported,
         assumed=(*imported.assumed, *tried),

@@ -28,6 +28,7 @@ __all__ = [
 # 1: first format
 FORMAT_VERSION = 1
 
+_MADE_BY = "mlserve gate NAME --calibrate --max-regression p50=5%"
 _FEWEST_GATES = 2
 _SIGNIFICANT = 0.95
 _NOT_OF_PROCESSES = "does not show by how much processes of one server differ (--keep-servers)"
@@ -162,16 +163,14 @@ def read_calibration(path: Path) -> GateCalibration:
         calibration = msgspec.json.decode(path.read_bytes(), type=GateCalibration)
     except OSError as error:
         raise UsageError(
-            f"the calibration {path} cannot be read ({error.strerror}); make it with: mlserve gate --calibrate"
+            f"the calibration {path} cannot be read ({error.strerror}); make it with: {_MADE_BY}"
         ) from error
     except msgspec.DecodeError as error:
-        raise UsageError(
-            f"the calibration {path} is damaged: {error}; make it anew: mlserve gate --calibrate"
-        ) from error
+        raise UsageError(f"the calibration {path} is damaged: {error}; make it anew: {_MADE_BY}") from error
     if calibration.format_version != FORMAT_VERSION:
         raise UsageError(
             f"the calibration {path} has format {calibration.format_version}, this mlserve reads {FORMAT_VERSION}; "
-            "make it anew: mlserve gate --calibrate"
+            f"make it anew: {_MADE_BY}"
         )
     return calibration
 

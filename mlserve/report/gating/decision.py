@@ -26,7 +26,17 @@ from mlserve.report.gating.tracks import FixedTrack, Track, rate_floor, track_of
 from mlserve.report.gating.wording import fixed_verdict, live_verdict, of_processes, saved_verdict
 from mlserve.report.measurement import Measurement, Recorded
 
-__all__ = ["Sides", "broken", "decide", "decide_pairs", "fitting", "judge_saved", "live_verdicts", "with_guard"]
+__all__ = [
+    "Sides",
+    "broken",
+    "decide",
+    "decide_pairs",
+    "fitting",
+    "judge_saved",
+    "live_verdicts",
+    "with_guard",
+    "with_hiccups",
+]
 
 _ERROR_UNCONFIRMED = 0.005
 _GUARD = Limit(ERROR_RATE, MORE_ERRORS)
@@ -158,6 +168,14 @@ def broken(result: GateResult | None, breaks: Sequence[str]) -> GateResult:
     return msgspec.structs.replace(
         known, verdict="fail", settled=True, suspected=(), broken=breaks[0], reasons=(reason, *known.reasons)
     )
+
+
+def with_hiccups(result: GateResult, hiccups: Sequence[str]) -> GateResult:
+    """`result`, with a note of each time that the candidate did not work, and did when it was started again: no
+    verdict follows from it, but whoever merges it should know.
+    """
+    notes = tuple(f"{how}; it worked when it was started again" for how in hiccups)
+    return msgspec.structs.replace(result, notes=(*result.notes, *notes))
 
 
 def live_verdicts(

@@ -196,11 +196,13 @@ def rate_floor(limit: Limit, resolution: float) -> Spread:
 def track_of_sides(
     limit: Limit, before: Sequence[Recorded], after: Sequence[Recorded], between: Spread = CERTAIN
 ) -> Track:
-    """The evidence of runs that were not taken in turn, or of which one side has more."""
+    """The evidence of runs that were not taken in turn, or of which one side has more; `before` may be empty for a
+    limit of the candidate alone.
+    """
     if limit.metric == ERROR_RATE:
         return ErrorTrack(limit, tuple(before), tuple(after))
     if limit.metric in FIXED:
-        return _fixed(limit, before[0].run.model, after[0].run.model)
+        return _fixed(limit, before[0].run.model if before else None, after[0].run.model)
     return RatioTrack(
         limit=limit,
         before=() if limit.absolute else tuple(figure_of(limit, one) for one in before),
@@ -221,11 +223,13 @@ def _figures(limit: Limit, pairs: Sequence[Pair], side: int, figure: Figures) ->
     return tuple(found)
 
 
-def _fixed(limit: Limit, before: ServedModel, after: ServedModel) -> FixedTrack:
+def _fixed(limit: Limit, before: ServedModel | None, after: ServedModel) -> FixedTrack:
+    """`before` is None where a limit of the candidate alone is held against nothing."""
     if limit.metric == "size":
-        return _size(limit, before.size_bytes, after.size_bytes)
-    values = [model.accuracy.value if model.accuracy else None for model in (before, after)]
-    return FixedTrack(limit, _accuracy_kept(limit, after) if limit.absolute else _accuracy_lost(before, after), *values)
+        return _size(limit, before.size_bytes if before else None, after.size_bytes)
+    values = [model.accuracy.value if model and model.accuracy else None for model in (before, after)]
+    found = _accuracy_kept(limit, after) if before is None or limit.absolute else _accuracy_lost(before, after)
+    return FixedTrack(limit, found, *values)
 
 
 def _size(limit: Limit, before: int | None, after: int | None) -> FixedTrack:

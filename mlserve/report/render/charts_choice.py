@@ -144,7 +144,7 @@ def _cost_way(report: Report) -> _Way:
         title, axis = "CPU time a request", "CPU time a request (ms)"
         return _Way("cost", "Speed against cost", title, axis, "cheaper", _times(_cpu_s, 1e3))
     by_core = 1000 * price_per_h / 3600 / report.machines[0].cores
-    title = "price of 1,000 requests"
+    title = "price of 1,000 requests, by CPU time used"
     return _Way("cost", "Speed against cost", title, title, "cheaper", _times(_cpu_s, by_core))
 
 

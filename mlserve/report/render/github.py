@@ -10,7 +10,8 @@ __all__ = ["render_annotations", "render_comment"]
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _LEVELS = {"fail": "error", "inconclusive": "warning", "pass": "notice", "error": "error"}
 _SIGNS = {"fail": "❌", "inconclusive": "❔", "pass": "✅", "error": "❗"}
-# So that a comment is found again, and replaced instead of added to.
+# So that a comment is found again, and replaced instead of added to; whoever has several gates puts the name of each
+# above it, as latency-gate.yml does.
 _MARK = "<!-- mlserve gate -->"
 
 

@@ -4,28 +4,20 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from math import inf
 
 import numpy as np
 
 from mlserve.engines.engine import Engine
-from mlserve.errors import (
-    DeadlineExceeded,
-    EngineError,
-    InvalidRequest,
-    ModelFailed,
-    NotServing,
-    Overloaded,
-    RequestError,
-)
+from mlserve.errors import DeadlineExceeded, ModelFailed, NotServing, Overloaded, RequestError
 from mlserve.model.tensors import Tensors
 from mlserve.serve.batching.pace import Pace
-from mlserve.serve.batching.results import Results, outcome_of, split
+from mlserve.serve.batching.results import Results, failure, outcome_of, split
 from mlserve.serve.batching.share import DeviceShare
 from mlserve.serve.batching.ticket import NO_HEADERS, Batch, BatchObserver, Ticket
 from mlserve.serve.batching.window import BatchWindow
-from mlserve.serve.discretion import discreet
 
 __all__ = ["INLINE_LIMIT_S", "NO_HEADERS", "Batch", "BatchObserver", "Batcher", "Ticket"]
 
@@ -46,7 +38,8 @@ class Batcher:
     else waits for them (onnxruntime releases the interpreter lock while it computes), and back when they are short
     again. Those that were long at the warm-up stay there, and take turns with those of the other models on the device.
 
-    One bad request never fails its batch-mates: a batch that raises is run again request by request.
+    One bad request never fails its batch-mates: of a batch that raises the halves run again, and their halves, until
+    who fails is alone. Past its deadline nobody runs again.
     """
 
     def __init__(
@@ -226,21 +219,24 @@ class Batcher:
             if not batch:
                 self._turns.give(0.0)
                 continue
-            computed = self._run(batch, here=False)
+            computed, first_s = self._run(batch, here=False)
+            del batch  # what is answered is not kept in memory until somebody asks again
             self._turns.give(computed.compute_s)
-            self._learn(computed, ended_s, deep=deep)
+            self._learn(computed, first_s, ended_s, deep=deep)
             ended_s = computed.started_s + computed.compute_s
             if self._is_needless():
                 return
 
-    def _learn(self, batch: Batch, before_s: float, *, deep: bool) -> None:
+    def _learn(self, batch: Batch, first_s: float, before_s: float, *, deep: bool) -> None:
         """Notes how long a run took; of one that followed the run before at once, which ended at `before_s`, how long
         the engine takes under load. `deep`: whole batches of rows stayed behind.
+
+        What counts is `first_s`, in which all its rows ran: running parts of it again says nothing of other requests.
         """
-        self._pace.ran(batch.rows, batch.compute_s)
+        self._pace.ran(batch.rows, first_s)
         self._turns.typical_s = self._typical_s
         if before_s and (deep or 2 * batch.rows >= self._window.max_rows):
-            self._pace.kept_busy(batch.rows, batch.started_s + batch.compute_s - before_s)
+            self._pace.kept_busy(batch.rows, batch.started_s + first_s - before_s)
         with self._lock:
             self._window.row_s, self._window.busy_until_s = self._pace.row_s, 0.0
 
@@ -302,10 +298,16 @@ class Batcher:
             if self._closed:
                 self._ended.notify_all()
 
-    def _run(self, tickets: list[Ticket], *, here: bool) -> Batch:
+    def _run(self, tickets: list[Ticket], *, here: bool) -> tuple[Batch, float]:
+        """Runs and answers `tickets`; gives how long they ran together, too, without what ran again."""
         started_s = time.perf_counter()
-        results = self._results(tickets)
-        compute_s = time.perf_counter() - started_s
+        try:
+            results = self._together(tickets)
+            first_s = compute_s = time.perf_counter() - started_s
+        except Exception as error:
+            first_s = time.perf_counter() - started_s
+            results = self._apart(tickets, error)
+            compute_s = time.perf_counter() - started_s
         batch = Batch(sum([ticket.rows for ticket in tickets]), started_s, compute_s, self._free_s)
         self._free_s = started_s + compute_s
         if here:  # the answers first: at this length of a run they wait for every microsecond
@@ -316,38 +318,42 @@ class Batcher:
             self._deliver(results, batch)
         with self._lock:
             self._running -= 1
-            self._typical_s += 0.1 * (compute_s - self._typical_s)
+            self._typical_s += 0.1 * (first_s - self._typical_s)
             if self._closed:
                 self._ended.notify_all()
             elif here and self._typical_s > INLINE_LIMIT_S and self._thread is None:
                 self._start_thread()
-        return batch
+        return batch, first_s
 
-    def _results(self, tickets: list[Ticket]) -> Results:
+    def _together(self, tickets: list[Ticket]) -> Results:
+        """Each ticket's own rows, of one run. Raises whatever the engine raises."""
         if len(tickets) == 1:
-            return [(tickets[0], self._run_alone(tickets[0]))]
-        try:
-            outputs = self._engine.run(
-                {name: np.concatenate([ticket.inputs[name] for ticket in tickets]) for name in tickets[0].inputs}
-            )
-            return split(tickets, outputs)
-        except Exception:  # whose fault it is shows when each runs alone
-            return [(ticket, self._run_alone(ticket)) for ticket in tickets]
+            return [(tickets[0], self._engine.run(tickets[0].inputs))]
+        outputs = self._engine.run(
+            {name: np.concatenate([ticket.inputs[name] for ticket in tickets]) for name in tickets[0].inputs}
+        )
+        return split(tickets, outputs)
 
-    def _run_alone(self, ticket: Ticket) -> Tensors | RequestError:
-        try:
-            return self._engine.run(ticket.inputs)
-        except InvalidRequest as error:
-            return InvalidRequest(discreet(str(error)))
-        except RequestError as error:
-            return error
-        except EngineError as error:
-            reason = discreet(str(error))
-            _log.warning("model %s failed: %s", self.name, reason)
-            return ModelFailed(f"model '{self.name}' failed: {reason}")
-        except Exception:
-            _log.exception("model %s failed", self.name)
-            return ModelFailed(f"model '{self.name}' failed")
+    def _apart(self, tickets: list[Ticket], error: Exception) -> Results:
+        """What each of `tickets` gets, which failed together with `error`: with one bad request among n, after at most
+        2 ceil(log2 n) more runs.
+        """
+        if len(tickets) == 1:
+            return [(tickets[0], failure(error, self.name))]
+        results = dict[Ticket, Tensors | RequestError]()
+        parts = deque(_halves(tickets))
+        while parts:  # the largest first: they answer most until deadlines pass
+            part, now_s = parts.popleft(), time.perf_counter()
+            results.update((ticket, self._too_late(ticket)) for ticket in part if ticket.deadline_s <= now_s)
+            part = [ticket for ticket in part if ticket.deadline_s > now_s]
+            try:
+                results.update(self._together(part) if part else [])
+            except Exception as again:
+                if len(part) == 1:
+                    results[part[0]] = failure(again, self.name)
+                else:
+                    parts += _halves(part)
+        return [(ticket, results[ticket]) for ticket in tickets]
 
     def _deliver(self, results: Results, batch: Batch) -> None:
         """Answers every ticket on the loop it came from."""
@@ -381,6 +387,11 @@ class Batcher:
     def _fail(self, ticket: Ticket, error: RequestError) -> None:
         self._observer.failed(ticket.protocol, error, ticket)
         ticket.fail(error)
+
+
+def _halves(tickets: list[Ticket]) -> tuple[list[Ticket], list[Ticket]]:
+    middle = len(tickets) // 2
+    return tickets[:middle], tickets[middle:]
 
 
 _NO_BATCH = Batch(0, 0.0, 0.0)

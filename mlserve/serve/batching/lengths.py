@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 
 from mlserve.engines.engine import Engine
-from mlserve.errors import RequestError
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 from mlserve.serve.batching.batcher import Batcher, BatchObserver, Ticket
+from mlserve.serve.batching.results import Results
 from mlserve.serve.batching.share import DeviceShare
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.wire.signature import Signature
@@ -116,15 +116,12 @@ class LengthBatcher(Batcher):
         super().__init__(name, engine, window, observer, typical_s=typical_s, single_s=single_s, share=share)
         self._padding = padding
 
-    def _results(self, tickets: list[Ticket]) -> list[tuple[Ticket, Tensors | RequestError]]:
+    def _together(self, tickets: list[Ticket]) -> Results:
         lengths = [next(iter(ticket.inputs.values())).shape[1] for ticket in tickets]
         if min(lengths) == max(lengths) or not isinstance(tickets[0].key, int):
-            return super()._results(tickets)
-        try:
-            outputs = self._engine.run(self._padding.joined([ticket.inputs for ticket in tickets]))
-        except Exception:  # whose fault it is shows when each runs alone
-            return [(ticket, self._run_alone(ticket)) for ticket in tickets]
-        results: list[tuple[Ticket, Tensors | RequestError]] = []
+            return super()._together(tickets)
+        outputs = self._engine.run(self._padding.joined([ticket.inputs for ticket in tickets]))
+        results: Results = []
         start = 0
         for ticket, length in zip(tickets, lengths, strict=True):
             results.append((ticket, self._padding.own(outputs, start, ticket.rows, length)))

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from heapq import heapify, heappop, heappush
 from math import ceil, inf
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from mlserve.errors import DeadlineExceeded, Overloaded
 
@@ -16,7 +16,7 @@ DEFAULT_PRIORITY = 2
 LOWEST_PRIORITY = 100
 """The last level; larger numbers are the same. Each level costs time."""
 
-# So many entries of the heap may be of requests that left before their deadline, until it is made anew.
+# So many more deadlines may be of requests that left than of such as wait, until their heap is made anew.
 _MOST_STALE = 64
 
 T = TypeVar("T", bound=Hashable)
@@ -58,9 +58,11 @@ class BatchWindow(Generic[T]):
         # How many rows wait on each level; levels on which none do may be missing.
         self._level_rows: dict[int, int] = {}
         self._groups: dict[Hashable, _Group[T]] = {}
-        # Of requests with a deadline, the earliest first; some may have left.
-        self._timed: list[_Timed[T]] = []
-        self._pushed = 0
+        # (deadline_s, number), the earliest first. Some have left: hence numbers, which keep nobody's tensors alive.
+        self._deadlines: list[tuple[float, int]] = []
+        # Those with a deadline that wait, by number: (ticket, key, level).
+        self._timed: dict[int, tuple[T, Hashable, int]] = {}
+        self._numbered = 0
         self._late: list[T] = []
 
     def push(
@@ -82,12 +84,11 @@ class BatchWindow(Generic[T]):
         waiting = group.levels.get(level)
         if waiting is None:
             waiting = group.levels[level] = OrderedDict()
-        waiting[ticket] = (now_s, rows)
+        number = 0 if deadline_s == inf else self._keep_deadline(deadline_s, ticket, key, level)
+        waiting[ticket] = (now_s, rows, number)
         group.rows += rows
         self.waiting_rows += rows
         self._level_rows[level] = self._level_rows.get(level, 0) + rows
-        if deadline_s != inf:
-            self._keep_deadline(_Timed(deadline_s, self._pushed, ticket, key, priority))
         return displaced
 
     @property
@@ -114,14 +115,14 @@ class BatchWindow(Generic[T]):
     @property
     def deadline_s(self) -> float:
         """No request waits whose deadline is before this; `inf` when none has one."""
-        return -inf if self._late else self._timed[0].deadline_s if self._timed else inf
+        return -inf if self._late else self._deadlines[0][0] if self._deadlines else inf
 
     def pop(self, now_s: float, most_rows: int | None = None) -> list[T]:
         """The batch that is due and comes first, its most urgent and oldest request first; empty when none is due.
 
         It has at most `most_rows` rows, where that is less than usual.
         """
-        if self._timed:
+        if self._deadlines:
             self._bury(now_s)
         first, key = (inf, inf), None
         for candidate, group in self._groups.items():
@@ -132,7 +133,7 @@ class BatchWindow(Generic[T]):
 
     def expire(self, now_s: float) -> list[T]:
         """The tickets whose deadline has passed, the earliest first; they wait no more."""
-        if self._timed:
+        if self._deadlines:
             self._bury(now_s)
         late, self._late = self._late, []
         return late
@@ -144,8 +145,8 @@ class BatchWindow(Generic[T]):
         waiting = None if group is None else group.levels.get(level)
         if group is None or waiting is None or ticket not in waiting:
             return False
-        rows = waiting.pop(ticket)[1]
-        self._forget(key, group, level, rows)
+        _, rows, number = waiting.pop(ticket)
+        self._forget(key, group, level, rows, number)
         return True
 
     def _rows_before(self, level: int) -> int:
@@ -207,16 +208,18 @@ class BatchWindow(Generic[T]):
         for level in sorted(group.levels):
             waiting = group.levels[level]
             while waiting:
-                ticket, (_, rows) = next(iter(waiting.items()))
+                ticket, (_, rows, number) = next(iter(waiting.items()))
                 if batch and taken + rows > most_rows:
                     return batch
                 del waiting[ticket]
                 batch.append(ticket)
                 taken += rows
-                self._forget(key, group, level, rows)
+                self._forget(key, group, level, rows, number)
         return batch
 
-    def _forget(self, key: Hashable, group: "_Group[T]", level: int, rows: int) -> None:
+    def _forget(self, key: Hashable, group: "_Group[T]", level: int, rows: int, number: int) -> None:
+        if number:
+            del self._timed[number]
         group.rows -= rows
         self.waiting_rows -= rows
         self._level_rows[level] -= rows
@@ -225,23 +228,23 @@ class BatchWindow(Generic[T]):
             if not group.levels:
                 del self._groups[key]
 
-    def _keep_deadline(self, timed: "_Timed[T]") -> None:
-        self._pushed += 1
-        heappush(self._timed, timed)
-        if len(self._timed) > _MOST_STALE + 2 * self.waiting_rows:
-            self._timed = [each for each in self._timed if self._waits(each)]
-            heapify(self._timed)
-
-    def _waits(self, timed: "_Timed[T]") -> bool:
-        group = self._groups.get(timed.key)
-        return group is not None and timed.ticket in group.levels.get(_level(timed.priority), ())
+    def _keep_deadline(self, deadline_s: float, ticket: T, key: Hashable, level: int) -> int:
+        """The number that the ticket goes by until it leaves; no ticket has 0."""
+        self._numbered += 1
+        self._timed[self._numbered] = (ticket, key, level)
+        heappush(self._deadlines, (deadline_s, self._numbered))
+        if len(self._deadlines) > _MOST_STALE + 2 * len(self._timed):
+            self._deadlines = [each for each in self._deadlines if each[1] in self._timed]
+            heapify(self._deadlines)
+        return self._numbered
 
     def _bury(self, now_s: float) -> None:
         """Takes out what is past its deadline, for `expire` to give."""
-        while self._timed and self._timed[0].deadline_s <= now_s:
-            _, _, ticket, key, priority = heappop(self._timed)
-            if self.drop(ticket, key, priority):
-                self._late.append(ticket)
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            found = self._timed.get(heappop(self._deadlines)[1])
+            if found is not None:
+                self.drop(*found)
+                self._late.append(found[0])
 
 
 def _level(priority: int) -> int:
@@ -251,21 +254,12 @@ def _level(priority: int) -> int:
 class _Group(Generic[T]):
     """The requests of one key by priority, oldest first, and how many rows they hold together.
 
-    `levels` holds no empty ones: priority -> ticket -> (arrived_s, rows).
+    `levels` holds no empty ones: priority -> ticket -> (arrived_s, rows, number); only those with a deadline have a
+    number, others have 0.
     """
 
     __slots__ = ("levels", "rows")
 
     def __init__(self) -> None:
-        self.levels: dict[int, OrderedDict[T, tuple[float, int]]] = {}
+        self.levels: dict[int, OrderedDict[T, tuple[float, int, int]]] = {}
         self.rows = 0
-
-
-class _Timed(NamedTuple, Generic[T]):
-    """A request with a deadline; `number` keeps tickets from being compared."""
-
-    deadline_s: float
-    number: int
-    ticket: T
-    key: Hashable
-    priority: int

@@ -2,7 +2,7 @@
 
 closed    everybody serves the model; of some deaths within a while it opens
 open      nobody does, for a pause that doubles each time
-on trial  one worker does; another death opens it again, good runs or a quiet while close it
+on trial  one worker does; another death opens it again, good runs or a quiet while, once it is loaded, close it
 """
 
 from collections.abc import Mapping
@@ -30,13 +30,18 @@ def culprit(runs: Mapping[Key, tuple[bool, int]]) -> Key | None:
 
 
 class _Suspect(msgspec.Struct):
-    """`until_s` is when an open one is tried again, None for a closed one; `trial_s` since when it is on trial."""
+    """`until_s` is when an open one is tried again, None for a closed one.
+
+    While it is `tried`, its `worker` has it loaded since `loaded_s`, after so many `runs`; None while it does not.
+    """
 
     strikes: list[float] = []
     pause_s: float = _FIRST_PAUSE_S
     until_s: float | None = None
-    trial_s: float | None = None
+    tried: bool = False
     worker: int = 0
+    loaded_s: float | None = None
+    runs: int = 0
     why: str = ""
 
 
@@ -62,10 +67,10 @@ class Breaker:
         suspect = self._suspects.setdefault(key, _Suspect())
         suspect.strikes = [each for each in suspect.strikes if now_s - each < _WINDOW_S] + [now_s]
         suspect.why = why
-        if suspect.until_s is not None or (suspect.trial_s is None and len(suspect.strikes) < self._most_deaths):
+        if suspect.until_s is not None or (not suspect.tried and len(suspect.strikes) < self._most_deaths):
             return None
         pause_s = suspect.pause_s
-        suspect.until_s, suspect.trial_s, suspect.strikes = now_s + pause_s, None, []
+        suspect.until_s, suspect.tried, suspect.strikes = now_s + pause_s, False, []
         suspect.pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         return pause_s
 
@@ -75,13 +80,13 @@ class Breaker:
         for key, suspect in list(self._suspects.items()):
             name = f"{key[0]}@{key[1]}"
             if suspect.until_s is not None and now_s >= suspect.until_s and runs:
-                suspect.until_s, suspect.trial_s, suspect.worker = None, now_s, min(runs)
+                suspect.until_s, suspect.tried, suspect.worker, suspect.loaded_s = None, True, min(runs), None
                 told.append(f"{name} is tried again, in worker {suspect.worker} alone")
-            elif suspect.trial_s is not None:
+            elif suspect.tried:
                 if suspect.worker not in runs:  # it ended of something else
-                    suspect.until_s, suspect.trial_s = now_s, None
-                elif now_s - suspect.trial_s > _TRIAL_S or runs[suspect.worker].get(key, (False, 0))[1] >= _TRIAL_RUNS:
-                    suspect.trial_s = None
+                    suspect.until_s, suspect.tried = now_s, False
+                elif _stands(suspect, runs[suspect.worker].get(key), now_s):
+                    suspect.tried = False
                     told.append(f"{name} is served by every worker again")
             elif suspect.until_s is None and suspect.strikes and now_s - suspect.strikes[-1] > _FORGIVEN_AFTER_S:
                 del self._suspects[key]
@@ -93,5 +98,15 @@ class Breaker:
             key: f"model '{key[0]}' version {key[1]} is held back: server processes died of it ({suspect.why}); "
             "it is tried again from time to time"
             for key, suspect in self._suspects.items()
-            if suspect.until_s is not None or (suspect.trial_s is not None and suspect.worker != worker)
+            if suspect.until_s is not None or (suspect.tried and suspect.worker != worker)
         }
+
+
+def _stands(suspect: _Suspect, runs: tuple[bool, int] | None, now_s: float) -> bool:
+    """Whether a model on trial has behaved for long enough since its worker has loaded it; `runs` are those there."""
+    if runs is None or runs == (True, 0):  # it is being loaded, or at its first run, which tells nothing yet either
+        return False
+    ended = runs[1]
+    if suspect.loaded_s is None:
+        suspect.loaded_s, suspect.runs = now_s, ended
+    return now_s - suspect.loaded_s > _TRIAL_S or ended - suspect.runs >= _TRIAL_RUNS

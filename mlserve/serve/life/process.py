@@ -24,7 +24,10 @@ _ASK_EVERY_S = 0.5
 
 
 class WorkerProcess:
-    """A worker that is starting, serving, or has ended. `environment` is all of its environment."""
+    """A worker that is starting, serving, or has ended. `environment` is all of its environment.
+
+    Raises OSError where there is no process, or no file, to be had.
+    """
 
     def __init__(self, settings: ServeSettings, lock: int, environment: Mapping[str, str]) -> None:
         self.slate = Slate.shared()
@@ -32,17 +35,21 @@ class WorkerProcess:
         self.started_s = time.monotonic()
         self.served_s: float | None = None
         self.stopped = False
-        self._pulse, self._line = Pulse(self.started_s), b""
+        self._pulse, self._rest = Pulse(self.started_s), b""
         self._cpu_s, self._asked_s = 0.0, 0.0
         self.busy = False
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlserve.serve.worker_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            pass_fds=(lock, self.slate.descriptor),
-            process_group=0,  # so that Ctrl-C in a terminal reaches the supervisor alone, which then drains
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlserve.serve.worker_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                pass_fds=(lock, self.slate.descriptor),
+                process_group=0,  # so that Ctrl-C in a terminal reaches the supervisor alone, which then drains
+            )
+        except BaseException:  # or each further try would cost a descriptor
+            self.slate.close()
+            raise
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._input, self.output = self.process.stdin, self.process.stdout
@@ -63,11 +70,15 @@ class WorkerProcess:
         return self.process.poll() is not None
 
     def report(self) -> WorkerReport | None:
-        """What it reports, once; None while it has not."""
-        self._line += self.output.read() or b""
-        if self.served_s is None and self._line.endswith(b"\n"):
-            self.served_s = time.monotonic()
-            return msgspec.json.decode(self._line, type=WorkerReport)
+        """What it reports, once; None while it has not. Other lines, of what it imports, are passed over."""
+        if self.served_s is not None:
+            return None
+        *lines, self._rest = (self._rest + (self.output.read() or b"")).split(b"\n")
+        for line in lines:
+            with suppress(msgspec.DecodeError):
+                report = msgspec.json.decode(line, type=WorkerReport)
+                self.served_s = time.monotonic()
+                return report
         return None
 
     def is_hung(self, after_s: float, now_s: float) -> bool:
@@ -90,7 +101,7 @@ class WorkerProcess:
         try:
             process = psutil.Process(self.pid)
             times, self.stopped = process.cpu_times(), process.status() == psutil.STATUS_STOPPED
-        except psutil.Error:
+        except (psutil.Error, OSError):  # it has just ended, or there is no file to be had
             return
         cpu_s = times.user + times.system
         # At the first question nobody knows yet; the next one tells.

@@ -30,7 +30,10 @@ class Shedding:
         if not self._most_share or not workers or now_s - self._looked_s < self._every_s:
             return
         self._looked_s = now_s
-        use = memory_use([worker.pid for worker in workers])
+        try:
+            use = memory_use([worker.pid for worker in workers])
+        except OSError:  # no file to be had; what was found last goes on
+            return
         short = use.share >= self._most_share
         self._every_s = _NEAR_EVERY_S if use.share > _NEAR * self._most_share else _LOOK_EVERY_S
         if short and not self._short:
@@ -56,7 +59,7 @@ class Shedding:
         for worker in workers:
             try:
                 sizes[worker] = psutil.Process(worker.pid).memory_info().rss
-            except psutil.Error:  # it has just ended
+            except (psutil.Error, OSError):  # it has just ended, or there is no file to be had
                 continue
         if sizes:
             largest = max(sizes, key=lambda worker: sizes[worker])

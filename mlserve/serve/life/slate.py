@@ -58,14 +58,18 @@ class Slate:
 
     @classmethod
     def shared(cls) -> "Slate":
-        """A new one, for a child to inherit."""
+        """A new one, for a child to inherit. Raises OSError where there is no file, or no memory, to be had."""
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("mlserve-slate", os.MFD_CLOEXEC)
         else:
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, _BYTES)
-        return cls(descriptor)
+        try:
+            os.ftruncate(descriptor, _BYTES)
+            return cls(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def close(self) -> None:
         """Gives the memory back; what was read before stays known."""

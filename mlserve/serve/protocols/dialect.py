@@ -21,6 +21,7 @@ from mlserve.serve.tasks.task import Asked, TaskAnswer
 from mlserve.wire.signature import InferRequest
 
 __all__ = [
+    "CREDENTIAL",
     "ENCODING",
     "JSON_BYTES",
     "JSON_FIELDS",
@@ -42,6 +43,9 @@ __all__ = [
     "json_part",
     "json_response",
 ]
+
+CREDENTIAL = "mlserve.credential"
+"""Where a request's scope has the credential that its page was allowed by, for pages that need a further scope."""
 
 JSON_BYTES = b"inference-header-content-length"
 """The header that says how many bytes of a body are JSON; raw tensors follow them."""
@@ -125,7 +129,8 @@ class Documentation(msgspec.Struct, frozen=True):
 class Page(msgspec.Struct, frozen=True):
     """A page that needs no engine. `path` is a Starlette template; `scope` None means public.
 
-    `admin`: served on the management port only, and only where there is one.
+    `admin`: served on the management port only, and only where there is one. `infers`: it may ask a model though its
+    scope is another than `infer`, so what it has in a queue is dropped when its client leaves.
     """
 
     path: str
@@ -135,6 +140,7 @@ class Page(msgspec.Struct, frozen=True):
     summary: str
     documentation: Documentation = Documentation()
     admin: bool = False
+    infers: bool = False
 
 
 def find_by_path(service: Service, request: Request) -> ServedModel:

@@ -12,7 +12,7 @@ from mlserve.errors import InvalidRequest, UnsupportedContent
 from mlserve.serve.answering import Answering
 from mlserve.serve.catalog import ServedModel
 from mlserve.serve.pages.example import example_question
-from mlserve.serve.protocols.dialect import Dialect, Documentation, Page
+from mlserve.serve.protocols.dialect import CREDENTIAL, Dialect, Documentation, Page
 from mlserve.serve.service import Service
 
 __all__ = ["dialect"]
@@ -36,7 +36,8 @@ _question_json = msgspec.json.Decoder(_Question)
 def dialect(service: Service, answering: Answering) -> Dialect:
     """Its page. Reading the schema and the models needs the scope `metadata`; `predict` asks for `infer` beside it."""
     page = _GraphQl(service, answering)
-    pages = (Page("/graphql", ("POST",), "metadata", page.answer, "Models and predictions by GraphQL", _DOCUMENTATION),)
+    summary = "Models and predictions by GraphQL"
+    pages = (Page("/graphql", ("POST",), "metadata", page.answer, summary, _DOCUMENTATION, infers=True),)
     return Dialect("graphql", pages, _error)
 
 
@@ -52,7 +53,7 @@ class _GraphQl:
         question = _read(await request.body(), headers)
         # The first import takes a good tenth of a second, which the event loop has not.
         asking = await asyncio.get_running_loop().run_in_executor(None, _import_asking)
-        context = asking.Asking(self._service, self._answering, headers)
+        context = asking.Asking(self._service, self._answering, headers, request.scope[CREDENTIAL])
         result = await asking.ask(question.query, question.variables or {}, question.operation_name, context)
         wants_status = _GRAPHQL.encode() in headers.get(b"accept", b"").lower()
         status = 400 if wants_status and "data" not in result else 200

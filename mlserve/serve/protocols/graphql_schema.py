@@ -120,15 +120,17 @@ _log = logging.getLogger("mlserve.serve")
 
 
 class Asking:
-    """One request: whom it asks, the headers it came with, and how many fields may still be answered."""
+    """One request: whom it asks, the headers and the credential it came with, how many fields may still be answered."""
 
-    def __init__(self, service: Service, answering: Answering, headers: Headers) -> None:
-        self.service, self.answering, self.headers = service, answering, headers
+    def __init__(
+        self, service: Service, answering: Answering, headers: Headers, credential: bytes | None = None
+    ) -> None:
+        self.service, self.answering, self.headers, self.credential = service, answering, headers, credential
         self.fields_left = _MOST_ANSWERED
 
     def allow(self, scope: Scope) -> None:
-        """Raises what `Access.check` does for a key without `scope`."""
-        self.service.access.check(scope, self.headers.get(b"authorization") or self.headers.get(b"x-api-key"))
+        """Raises what `Access.check` does for a credential without `scope`."""
+        self.service.access.check(scope, self.credential)
 
     def count(self) -> None:
         """Counts one field of the answer: lists make many of one in the query. Raises InvalidRequest for too many."""

@@ -64,6 +64,7 @@ class FallbackGrpcServer:
                 ("grpc.max_concurrent_streams", MOST_STREAMS),
                 ("grpc.max_metadata_size", MOST_METADATA_BYTES),
                 ("grpc.absolute_max_metadata_size", MOST_METADATA_BYTES),
+                *([] if target.startswith("unix:") else _connection_options(limits)),
             ]
         )
         self._server.add_generic_rpc_handlers([_Handlers({call.path: self._handler(call) for call in calls})])
@@ -110,6 +111,9 @@ class FallbackGrpcServer:
             try:
                 with self._run(), audited(self._service, call, credential, context.peer):
                     check(scope, credential)
+                    if isinstance(call, StreamCall) and call.client_streams:
+                        # So a guard in front knows that it may take its time: see grpc_inspection.
+                        await context.send_initial_metadata(())
                     return await answer(request, context)
             except RequestError as error:
                 await context.abort(_CODES[error.grpc_code], str(error)[:900], retry_trailers(error))
@@ -178,6 +182,14 @@ class FallbackGrpcServer:
             raise
         finally:
             self._running.discard(task)
+
+
+def _connection_options(limits: Limits) -> list[tuple[str, int]]:
+    """What clients' own connections are held to; those of a front that stands before it are the front's business."""
+    return [
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_connection_idle_ms", int(limits.keep_alive_s * 1000)),
+    ]
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types

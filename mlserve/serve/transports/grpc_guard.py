@@ -2,7 +2,7 @@
 
 The native front keeps a message of any size it is told of, and unpacks a packed one whole. The guard listens in its
 place, and passes on to a Unix socket what keeps to the limits. It reads no headers, and what comes back goes through as
-it is.
+it is; which calls it answers and ends is noted.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from mlserve.serve.identities import certificate_credential
 from mlserve.serve.settings import Limits
 from mlserve.serve.tls import listening
 from mlserve.serve.transports.certificate_mark import CertificateMark
-from mlserve.serve.transports.grpc_inspection import Abuse, Inspection, Refusal, frame
+from mlserve.serve.transports.grpc_fallback import MOST_METADATA_BYTES
+from mlserve.serve.transports.grpc_inspection import FRAME_HEAD, Abuse, Inspection, Refusal, frame
 from mlserve.serve.transports.receiving import Receiving
 
 __all__ = ["GrpcGuard"]
@@ -26,6 +27,8 @@ _END_OF_CALL = 0x5  # END_STREAM and END_HEADERS
 _NO_ERROR, _CANCEL, _ENHANCE_YOUR_CALM = 0, 8, 11
 _LAST_STREAM = 0x7FFF_FFFF
 _SWEEP_EVERY_S = 0.5
+# So long a client may take over what is still on its way to it when its connection ends.
+_LINGER_S = 2.0
 _HEAD_BYTES = 9
 
 
@@ -87,7 +90,9 @@ class _ClientSide(asyncio.Protocol):
 
     def __init__(self, guard: GrpcGuard, loop: asyncio.AbstractEventLoop) -> None:
         self._guard, self._loop = guard, loop
-        self._inspection = Inspection(guard.limits.max_request_bytes, guard.receiving, time.monotonic())
+        now_s = time.monotonic()
+        self._inspection = Inspection(guard.limits.max_request_bytes, MOST_METADATA_BYTES, guard.receiving, now_s)
+        self._unsent_bytes, self._read_s = 0, now_s  # what waits for the client, and when it took some of it last
         self._behind: asyncio.Transport | None = None
         self._early: deque[bytes] = deque()
         self._mark: CertificateMark | None = None
@@ -113,7 +118,7 @@ class _ClientSide(asyncio.Protocol):
         try:
             found = inspection.read(data, time.monotonic())
         except Abuse as abuse:
-            self._end(abuse)
+            self._end(_ENHANCE_YOUR_CALM, _LAST_STREAM, str(abuse))
             return
         if found and not behind.is_closing():
             behind.write(found if self._mark is None else self._mark.mark(found))
@@ -141,15 +146,23 @@ class _ClientSide(asyncio.Protocol):
             self._behind.resume_reading()
 
     def sweep(self, now_s: float) -> None:
-        """Ends what is late."""
-        limits = self._guard.limits
-        try:
-            self._inspection.look_at_clock(now_s, limits.head_s, limits.receive_s)
-        except Abuse as abuse:
-            self._end(abuse)
+        """Ends what is late, and the connection where nothing is asked or nothing is read any more."""
+        limits, inspection = self._guard.limits, self._inspection
+        if self._does_not_read(now_s):
+            self.transport.abort()  # to close would wait for it
             return
-        if self._inspection.refusals:
+        if self.transport.is_closing():
+            return
+        try:
+            inspection.look_at_clock(now_s, limits.head_s, limits.receive_s)
+        except Abuse as abuse:
+            self._end(_ENHANCE_YOUR_CALM, _LAST_STREAM, str(abuse))
+            return
+        if inspection.refusals:
             self._refuse()
+        if inspection.idle_s(now_s) > limits.keep_alive_s and not self._unsent_bytes:
+            # A call that is on its way here now is one for the client to send again.
+            self._end(_NO_ERROR, inspection.newest_stream, f"no call was open for {limits.keep_alive_s:g} s")
 
     def close(self) -> None:
         self.transport.close()
@@ -157,7 +170,7 @@ class _ClientSide(asyncio.Protocol):
     async def _connect(self) -> None:
         try:
             transport, back = await self._loop.create_unix_connection(
-                lambda: _ServerSide(self.transport), self._guard.behind
+                lambda: _ServerSide(self.transport, self._inspection), self._guard.behind
             )
         except OSError:  # the server behind has stopped
             self.transport.abort()
@@ -184,18 +197,26 @@ class _ClientSide(asyncio.Protocol):
             self._back.put_in(frame(_WINDOW_UPDATE, 0, 0, inspection.dropped_bytes.to_bytes(4)))
             inspection.dropped_bytes = 0
 
-    def _end(self, abuse: Abuse) -> None:
+    def _does_not_read(self, now_s: float) -> bool:
+        """Whether the client has taken nothing of what waits for it for longer than it may."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if not unsent_bytes or unsent_bytes < self._unsent_bytes:
+            self._read_s = now_s
+        self._unsent_bytes = unsent_bytes
+        return now_s - self._read_s > (_LINGER_S if self.transport.is_closing() else self._guard.limits.keep_alive_s)
+
+    def _end(self, error: int, last_stream: int, reason: str) -> None:
+        """Closes the connection, and says why: an error of HTTP/2, and the last call that may have been taken."""
         if self._behind is not None:
-            last_word = _LAST_STREAM.to_bytes(4) + _ENHANCE_YOUR_CALM.to_bytes(4) + str(abuse).encode()
-            self._back.put_in(frame(_GOAWAY, 0, 0, last_word))
+            self._back.put_in(frame(_GOAWAY, 0, 0, last_stream.to_bytes(4) + error.to_bytes(4) + reason.encode()))
         self.transport.close()
 
 
 class _ServerSide(asyncio.Protocol):
     """What comes from behind, on its way to the client; frames of our own are put in between."""
 
-    def __init__(self, client: asyncio.Transport) -> None:
-        self._client = client
+    def __init__(self, client: asyncio.Transport, inspection: Inspection) -> None:
+        self._client, self._inspection = client, inspection
         self._left_bytes = 0  # of the frame that is passing
         self._head = b""  # of the next one, where it came in two pieces
         self._waiting: list[bytes] = []
@@ -213,10 +234,10 @@ class _ServerSide(asyncio.Protocol):
                 self._head += data
                 self._client.write(data)
                 return
-            position = wanted + int.from_bytes((self._head + data[:wanted])[:3])
+            position = wanted + self._note(self._head + data[:wanted], 0)
             self._head = b""
         while position + _HEAD_BYTES <= size:
-            position += _HEAD_BYTES + int.from_bytes(data[position : position + 3])
+            position += _HEAD_BYTES + self._note(data, position)
         if position < size:
             self._head, self._left_bytes = data[position:], 0
         else:
@@ -244,21 +265,24 @@ class _ServerSide(asyncio.Protocol):
         elif not self._client.is_closing():
             self._client.write(frames)
 
+    def _note(self, data: bytes, position: int) -> int:
+        """Has a frame's head looked at; returns the length of its payload."""
+        high, low, kind, flags, stream = FRAME_HEAD.unpack_from(data, position)
+        self._inspection.note_answer(kind, flags, stream)
+        length: int = high << 8 | low
+        return length
+
 
 def _ending(refusal: Refusal) -> bytes:
-    """What ends a call at its client: a status, and the word that no more of it is read.
-
-    Where an answer may have begun there is no place for a status any more; gRPC reads the reset itself as one.
-    """
-    if refusal.answered:
-        return frame(_RST_STREAM, 0, refusal.stream, _ENHANCE_YOUR_CALM.to_bytes(4))
-    fields = (
-        (b"content-type", b"application/grpc"),
-        (b"grpc-status", b"%d" % refusal.code),
-        (b"grpc-message", refusal.message.replace("%", "%25").encode("ascii", "replace")),
-    )
+    """What ends a call at its client: a status, and the word that no more of it is read."""
+    message = refusal.message.replace("%", "%25").encode("ascii", "replace")
+    fields = [(b"grpc-status", b"%d" % refusal.code), (b"grpc-message", message)]
     # The table of headers between client and server is not ours: only what leaves it alone is used (RFC 7541, 6.2.2).
-    block = b"\x88" + b"".join(b"\0" + _string(name) + _string(value) for name, value in fields)
+    block = b""
+    if not refusal.answered:  # what comes behind the headers of an answer are its trailers
+        block = b"\x88"
+        fields.insert(0, (b"content-type", b"application/grpc"))
+    block += b"".join(b"\0" + _string(name) + _string(value) for name, value in fields)
     head = frame(_HEADERS, _END_OF_CALL, refusal.stream, block)
     return head + frame(_RST_STREAM, 0, refusal.stream, _NO_ERROR.to_bytes(4))
 

@@ -1,9 +1,10 @@
-"""What a gRPC client sends, looked through frame by frame: how large its messages are, as they come and unpacked.
+"""What a gRPC client sends, looked through frame by frame: how large its messages are, and how long its calls take.
 
 A message has five bytes before it, whether it is packed and how long it is (gRPC over HTTP/2,
 "Length-Prefixed-Message"), so its size is known before any of it is kept; and a packed one is unpacked here, into
-nothing, to know what it holds. Headers are not read: they are the business of the server behind. Pure: bytes in,
-bytes out; the caller brings the time.
+nothing, to know what it holds. Headers are not read: they are the business of the server behind. So nothing tells a
+stream from a call of one message but its answer, which only a stream is given before its client has sent all. Pure:
+bytes in, bytes out; the caller brings the time.
 """
 
 import struct
@@ -12,26 +13,29 @@ from typing import NamedTuple
 
 from mlserve.serve.transports.receiving import Receiving
 
-__all__ = ["FRAME_BYTES", "Abuse", "Inspection", "Refusal", "frame"]
+__all__ = ["FRAME_BYTES", "FRAME_HEAD", "Abuse", "Inspection", "Refusal", "frame"]
 
 FRAME_BYTES = 16_384
 """The largest payload of a frame: the server behind allows no more."""
 
+FRAME_HEAD = struct.Struct(">HBBBI")
+"""What a frame begins with: its payload's length in two parts (256s and ones), kind, flags and stream."""
+
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PING = 0, 1, 2, 3, 4, 6
-_END_STREAM, _PADDED = 0x1, 0x8
-_FRAME, _PREFIX = struct.Struct(">HBBBI"), struct.Struct(">BI")
+_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PING, _CONTINUATION = 0, 1, 2, 3, 4, 6, 9
+_END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
+_LAST_STREAM = 0x7FFF_FFFF
+_PREFIX = struct.Struct(">BI")
 _HEAD_BYTES, _PREFIX_BYTES = 9, 5
 # deflate makes at most so many bytes of one (zlib's own documentation): below that nothing need be unpacked to know.
 _MOST_RATIO = 1032
 # zlib finds out itself whether it is gzip or zlib that it unpacks.
 _EITHER_WRAPPING = 47
-# Of so many refused calls the rest is waited for. A client stops sending it soon after it hears.
-_MOST_REFUSED = 1024
 # Frames that ask for work and carry no request. So many may come in a second.
 _MOST_IDLE_FRAMES = 1000
 
 _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = 3, 4, 8
+_TOO_MUCH = "the server is receiving too much at once; try again later"
 
 
 class Abuse(Exception):
@@ -39,7 +43,7 @@ class Abuse(Exception):
 
 
 class Refusal(NamedTuple):
-    """A call that ends here. `code` is a gRPC status. `answered`: the server behind may have begun an answer."""
+    """A call that ends here. `code` is a gRPC status. `answered`: the server behind has begun to answer."""
 
     stream: int
     code: int
@@ -48,29 +52,42 @@ class Refusal(NamedTuple):
 
 
 class _Call:
-    """A call whose messages do not come in one frame each."""
+    """An open call, and the message of it that comes."""
 
-    __slots__ = ("began_s", "is_first", "left_bytes", "prefix", "taken_bytes", "unpacked_bytes", "unpacking")
+    __slots__ = (
+        "is_answered",
+        "is_sent",
+        "left_bytes",
+        "prefix",
+        "since_s",
+        "taken_bytes",
+        "unpacked_bytes",
+        "unpacking",
+    )
 
     def __init__(self, now_s: float) -> None:
+        self.since_s: float | None = now_s  # when what is waited for began: the request, or a message of a stream
+        self.is_answered = self.is_sent = False  # the server has begun to answer; the client has sent all
         self.prefix = b""
         self.left_bytes = self.taken_bytes = self.unpacked_bytes = 0
-        self.began_s: float | None = now_s
-        self.is_first = True
         self.unpacking: zlib._Decompress | None = None
 
 
 class Inspection:
-    """One connection's. `refusals` are those that `read` and `look_at_clock` have found, for the caller to take."""
+    """One connection's. `refusals` are those that `read` and `look_at_clock` have found, for the caller to take.
 
-    def __init__(self, most_message_bytes: int, receiving: Receiving, now_s: float) -> None:
-        self._most_bytes, self._receiving = most_message_bytes, receiving
+    An open call counts as `metadata_bytes`, and its messages count until they are known to be handed on.
+    """
+
+    def __init__(self, most_message_bytes: int, metadata_bytes: int, receiving: Receiving, now_s: float) -> None:
+        self._most_bytes, self._metadata_bytes, self._receiving = most_message_bytes, metadata_bytes, receiving
         self._rest = b""
-        self._since_s = now_s  # when what is not complete began
+        self._since_s = self._busy_s = now_s  # when what is not complete began; when a call was open last
+        self._block_since_s: float | None = None  # when the headers began that are not complete
         self._greeted = False
         self._calls: dict[int, _Call] = {}
-        self._refused: dict[int, None] = {}  # in the order they were refused
         self._idle_frames, self._second_s = 0, now_s
+        self.newest_stream = 0
         self.refusals: list[Refusal] = []
         self.dropped_bytes = 0
 
@@ -89,19 +106,16 @@ class Inspection:
             position = len(_PREFACE) if self._greeted else size
         pieces: list[bytes] = []
         while size - position >= _HEAD_BYTES:
-            high, low, kind, flags, stream = _FRAME.unpack_from(data, position)
+            high, low, kind, flags, stream = FRAME_HEAD.unpack_from(data, position)
             length = high << 8 | low
-            if length > FRAME_BYTES:
-                raise Abuse(f"a frame of {length} bytes, where {FRAME_BYTES} are allowed")
+            if length > FRAME_BYTES or stream > _LAST_STREAM:
+                raise _breach(length, stream)
             end = position + _HEAD_BYTES + length
             if end > size:
                 break
             if kind != _DATA:
                 self._note(kind, flags, stream, now_s)
-            elif not (
-                (flags == _END_STREAM and stream not in self._calls and self._is_whole(data, position, length))
-                or self._goes_on(stream, flags, data[position + _HEAD_BYTES : end], now_s)
-            ):
+            elif not self._goes_on(stream, flags, data, position + _HEAD_BYTES, end, now_s):
                 pieces.append(data[kept:position])
                 kept = end
                 self.dropped_bytes += length
@@ -114,17 +128,37 @@ class Inspection:
         pieces.append(data[kept:position])
         return b"".join(pieces) if kept else pieces[0]
 
-    def look_at_clock(self, now_s: float, head_s: float, message_s: float) -> None:
-        """Refuses the messages that began more than `message_s` ago. Raises Abuse for a frame begun `head_s` ago."""
+    def look_at_clock(self, now_s: float, head_s: float, request_s: float) -> None:
+        """Refuses what was begun `request_s` ago and is not whole: a request, or a message of an answered stream.
+
+        Raises Abuse for a frame or headers begun `head_s` ago.
+        """
         if (self._rest or not self._greeted) and now_s - self._since_s > head_s:
             raise Abuse(f"a frame was not complete after {head_s:g} s")
+        if self._block_since_s is not None and now_s - self._block_since_s > head_s:
+            raise Abuse(f"the headers of a call were not complete after {head_s:g} s")
+        if self._calls:
+            self._busy_s = now_s
         late = [
             stream
             for stream, call in self._calls.items()
-            if call.began_s is not None and now_s - call.began_s > message_s
+            if call.since_s is not None and now_s - call.since_s > request_s
         ]
         for stream in late:
-            self._refuse(stream, _DEADLINE_EXCEEDED, f"the message was not complete after {message_s:g} s")
+            self._refuse(stream, _DEADLINE_EXCEEDED, f"the request was not complete after {request_s:g} s")
+
+    def idle_s(self, now_s: float) -> float:
+        """How long no call has been open, going by what began and by what `look_at_clock` saw."""
+        return now_s - self._busy_s
+
+    def note_answer(self, kind: int, flags: int, stream: int) -> None:
+        """Looks at a frame of the server's, on its way to the client: whether it begins an answer, or ends a call."""
+        if kind == _RST_STREAM or (kind <= _HEADERS and flags & _END_STREAM):
+            self._forget(stream)
+        elif kind == _HEADERS and (call := self._calls.get(stream)) is not None:
+            call.is_answered = True
+            if not call.left_bytes and not call.prefix:
+                self._hand_on(call)
 
     def close(self) -> None:
         """Gives back what was counted."""
@@ -135,36 +169,58 @@ class Inspection:
         """Looks at a frame that is not DATA."""
         if kind in (_PING, _SETTINGS, _PRIORITY):
             self._count_idle(now_s)
-        elif kind == _RST_STREAM or (kind == _HEADERS and flags & _END_STREAM):
+        elif kind == _RST_STREAM:
             self._forget(stream)
+        elif kind == _HEADERS:
+            if stream > self.newest_stream:
+                self._open(stream, now_s)
+            if flags & _END_STREAM and (call := self._calls.get(stream)) is not None:
+                self._end_request(call)
+            if not flags & _END_HEADERS:
+                self._block_since_s = now_s
+        elif kind == _CONTINUATION and flags & _END_HEADERS:
+            self._block_since_s = None
 
-    def _is_whole(self, data: bytes, position: int, length: int) -> bool:
-        """Whether a call's only DATA is one plain message, which nearly every request is."""
-        if length < _PREFIX_BYTES or length - _PREFIX_BYTES > self._most_bytes:
-            return False
-        packed, message_bytes = _PREFIX.unpack_from(data, position + _HEAD_BYTES)
-        return packed == 0 and message_bytes == length - _PREFIX_BYTES and not self._refused
+    def _open(self, stream: int, now_s: float) -> None:
+        self.newest_stream, self._busy_s = stream, now_s
+        if self._receiving.take(self._metadata_bytes):
+            self._calls[stream] = _Call(now_s)
+        else:
+            self._refuse(stream, _RESOURCE_EXHAUSTED, _TOO_MUCH)
 
-    def _goes_on(self, stream: int, flags: int, payload: bytes, now_s: float) -> bool:
-        """Whether a frame of DATA may go on; a call that is refused by it is in `refusals` then."""
-        if flags & _PADDED:
-            padding = payload[0] if payload else 0
-            payload = payload[1 : len(payload) - padding]
-        if not payload and not flags & _END_STREAM:
-            self._count_idle(now_s)
-        if stream not in self._refused:
-            call = self._calls.get(stream)
-            if call is None:
-                call = self._calls[stream] = _Call(now_s)
-            self._read_messages(stream, call, memoryview(payload), now_s)
-        goes_on = stream not in self._refused
+    def _goes_on(self, stream: int, flags: int, data: bytes, start: int, end: int, now_s: float) -> bool:
+        """Whether a frame of DATA may go on; a call that is refused by it is in `refusals` then.
+
+        What comes for a call that is over does not.
+        """
+        call = self._calls.get(stream)
+        if flags != _END_STREAM or call is None or not self._is_whole(call, data, start, end):
+            payload = memoryview(data)[start:end]
+            if flags & _PADDED:
+                padding = payload[0] if payload else 0
+                payload = payload[1 : len(payload) - padding]
+            if not payload and not flags & _END_STREAM:
+                self._count_idle(now_s)
+            if call is None or call.is_sent:
+                return False
+            self._read_messages(stream, call, payload, now_s)
+            if stream not in self._calls:
+                return False
         if flags & _END_STREAM:
-            self._forget(stream)
-        return goes_on
+            self._end_request(call)
+        return True
+
+    def _is_whole(self, call: _Call, data: bytes, start: int, end: int) -> bool:
+        """Whether the last DATA of a call is one plain message, which nearly every request is."""
+        if not _PREFIX_BYTES <= end - start <= _PREFIX_BYTES + self._most_bytes:
+            return False
+        packed, message_bytes = _PREFIX.unpack_from(data, start)
+        is_plain = packed == 0 and message_bytes == end - start - _PREFIX_BYTES
+        return is_plain and not (call.left_bytes or call.prefix or call.is_sent)
 
     def _read_messages(self, stream: int, call: _Call, view: memoryview, now_s: float) -> None:
         """Follows a call's messages through what came of them, until one is refused."""
-        while view and stream not in self._refused:
+        while view and stream in self._calls:
             if call.left_bytes == 0:
                 view = self._begin(stream, call, view, now_s)
                 continue
@@ -172,13 +228,13 @@ class Inspection:
             view = view[len(piece) :]
             call.left_bytes -= len(piece)
             self._read_piece(stream, call, piece)
-            if call.left_bytes == 0:
+            if call.left_bytes == 0 and stream in self._calls:
                 self._end_message(call)
 
     def _begin(self, stream: int, call: _Call, view: memoryview, now_s: float) -> memoryview:
         """Reads what is there of a message's five bytes; returns what follows."""
-        if not call.prefix:
-            call.began_s = now_s
+        if call.since_s is None:
+            call.since_s = now_s
         wanted = _PREFIX_BYTES - len(call.prefix)
         call.prefix += bytes(view[:wanted])
         if len(call.prefix) < _PREFIX_BYTES:
@@ -200,7 +256,7 @@ class Inspection:
 
     def _read_piece(self, stream: int, call: _Call, piece: memoryview) -> None:
         if not self._receiving.take(len(piece)):
-            self._refuse(stream, _RESOURCE_EXHAUSTED, "the server is receiving too much at once; try again later")
+            self._refuse(stream, _RESOURCE_EXHAUSTED, _TOO_MUCH)
             return
         call.taken_bytes += len(piece)
         if call.unpacking is None:
@@ -222,22 +278,28 @@ class Inspection:
             self._refuse(stream, _INVALID_ARGUMENT, "the compressed message goes on behind its end")
 
     def _end_message(self, call: _Call) -> None:
+        call.unpacking = None
+        if call.is_answered:  # the server takes a message at a time; else it may keep them until it has all
+            self._hand_on(call)
+
+    def _end_request(self, call: _Call) -> None:
+        call.is_sent = True
+        self._hand_on(call)
+
+    def _hand_on(self, call: _Call) -> None:
+        """What came is whole: for now nothing more is waited for."""
         self._receiving.release(call.taken_bytes)
-        call.taken_bytes, call.unpacking, call.is_first, call.began_s = 0, None, False, None
+        call.taken_bytes, call.since_s = 0, None
 
     def _refuse(self, stream: int, code: int, message: str) -> None:
-        call = self._calls[stream]
+        call = self._calls.get(stream)
         self._forget(stream)
-        self._refused[stream] = None
-        if len(self._refused) > _MOST_REFUSED:
-            del self._refused[next(iter(self._refused))]
-        self.refusals.append(Refusal(stream, code, message, not call.is_first))
+        self.refusals.append(Refusal(stream, code, message, call is not None and call.is_answered))
 
     def _forget(self, stream: int) -> None:
         call = self._calls.pop(stream, None)
         if call is not None:
-            self._receiving.release(call.taken_bytes)
-        self._refused.pop(stream, None)
+            self._receiving.release(self._metadata_bytes + call.taken_bytes)
 
     def _count_idle(self, now_s: float) -> None:
         if now_s - self._second_s >= 1:
@@ -245,6 +307,14 @@ class Inspection:
         self._idle_frames += 1
         if self._idle_frames > _MOST_IDLE_FRAMES:
             raise Abuse(f"more than {_MOST_IDLE_FRAMES} frames in a second that carry no request")
+
+
+def _breach(length: int, stream: int) -> Abuse:
+    """What is wrong with the head of a frame."""
+    if length > FRAME_BYTES:
+        return Abuse(f"a frame of {length} bytes, where {FRAME_BYTES} are allowed")
+    # The server behind ignores that bit (RFC 9113, 4.1): what are two calls here would be one there.
+    return Abuse(f"a frame of stream {stream}, where {_LAST_STREAM} is the last: the first bit is reserved")
 
 
 def _is_greeting(data: bytes) -> bool:
@@ -256,4 +326,4 @@ def _is_greeting(data: bytes) -> bool:
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """One whole frame (RFC 9113, 4.1)."""
-    return _FRAME.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
+    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload

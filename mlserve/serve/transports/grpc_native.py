@@ -9,7 +9,6 @@ listens on a Unix socket of this worker's own.
 import logging
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from pygrpc_native import EVENT_CALL, NativeGrpcFront
 from mlserve.errors import RequestError
 from mlserve.serve.answering import Answering
 from mlserve.serve.batching.turn import Turn
+from mlserve.serve.life.sockets_folder import make_sockets_folder
 from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Limits
@@ -30,8 +30,6 @@ from mlserve.serve.transports.grpc_ticket import GrpcTicket, Trailers, audited, 
 __all__ = ["NativeGrpcServer"]
 
 _MOST_CALLS_A_TURN = 256
-# The path of a Unix socket has at most 107 characters.
-_LONGEST_FOLDER = 90
 # So often more calls are looked for before what is there runs.
 _GLANCES = 2
 
@@ -56,7 +54,7 @@ class NativeGrpcServer:
         self._service, self._limits = service, limits
         self._calls = [call for call in calls if isinstance(call, Call | InferCall)]
         self._turn = Turn()
-        self._folder = _socket_folder(run_directory)
+        self._folder = make_sockets_folder(run_directory)
         self.path = f"{self._folder}/n"
         self._front = NativeGrpcFront(
             target or f"unix:{self.path}",
@@ -142,17 +140,6 @@ class NativeGrpcServer:
         except Exception:  # one call's bug must not end the thread that serves all
             _log.exception("a gRPC call failed")
             self._front.fail(call_id, 13, "the server made a mistake; its log says which")
-
-
-def _socket_folder(run_directory: str) -> str:
-    """A new folder that only this user may enter, in `run_directory`.
-
-    Elsewhere, if there is none or its path is too long for a socket.
-    """
-    elsewhere = "/tmp"  # noqa: S108  # a folder of our own is made in it
-    return tempfile.mkdtemp(
-        prefix="grpc-", dir=run_directory if 0 < len(run_directory) < _LONGEST_FOLDER else elsewhere
-    )
 
 
 def _left_s(event: Sequence[Any]) -> float | None:

@@ -109,6 +109,8 @@ class HttpLane(BoundedProtocol):
             self._check_size()
 
     def on_message_begin(self) -> None:
+        if self._refused:
+            return  # what came behind it in the same read is nobody's
         self.receiving_since_s = time.monotonic()
         self._in_headers = True
         if self._begins:  # with the read's first byte: all that was read is this request's
@@ -319,6 +321,9 @@ class HttpLane(BoundedProtocol):
         # After a CONNECT, even of a path, the parser takes all that follows for another protocol's.
         if self.parser.get_method() == b"CONNECT" or (self.url[:1] != b"/" and b"://" not in self.url):
             self._refuse(400, "the request's target is no path")
+            return
+        if len(self.pipeline) >= MOST_UNANSWERED:
+            self._refuse(503, f"{MOST_UNANSWERED} requests of this connection wait already; read their answers first")
             return
         url, headers = self.url, self.headers
         super().on_message_begin()

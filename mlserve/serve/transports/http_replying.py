@@ -3,10 +3,14 @@
 The fast lane's replies and uvicorn's go over one connection; each waits for those before it.
 """
 
+import array
 import asyncio
+import fcntl
+import termios
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -19,7 +23,10 @@ from mlserve.serve.transports.http_ticket import HttpTicket, Place, abandon, dro
 __all__ = ["MOST_UNANSWERED", "ReplyingProtocol", "sweep_connections"]
 
 MOST_UNANSWERED = 32
-"""Of a client that does not wait for answers no more is read until half of so many requests are answered."""
+"""Of a client that does not wait for answers no more is read until half of so many requests are answered.
+
+Where as many wait for the application, which reads on by itself, the connection ends with its answers to them.
+"""
 
 # How long a refused client may go on sending before its connection is cut: closing at once would reset the connection
 # and take the answer with it.
@@ -69,7 +76,7 @@ class ReplyingProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.transport.is_closing() and not self._held:
+        if not (self.transport.is_closing() or self._held or self.pipeline):
             self.flow.resume_reading()
 
     # The server and the tickets call these.
@@ -127,14 +134,16 @@ class ReplyingProtocol(HttpToolsProtocol):
             elif late_s > self.limits.receive_s:
                 self._refuse(408, f"the request was not complete after {self.limits.receive_s:g} s")
             return
-        unsent_bytes = self.transport.get_write_buffer_size()
+        unsent_bytes = _unsent_bytes(self.transport)
         if unsent_bytes != self._unsent_bytes:
             self._unsent_bytes, self.quiet_since_s = unsent_bytes, now_s
-        limit_s = _LINGER_S if self._refused else self.limits.keep_alive_s
-        if not self._order and self._application_idle() and now_s - self.quiet_since_s > limit_s:
+        idle = not self._order and self._application_idle()
+        limit_s = _LINGER_S if self._refused and idle else self.limits.keep_alive_s
+        if now_s - self.quiet_since_s > limit_s:
             if unsent_bytes:
-                self.transport.abort()  # to close would wait for a client that does not read
-            else:
+                # To close would wait for a client that does not read, as the application may do already.
+                self.transport.abort()
+            elif idle:
                 self.transport.close()
 
     async def _fill(self, place: Place, making: Awaitable[bytes]) -> None:
@@ -196,6 +205,17 @@ class ReplyingProtocol(HttpToolsProtocol):
         cycle.message_event.set()
         # A cycle that waited for no reply of the fast lane waited for another one, which is out of our hands.
         return not (too_late or self.pipeline or (waited and not self._order))
+
+
+def _unsent_bytes(transport: asyncio.Transport) -> int:
+    """0 where the system has taken all; else with what that has and the client has not, for it takes more rarely."""
+    waiting_bytes = transport.get_write_buffer_size()
+    if not waiting_bytes:
+        return 0
+    count = array.array("i", [0])
+    with suppress(OSError, ValueError):  # it has just been closed
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+    return waiting_bytes + count[0]
 
 
 async def sweep_connections(connections: set[Any], every_s: float = 0.5) -> None:

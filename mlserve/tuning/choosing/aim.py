@@ -17,7 +17,8 @@ class Aim(msgspec.Struct, frozen=True, kw_only=True):
     """The objective holds in every case. `rate_per_s` is the load to be borne; None where the rate is what is sought.
 
     A version may lose at most the share `max_accuracy_loss`; its server may take at most `max_memory_bytes`.
-    `price_per_h` is what one machine like this costs, in any currency.
+    `price_per_h` is what one machine like this costs, in any currency, and `max_cost_per_h` the most that the share of
+    it that a setting takes may cost.
     """
 
     objective: Objective
@@ -26,3 +27,4 @@ class Aim(msgspec.Struct, frozen=True, kw_only=True):
     max_accuracy_loss: float = 0.01
     max_memory_bytes: int | None = None
     price_per_h: float | None = None
+    max_cost_per_h: float | None = None

@@ -19,6 +19,7 @@ from mlserve.tuning.choosing.standing import (
     blamed,
     confirming,
     died,
+    is_confirmed,
     out_of_contest,
     refuted,
     spoilt,
@@ -53,7 +54,7 @@ def next_at_rate(contest: Contest, attempts: Sequence[Attempt], *, hurry: bool) 
         return Settled(number=None, why="nothing meets the objective" if not hurry else SPENT)
     order = loss.mean + 1e-3 * believed_latency(contest, attempts).mean
     # Without time for more, what is confirmed is enough, even where another now looks a little better.
-    sure = [number for number in met if _is_confirmed(number, _rate(contest), attempts)] if hurry else []
+    sure = [number for number in met if is_confirmed(number, _rate(contest), attempts)] if hurry else []
     best = min(sure or met, key=lambda number: (float(order[number]), number))
     return confirming(best, _rate(contest), attempts)
 
@@ -97,11 +98,6 @@ def believed_loss(contest: Contest, attempts: Sequence[Attempt]) -> Belief:
             seen = [Seen(one.number, math.log(one.joules_a_request), 0.1) for one in attempts if one.joules_a_request]
             return believe(contest.log_energy_j(), resemblance(contest.settings) + _UNKNOWN_SCALE**2, seen)
     return believed_latency(contest, attempts)
-
-
-def _is_confirmed(number: int, rate_per_s: float, attempts: Sequence[Attempt]) -> bool:
-    found = confirming(number, rate_per_s, attempts)
-    return isinstance(found, Settled) and found.confirmed
 
 
 def _rate(contest: Contest) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlserve import __version__
 from mlserve.report.choice import Verdict
 from mlserve.report.measurement import Recorded
-from mlserve.runs.production import Evidence, Expected, Production, ServeChoice
+from mlserve.runs.production import Evidence, Expected, Production, ServeChoice, serve_digest
 from mlserve.stats import bootstrap_interval, quantile, quantile_of
 from mlserve.tuning.choosing.attempt import Attempt, memory_of
 from mlserve.tuning.choosing.contest import Contest
@@ -28,18 +28,19 @@ def production_of(contest: Contest, verdict: Verdict, runs: Sequence[Recorded], 
     assert verdict.pick is not None
     setting, options = contest.settings[verdict.pick.number], contest.settings[verdict.pick.number].options
     last = runs[-1].run
+    serve = ServeChoice(
+        models=(setting.model,),
+        store=str(store),
+        engine=options.engine,
+        compute_type=options.compute_type,
+        device=options.device,
+        workers=options.workers,
+        threads=options.threads,
+        max_batch_rows=options.max_batch_rows,
+        max_delay_ms=options.max_delay_ms,
+    )
     return Production(
-        serve=ServeChoice(
-            models=(setting.model,),
-            store=str(store),
-            engine=options.engine,
-            compute_type=options.compute_type,
-            device=options.device,
-            workers=options.workers,
-            threads=options.threads,
-            max_batch_rows=options.max_batch_rows,
-            max_delay_ms=options.max_delay_ms,
-        ),
+        serve=serve,
         expected=_expected(contest, verdict, runs),
         evidence=Evidence(
             runs=tuple(str(one.directory) for one in runs),
@@ -48,6 +49,7 @@ def production_of(contest: Contest, verdict: Verdict, runs: Sequence[Recorded], 
             cores=last.machine.cores,
             gpus=tuple(gpu.name for gpu in last.machine.gpus),
             model_sha256=last.model.sha256,
+            serve_sha256=serve_digest(serve),
             mlserve=__version__,
             measured_at=last.started_at,
         ),

@@ -8,18 +8,22 @@ import numpy as np
 from mlserve.stats import Floats
 from mlserve.tuning.choosing.aim import Aim
 from mlserve.tuning.prediction.prediction import Prediction
+from mlserve.tuning.serving import ServerOptions
 from mlserve.tuning.setting import Setting
 
-__all__ = ["Contest", "cost_per_1000", "cost_per_h", "label_of"]
+__all__ = ["Contest", "cores_taken", "cost_per_1000", "cost_per_h", "label_of"]
 
 # A queue without end has no latency, and a setting that never meets the objective no rate; both have logarithms here.
 _LONGEST, _LOWEST = 30.0, 0.01
 # Of what a server bears: so much that it is an easy load, and not so little that its end is many runs away.
 _EASY = 0.1
+# A price for want of another: then what something costs is its seconds of a machine.
+_ONE_A_SECOND = 3600.0
 
 
 class Contest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is searched. `predictions[i]` is of the setting with number i. `cores` are the machine's.
+    """What is searched. `predictions[i]` is of the setting with number i. `cores` are the whole machine's, which is
+    what is paid for; those of the generator are among them.
 
     Where `aim.rate_per_s` is None, the highest rate of each setting is sought; else all are measured at that rate.
     """
@@ -40,12 +44,12 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
 
     def cores_of(self, number: int) -> int:
         """How many of the machine's cores a setting takes: all of them where it takes a device too."""
-        options = self.settings[number].options
-        return self.cores if options.device != "cpu" else min(options.workers * max(options.threads, 1), self.cores)
+        return cores_taken(self.settings[number].options, self.cores)
 
     def cost_at(self, number: int, rate_per_s: float) -> float:
-        """What 1,000 requests cost there (see `cost_per_1000`); in hours of the machine where no price is known."""
-        return cost_per_1000(self.aim.price_per_h or 1.0, self.cores_of(number) / self.cores, rate_per_s)
+        """What 1,000 requests cost there (see `cost_per_1000`); in seconds of the machine where no price is known."""
+        price_per_h = self.aim.price_per_h or _ONE_A_SECOND
+        return cost_per_1000(price_per_h, self.cores_of(number) / self.cores, rate_per_s)
 
     def log_latency_s(self) -> Floats:
         """[n] the logarithm of the foretold percentile at the aim's rate."""
@@ -85,6 +89,11 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
             "max_delay_ms": [f"{one.options.max_delay_ms:g}" for one in self.settings],
         }
         return {name: column for name, column in values.items() if len(set(column)) > 1}
+
+
+def cores_taken(options: ServerOptions, cores: int) -> int:
+    """How many of a machine's `cores` such a server takes: all of them where it takes a device too."""
+    return cores if options.device != "cpu" else min(options.workers * max(options.threads, 1), cores)
 
 
 def cost_per_h(price_per_h: float, share: float) -> float:

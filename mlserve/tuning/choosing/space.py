@@ -14,6 +14,7 @@ from mlserve.model.store import Store
 from mlserve.optimize.evaluation.drop import holds
 from mlserve.runs.load import Protocol
 from mlserve.tuning.choosing.aim import Aim
+from mlserve.tuning.choosing.contest import cores_taken, cost_per_h
 from mlserve.tuning.serving import ServerOptions
 from mlserve.tuning.setting import Setting
 
@@ -30,16 +31,20 @@ _HARMLESS = frozenset(("import", "fuse"))
 
 
 class Machinery(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is to serve with: `cores` for the server, devices beside the CPU, engines beside onnxruntime."""
+    """What there is to serve with: `cores` for the server, devices beside the CPU, engines beside onnxruntime.
+
+    `machine_cores` are those of the whole machine, which is what is paid for; 0 for as many as the server's.
+    """
 
     cores: int
+    machine_cores: int = 0
     devices: tuple[str, ...] = ("cpu",)
     engines: tuple[str, ...] = ()
     spare_cores: int = 1
 
 
 class Space(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings, and of each version that has none why."""
+    """The settings, and of each version that has none, and of settings that were not taken, why."""
 
     settings: tuple[Setting, ...]
     left_out: dict[str, str] = {}
@@ -59,6 +64,7 @@ def this_machine(generators: int = 1) -> Machinery:
     kept, _ = split_cores(own_cores(), generators)
     return Machinery(
         cores=len(kept) or machine.cores,
+        machine_cores=machine.cores,
         devices=tuple(devices),
         engines=("openvino",) if find_spec("openvino") else (),
         spare_cores=generators,
@@ -95,21 +101,28 @@ def versions_for(
 
 
 def settings_of(versions: Sequence[Artifact], protocols: Sequence[Protocol], aim: Aim, machinery: Machinery) -> Space:
-    """Every version in every way that makes sense, at most `MOST_SETTINGS`."""
+    """Every version in every way that makes sense and costs no more than it may, at most `MOST_SETTINGS`.
+
+    Raises UsageError where every one costs more.
+    """
     left_out: dict[str, str] = {}
     for rows, delays_ms, few in (
         (_ROWS, _DELAYS_MS, False),
         (_FEWER_ROWS, _FEWER_DELAYS_MS, False),
         ((1, 32), (0.0,), True),
     ):
-        settings = tuple(
+        every = tuple(
             Setting(model=artifact.ref, variant=artifact.manifest.variant, options=options, protocol=protocol)
             for artifact in versions
             for options in _options(artifact, rows, _shorter(delays_ms, aim), machinery, few=few)
             for protocol in protocols
         )
+        settings = _affordable(every, aim, machinery)
         if len(settings) <= MOST_SETTINGS:
             break
+    if len(settings) < len(every):
+        dear = len(every) - len(settings)
+        left_out[f"{dear} setting{'' if dear == 1 else 's'}"] = f"cost more than {aim.max_cost_per_h:g}/h (--max-cost)"
     if len(settings) > MOST_SETTINGS:  # versions without number: some ways of each
         kept = [settings[number * len(settings) // MOST_SETTINGS] for number in range(MOST_SETTINGS)]
         left_out["some settings"] = f"{len(settings)} are too many to foretell; name fewer versions with --variants"
@@ -182,6 +195,21 @@ def _engines(artifact: Artifact, machinery: Machinery) -> list[str]:
     if manifest.format != "onnx" or any(step.step not in _HARMLESS for step in manifest.lineage):
         return [manifest.engine]
     return list(dict.fromkeys([manifest.engine, *machinery.engines]))
+
+
+def _affordable(settings: Sequence[Setting], aim: Aim, machinery: Machinery) -> tuple[Setting, ...]:
+    """Those that cost at most `aim.max_cost_per_h`. Raises UsageError where none does."""
+    if aim.max_cost_per_h is None or aim.price_per_h is None:
+        return tuple(settings)
+    cores = machinery.machine_cores or machinery.cores
+    costs = [cost_per_h(aim.price_per_h, cores_taken(one.options, cores) / cores) for one in settings]
+    most = aim.max_cost_per_h * (1 + 1e-9)  # a share of a price, such as a third, is rounded
+    if min(costs) > most:
+        raise UsageError(
+            f"--max-cost {aim.max_cost_per_h:g}/h: every setting costs more, the cheapest {min(costs):.3g}/h of the "
+            f"{aim.price_per_h:g}/h of this machine; raise it, or tune on a machine that costs less a core"
+        )
+    return tuple(one for one, cost in zip(settings, costs, strict=True) if cost <= most)
 
 
 def _shorter(delays_ms: Sequence[float], aim: Aim) -> list[float]:

@@ -17,6 +17,7 @@ __all__ = [
     "blamed",
     "confirming",
     "died",
+    "is_confirmed",
     "out_of_contest",
     "proof_of",
     "refuted",
@@ -111,6 +112,12 @@ def confirming(number: int, rate_per_s: float, attempts: Sequence[Attempt]) -> T
     if _may_confirm(mine):
         return Trial(number=number, rate_per_s=rate_per_s, fidelity="confirm", why="confirming the best")
     return unconfirmed(number, rate_per_s, attempts)
+
+
+def is_confirmed(number: int, rate_per_s: float, attempts: Sequence[Attempt]) -> bool:
+    """Whether VALID fresh runs say that the setting meets the objective there."""
+    found = confirming(number, rate_per_s, attempts)
+    return isinstance(found, Settled) and found.confirmed
 
 
 def unconfirmed(number: int, rate_per_s: float, attempts: Sequence[Attempt]) -> Settled:

@@ -71,6 +71,7 @@ class Tuning:
         _sweep(directory)
         self._before = read_record(directory)
         self._contest: Contest | None = None
+        self._cores = 0
 
     @property
     def contest(self) -> Contest:
@@ -89,16 +90,27 @@ class Tuning:
         before = self._before
         return before is not None and bool(before.predictions) and (bool(before.attempts) or before.quiet)
 
-    def foretell(self, space: Space, opens: OpensPredictor, cores: int, on_step: Callable[[str], None]) -> None:
+    def foretell(
+        self,
+        space: Space,
+        opens: OpensPredictor,
+        cores: int,
+        on_step: Callable[[str], None],
+        *,
+        machine_cores: int = 0,
+    ) -> None:
         """Has every setting foretold, or takes what was foretold before: then nothing is measured for it again, unless
         the machine was busy then and no run rests on it yet.
+
+        `cores` are those that a server has, `machine_cores` those of the whole machine; 0 for as many.
         """
         aim, before = self._search.aim, self._before
         if before is not None and self.is_foretold and before.cores == cores:
             predictions, failed = before.predicted(), before.left_out
         else:
             predictions, failed = foretell(space, aim, opens, on_step)
-        self._contest = Contest(predictions=predictions, aim=aim, cores=cores)
+        self._cores = cores
+        self._contest = Contest(predictions=predictions, aim=aim, cores=machine_cores or cores)
         self.left_out = {**space.left_out, **failed}
         if before is None or not before.attempts:
             self._write(None)
@@ -109,7 +121,7 @@ class Tuning:
             # Who looks on sees that it goes on.
             write_record(self._directory, msgspec.structs.replace(self._before, verdict=None))
         with Servers(self._opens) as servers:
-            while isinstance(found := next_trial(self.contest, self._pace, self.attempts), Trial):
+            while isinstance(found := self._next(), Trial):
                 self._make(found, servers, watcher)
         self.settled = found
         verdict = self.verdict()
@@ -125,8 +137,16 @@ class Tuning:
         """What is known by now."""
         return conclude_search(self.contest, self.attempts, self.settled, self.read)
 
-    def keep(self) -> Verdict:
-        """The verdict of a search that was cut short, written as that of one that ended is."""
+    def keep(self) -> Verdict | None:
+        """The verdict of a search that was cut short, written as that of one that ended is.
+
+        None while it is not yet as far as it was before: then all stays as it was.
+        """
+        if self._before is not None and len(self.attempts) < len(self._before.attempts):
+            write_record(self._directory, self._before)
+            return None
+        if not self.attempts:
+            return None
         verdict = self.verdict()
         self._write(verdict)
         return verdict
@@ -138,6 +158,18 @@ class Tuning:
     def runs(self) -> list[Recorded]:
         """Every run there is."""
         return [self.read(one.folder) for one in self.attempts if not one.failure]
+
+    def _next(self) -> "Trial | Settled":
+        """The run to make, or what all come to. First those of before are read again, as they came: a larger budget
+        would have put off the run that confirmed the best, and what it proved is not to be lost.
+        """
+        number = len(self.attempts)
+        before = self._before.attempts[number:] if self._before else ()
+        if before and before[0].number < len(self.contest.settings):
+            trial = before[0].trial
+            if _folder(number, trial, self.contest.settings[trial.number]) == before[0].folder:
+                return trial
+        return next_trial(self.contest, self._pace, self.attempts)
 
     def _make(self, trial: Trial, servers: Servers, watcher: Watcher) -> Attempt:
         attempt = self._attempt(trial, servers, watcher)
@@ -227,7 +259,7 @@ class Tuning:
     def _write(self, verdict: Verdict | None) -> None:
         record = Record(
             mlserve=__version__,
-            cores=self.contest.cores,
+            cores=self._cores,
             budget_s=self._pace.budget_s,
             predictions=as_written(self.contest.predictions),
             left_out=self.left_out,

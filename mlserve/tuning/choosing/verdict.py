@@ -13,7 +13,7 @@ from mlserve.tuning.choosing.attempt import Attempt
 from mlserve.tuning.choosing.belief import Belief
 from mlserve.tuning.choosing.climb import believed_rate, brackets_of
 from mlserve.tuning.choosing.contest import Contest, label_of
-from mlserve.tuning.choosing.standing import SPENT, Settled, out_of_contest, proof_of
+from mlserve.tuning.choosing.standing import SPENT, Settled, is_confirmed, out_of_contest, proof_of
 from mlserve.tuning.choosing.words import blamed_words, missed_words, needed_words, unmeasured_words
 
 __all__ = ["best_so_far", "chance_of_flip", "conclude_search", "importance"]
@@ -27,23 +27,23 @@ def conclude_search(
     contest: Contest, attempts: Sequence[Attempt], settled: Settled | None, read: Callable[[str], Recorded]
 ) -> Verdict:
     """What `attempts` come to; `settled` is None where the search was cut short. `read` gives the run of a folder."""
+    settled = settled or _cut_short(contest, attempts)
     belief = believed_rate(contest, attempts) if contest.seeks_rate else believed_latency(contest, attempts)
-    pick = settled.number if settled is not None else best_so_far(contest, attempts)
+    pick = settled.number
     tried = [_tried(contest, attempts, number, pick) for number in dict.fromkeys(one.number for one in attempts)]
     order = sorted(tried, key=lambda one: _place(contest, one))
     chosen = next((one for one in order if one.number == pick), None)
     runner_up = next((one for one in order if one.state == "met"), None) if chosen else None
     pairs = [(one.predicted, one.measured) for one in tried if one.predicted and one.measured]
-    confirmed = settled is not None and settled.confirmed
     proof = proof_of(attempts, pick)
     last = proof[-1] if proof else None
     return Verdict(
         pick=chosen,
-        confirmed=confirmed,
-        valid=confirmed and last is not None and last.valid,
+        confirmed=settled.confirmed,
+        valid=settled.confirmed and last is not None and last.valid,
         rate_per_s=last.rate_per_s if last else 0.0,
         figure=_figure(contest),
-        why=settled.why if settled else "it was stopped before the best was confirmed",
+        why=settled.why,
         runner_up=runner_up,
         flip=chance_of_flip(contest, attempts, chosen.number, runner_up.number, read) if chosen and runner_up else None,
         tried=tuple(order),
@@ -52,7 +52,7 @@ def conclude_search(
         near=sum(abs(found / said - 1) <= NEAR for said, found in pairs),
         compared=len(pairs),
         nearest="" if chosen else missed_words(contest, attempts),
-        needed="" if chosen else needed_words(contest, attempts, spent=settled is not None and settled.why == SPENT),
+        needed="" if chosen else needed_words(contest, attempts, spent=settled.why == SPENT),
     )
 
 
@@ -127,6 +127,27 @@ def best_so_far(contest: Contest, attempts: Sequence[Attempt]) -> int | None:
     return min(met_settings(attempts), key=lambda number: float(loss.mean[number]), default=None)
 
 
+def _cut_short(contest: Contest, attempts: Sequence[Attempt]) -> Settled:
+    """What a search that was stopped has: the best that fresh runs confirmed, for what was proven stays so, however
+    much better another looks by now; else the best so far.
+    """
+    sure = {}
+    for number in {one.number for one in attempts} - out_of_contest(attempts):
+        proof = proof_of(attempts, number)
+        if proof and is_confirmed(number, proof[-1].rate_per_s, attempts):
+            sure[number] = proof[-1].rate_per_s
+    if not sure:
+        return Settled(number=best_so_far(contest, attempts), why="it was stopped before the best was confirmed")
+    if contest.seeks_rate:
+        handicap = contest.handicap()
+        best = max(sure, key=lambda number: math.log(sure[number]) - float(handicap[number]))
+    else:
+        loss = believed_loss(contest, attempts)
+        best = min(sure, key=lambda number: float(loss.mean[number]))
+    why = "confirmed by a fresh run; the search was stopped as it went on"
+    return Settled(number=best, rate_per_s=sure[best], confirmed=True, why=why)
+
+
 def _tried(contest: Contest, attempts: Sequence[Attempt], number: int, pick: int | None) -> Tried:
     mine = [one for one in attempts if one.number == number]
     label = label_of(contest.settings[number], contest.settings)
@@ -148,7 +169,7 @@ def _tried(contest: Contest, attempts: Sequence[Attempt], number: int, pick: int
         met = last is not None and bracket is not None and bracket.passed_per_s > 0
     else:
         met = last is not None and number in met_settings(attempts)
-    value = _value(contest, number, last, mine) if last and met else (None, None, None)
+    value = _value(contest, last, mine, picked=number == pick) if last and met else (None, None, None)
     why = "" if number == pick else _why(contest, mine, met=met)
     return Tried(
         number=number,
@@ -165,9 +186,10 @@ def _tried(contest: Contest, attempts: Sequence[Attempt], number: int, pick: int
 
 
 def _value(
-    contest: Contest, number: int, last: Attempt, mine: Sequence[Attempt]
+    contest: Contest, last: Attempt, mine: Sequence[Attempt], *, picked: bool
 ) -> tuple[float | None, float | None, float | None]:
-    """What counts of it, and its interval."""
+    """What counts of it, and its interval. Of the pick that is what `last` proved, though a shorter run went higher."""
+    number = last.number
     match contest.aim.goal:
         case "latency":
             return last.percentile_s, last.low_s, last.high_s
@@ -177,6 +199,7 @@ def _value(
             return contest.cost_at(number, last.rate_per_s), None, None
     bracket = brackets_of(mine)[number]
     passed, failed = bracket.passed_per_s, bracket.failed_per_s
+    passed = min(passed, last.rate_per_s) if picked else passed
     if contest.aim.goal == "cost" and passed:
         low = contest.cost_at(number, failed) if failed < math.inf else None
         return contest.cost_at(number, passed), low, contest.cost_at(number, passed)
@@ -212,6 +235,6 @@ def _figure(contest: Contest) -> str:
         "throughput": "requests/s",
         "goodput": "good answers/s",
         "latency": contest.aim.objective.name,
-        "cost": "price of 1,000" if contest.aim.price_per_h is not None else "machine hours for 1,000",
+        "cost": "price of 1,000" if contest.aim.price_per_h is not None else "machine seconds for 1,000",
         "energy": "J a request",
     }[contest.aim.goal]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlserve.report.gating.calibration import GateCalibration
-from mlserve.report.gating.decision import broken, decide_pairs
+from mlserve.report.gating.decision import broken, decide_pairs, with_hiccups
 from mlserve.report.gating.figures import KeptFigures
 from mlserve.report.gating.result import GateResult
 from mlserve.tuning.campaign import open_campaign
@@ -80,4 +80,4 @@ def run_gate(
                 break
             assert result is not None
             watcher.judged(result, budget.course(first, fresh))
-    return result
+    return with_hiccups(result, pairs.hiccups)

@@ -86,8 +86,8 @@ class Pairs:
     """Takes pairs of runs into the folder of a gate; those that are finished are read.
 
     `spoilt`: the last pair was INVALID as often as it was taken. `measured`: a run of it was made now, and not read.
-    `breaks` says of each time that the candidate did not work, and the base did, how; the last time is `unconfirmed`
-    until it was tried once more.
+    `breaks` says of each time that the candidate did not work since it last did, and the base did, how; the last time
+    is `unconfirmed` until it was tried once more. `hiccups` are those after which it worked again.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Pairs:
         self._base_works = False
         self.spoilt = self.measured = self.unconfirmed = False
         self.breaks: list[str] = []
+        self.hiccups: list[str] = []
 
     def take(self, turn: Turn, course: Course, budget: Budget) -> Pair | None:
         """One pair, taken again while it is INVALID and there is time; None where the candidate broke too often.
@@ -140,10 +141,12 @@ class Pairs:
             return None
         pair = Pair(baseline=runs["base"], candidate=runs["candidate"])
         how = does_not_work(pair)
-        self.unconfirmed = bool(how)
         if how:
+            self.unconfirmed = True
             self.breaks.append(f"candidate ({self._asked.candidate.name}): {how}")
             self._servers.restart()
+        else:
+            self._works()
         return pair
 
     def _one_by_one(self, turn: Turn, plan: Plan, attempt: int, course: Course, *, last: bool) -> dict[str, Recorded]:
@@ -195,6 +198,12 @@ class Pairs:
         self.unconfirmed = True
         self.breaks.append(str(error))
 
+    def _works(self) -> None:
+        """Both sides did what was asked of them: another start has not confirmed what broke the candidate before."""
+        self.hiccups += self.breaks
+        self.breaks.clear()
+        self.unconfirmed = False
+
     def _with_rates(self, pair: Pair, turn: Turn, search: RateSearch) -> Pair | None:
         """`pair` with the highest rates of both; None where the candidate broke too often for them."""
         while len(self.breaks) < ENOUGH_BREAKS:
@@ -203,6 +212,7 @@ class Pairs:
             except SideBroke as error:
                 self._broke(error)
                 continue
+            self._works()
             (base, base_at_most), (other, other_at_most) = found["base"], found["candidate"]
             return Pair(pair.baseline, pair.candidate, (base, other), (base_at_most, other_at_most))
         return None

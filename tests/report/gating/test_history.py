@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mlserve.errors import UsageError
+from mlserve.model.artifact import Accuracy
 from mlserve.report.gating.absolute import decide_against
 from mlserve.report.gating.change_points import change_points
 from mlserve.report.gating.fingerprint import fingerprint_differences
@@ -126,6 +127,19 @@ def test_sessions_of_other_loads_models_and_machines_are_left_out(history, sessi
         assert result.verdict == "inconclusive"
         assert result.notes[0].startswith("0 of the 8")
         assert "the history holds 0 comparable sessions" in result.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"),
+    [("size<=100MB", "pass"), ("size<=1B", "fail"), ("accuracy>=50%", "pass"), ("accuracy>=99%", "fail")],
+)
+def test_bounds_of_the_model_are_decided_by_it_alone(history, session, made_runs, limit, verdict):
+    measured = Accuracy("accuracy", 0.9, 0.01, 1000, "rows.npz", "fp32", loss_low=0.0, loss_high=0.02)
+    model = msgspec.structs.replace(made_runs.FP32, size_bytes=90_000_000, accuracy=measured)
+    result = decide_by_history(read_history(history), session(4.02, 30, model=model), parse_gate_limits([limit]))
+    found = result.metrics[-1]
+    assert (found.metric, found.verdict) == (limit.partition("<=")[0].partition(">=")[0], verdict)
+    assert found.difference.baseline is None
 
 
 # A committed baseline.

@@ -427,7 +427,9 @@ def test_the_page_of_a_search_shows_the_pick_what_it_beat_and_why(browser, searc
     ]
     assert page.run("return document.querySelectorAll('#prediction-0 .mark-symbol path').length") == 4
     assert "foretold" in page.hover("#prediction-0 .mark-symbol path")
-    assert "price of 1,000 requests" in page.run("return document.querySelector('#cost-0 svg').textContent")
+    assert "price of 1,000 requests, by CPU time used" in page.run(
+        "return document.querySelector('#cost-0 svg').textContent"
+    )
     assert page.run("return document.querySelectorAll('#cost-0 .mark-symbol path').length") >= 4
     shown = """return [...document.querySelectorAll("[id^='charts-'] ~ .grid figure .chart")]
         .map(chart => chart.dataset.chart).filter(name => name.startsWith("distribution"))"""

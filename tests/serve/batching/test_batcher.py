@@ -186,7 +186,7 @@ def test_a_bad_request_fails_alone_and_its_batch_mates_are_answered(make):
     assert requests[0].outcome() == [2]
     assert isinstance(requests[1].outcome(), InvalidRequest)
     assert requests[2].outcome() == [6]
-    assert engine.batches == [3, 1, 1, 1]
+    assert engine.batches == [3, 1, 2, 1, 1]
     assert observer.failures == [("test", InvalidRequest)]
     assert observer.answers == 2
 
@@ -211,7 +211,7 @@ def test_whatever_the_engine_raises_every_request_is_told_and_the_next_one_runs(
     assert after.outcome() == [10]
 
 
-def test_an_engine_that_loses_rows_is_asked_again_one_by_one_instead_of_mixing_answers(make):
+def test_an_engine_that_loses_rows_is_asked_again_for_fewer_instead_of_mixing_answers(make):
     batcher, _, _ = make(lambda inputs: {"y": inputs["x"][:1]})
     requests = [Request(1), Request(2)]
     batcher.submit(requests)

@@ -304,17 +304,50 @@ def test_expired_rows_free_their_place_and_the_deadlines_of_those_that_left_are_
     assert window.deadline_s == inf
 
 
-def test_what_left_long_before_its_deadline_is_not_kept():
-    class Ticket:
-        pass
+class Held:
+    """A ticket that can be seen to go."""
 
-    window, kept = BatchWindow(4), WeakSet()
-    for _ in range(1000):
-        ticket = Ticket()
+
+@pytest.mark.parametrize("leave", ["pop", "drop", "expire", "give way"])
+def test_what_left_is_not_kept_however_far_its_deadline_is(leave):
+    window, kept = BatchWindow(4, max_waiting_rows=60), WeakSet()
+    for _ in range(60):
+        ticket = Held()
         kept.add(ticket)
-        window.push(ticket, 1, 0.0, None, 0, 1e9)
-        assert window.pop(0.0) == [ticket]
-    assert len(kept) < 100
+        window.push(ticket, 1, 0.0, None, 5, 1e9)
+        if leave == "drop":
+            assert window.drop(ticket, None, 5)
+    del ticket
+    if leave == "pop":
+        while window.pop(1.0):
+            pass
+    elif leave == "expire":
+        assert len(window.expire(1e9)) == 60
+    elif leave == "give way":
+        assert len(window.push("urgent", 60, 1.0, None, 1, 1e9)) == 60
+    assert not kept
+
+
+def test_deadlines_are_kept_for_hardly_more_than_wait_however_many_rows_those_have():
+    window = BatchWindow(1, max_waiting_rows=1 << 20)
+    window.push("waits", 1 << 19, 0.0)
+    for number in range(1000):
+        window.push(number, 1, 0.0, None, 0, 1e9)
+        assert window.drop(number)
+        assert len(window._deadlines) <= 64 + 2
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10.0), st.booleans()), max_size=300), st.floats(0.0, 11.0))
+def test_whoever_waits_past_its_deadline_expires_however_many_have_left(requests, later_s):
+    window = BatchWindow(1)
+    for number, (limit_s, leaves) in enumerate(requests):
+        window.push(number, 1, 0.0, None, 0, limit_s)
+        assert not leaves or window.drop(number)
+    left = [number for number, (_, leaves) in enumerate(requests) if not leaves]
+    late = [number for number in left if requests[number][0] <= later_s]
+    assert window.expire(later_s) == sorted(late, key=lambda number: requests[number][0])
+    assert window.waiting_rows == len(left) - len(late)
+    assert window.deadline_s > later_s
 
 
 @given(windows(), STEPS, st.integers(1, 9))

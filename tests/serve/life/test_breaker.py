@@ -42,9 +42,28 @@ def test_one_worker_tries_it_again_and_good_runs_close_it():
     assert breaker.look({7: {}, 8: {}}, 4.9) == []
     assert breaker.look({7: {}, 8: {}}, 5.0) == ["bad@1 is tried again, in worker 7 alone"]
     assert (breaker.held(7), breaker.held(8).keys()) == ({}, {BAD})
-    assert breaker.look({7: runs(19), 8: {}}, 6.0) == []
-    assert breaker.look({7: runs(20), 8: {}}, 6.1) == ["bad@1 is served by every worker again"]
+    assert breaker.look({7: runs(), 8: {}}, 6.0) == []
+    assert breaker.look({7: runs(19), 8: {}}, 6.1) == []
+    assert breaker.look({7: runs(20), 8: {}}, 6.2) == ["bad@1 is served by every worker again"]
     assert breaker.held(8) == {}
+
+
+def test_a_trial_begins_when_the_model_is_loaded():
+    breaker = opened()
+    breaker.look({7: {}}, 5.0)
+    assert breaker.look({7: {}}, 20.0) == []  # its worker copies it
+    assert breaker.look({7: runs(running=True)}, 40.0) == []  # and loads it
+    assert breaker.look({7: runs()}, 60.0) == []
+    assert breaker.look({7: runs(3)}, 69.9) == []
+    assert breaker.held(8).keys() == {BAD}
+    assert breaker.look({7: runs(3)}, 70.1) == ["bad@1 is served by every worker again"]
+
+
+def test_runs_from_before_the_trial_do_not_count():
+    breaker = opened()
+    breaker.look({7: runs(500)}, 5.0)
+    assert breaker.look({7: runs(500)}, 5.1) == breaker.look({7: runs(519)}, 5.2) == []
+    assert breaker.look({7: runs(520)}, 5.3) == ["bad@1 is served by every worker again"]
 
 
 def test_a_trial_that_kills_opens_it_for_twice_as_long():
@@ -67,7 +86,8 @@ def test_a_trial_whose_worker_ends_of_something_else_is_made_by_another():
 def test_a_quiet_trial_ends_well_and_the_past_is_forgotten_in_the_end():
     breaker = opened()
     breaker.look({7: {}}, 5.0)
-    breaker.look({7: {}}, 15.1)
+    breaker.look({7: runs()}, 5.1)
+    breaker.look({7: runs()}, 15.2)
     assert breaker.held(8) == {}
     assert breaker.died(BAD, "it hung", 20.0) is None
     breaker.look({7: {}}, 20.0 + 1801.0)
@@ -93,7 +113,7 @@ def test_whatever_happens_a_model_is_held_or_served_and_never_tried_by_two(steps
             assert pause_s is None or 5.0 <= pause_s <= 300.0
             assert pause_s is None or breaker.held(1).keys() == breaker.held(2).keys() == {BAD}
         else:
-            breaker.look({1: {}, 2: {}}, now_s)
+            breaker.look({1: runs(), 2: {}}, now_s)
         assert len(breaker.held(1)) + len(breaker.held(2)) in (0, 1, 2)
         if breaker.held(1) != breaker.held(2):  # on trial
             assert breaker.held(1) == {}

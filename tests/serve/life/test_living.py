@@ -1,9 +1,12 @@
 """Servers whose workers hang, whose models kill, whose memory runs short, and that are told to stop: real processes."""
 
 import http.client
+import os
 import resource
 import signal
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -11,6 +14,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 
+from mlserve.serve.life.shedding import Shedding
+from mlserve.serve.life.slate import Slate
 from mlserve.serve.settings import LifeSettings, Limits
 from mlserve.wire import messages
 
@@ -168,3 +173,91 @@ def test_a_successor_that_loads_slowly_keeps_nobody_from_being_watched(serving, 
         until(lambda: f"worker {second.pid} ended with status -9" in server.log)
         assert time.monotonic() - killed_s < 2.0
         until(lambda: asked(server, "tiny", ROW) == 200)
+
+
+_STUCK_LOAD = """
+import time
+from pathlib import Path
+
+import mlserve.engines.opening as opening
+
+at_once = opening.OnnxEngine
+
+def engine(*arguments):
+    while Path({stuck!r}).exists():
+        time.sleep(0.05)
+    return at_once(*arguments)
+
+opening.OnnxEngine = engine
+"""
+
+
+def test_a_worker_that_is_killed_leaves_nothing_in_the_servers_folder(serving, tiny_onnx, until, tmp_path):
+    stuck, temporary = tmp_path / "stuck", tmp_path / "temporary"
+    temporary.mkdir()
+    (tmp_path / "sitecustomize.py").write_text(_STUCK_LOAD.format(stuck=str(stuck)))
+
+    def copies():
+        return [path.name for path in temporary.glob("mlserve-run-*/mlserve-loading-*")]
+
+    def sockets(worker):
+        """Its folder is in the server's, where the path of that is not too long for a socket."""
+        return [*temporary.glob(f"mlserve-run-*/grpc-{worker}-*"), *Path("/tmp").glob(f"grpc-mlserve-run-*-{worker}-*")]
+
+    with serving(tiny_onnx, PYTHONPATH=str(tmp_path), TMPDIR=str(temporary)) as server:
+        (first,) = map(psutil.Process, server.workers)
+        assert sockets(first.pid)
+        assert copies() == []
+        stuck.touch()
+        first.kill()
+        (copy,) = until(copies)
+        assert not sockets(first.pid)
+        (loading,) = [pid for pid in workers(server) if f"-{pid}-" in copy]
+        psutil.Process(loading).kill()
+        until(lambda: copy not in copies())
+        stuck.unlink()
+        until(lambda: asked(server, "tiny", ROW) == 200)
+        assert copies() == []
+        last = workers(server)
+        assert any(map(sockets, last))
+    assert not any(map(sockets, last))
+
+
+def test_a_server_with_many_descriptors_starts_and_replaces_workers(serving, tiny_onnx, until, tmp_path):
+    """More than `select.select` can take; whoever starts it may have left them open."""
+    (tmp_path / "sitecustomize.py").write_text("import os\nheld = [os.open(os.devnull, 0) for _ in range(1100)]\n")
+    with serving(tiny_onnx, PYTHONPATH=str(tmp_path)) as server:
+        psutil.Process(server.workers[0]).kill()
+        until(lambda: asked(server, "tiny", ROW) == 200)
+
+
+@contextmanager
+def without_descriptors():
+    """This process can open no file."""
+    before, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+class Worker:
+    """One as `Shedding` sees it."""
+
+    def __init__(self) -> None:
+        self.pid, self.slate = os.getpid(), Slate()
+
+
+def test_without_descriptors_the_last_word_on_memory_stays():
+    worker = Worker()
+    shedding = Shedding(1e-9)
+    shedding.look([worker], 1.0)
+    assert worker.slate.short_of_memory
+    worker.slate.short_of_memory = False
+    with without_descriptors():
+        shedding.look([worker], 2.0)
+        assert not worker.slate.short_of_memory
+    shedding.look([worker], 3.0)
+    assert worker.slate.short_of_memory

@@ -1,11 +1,18 @@
 """grpc.health.v1 by both transports, as load balancers use it."""
 
+import asyncio
 import signal
 import time
+from contextlib import AsyncExitStack, aclosing
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mlserve.errors import Overloaded
+from mlserve.serve.catalog import Catalog
+from mlserve.serve.protocols.grpc_health import SLOW_CALLS
+from mlserve.serve.service import Service
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -59,3 +66,82 @@ def test_who_watches_is_told_when_the_server_drains(serving_settings, slow_onnx,
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         connection.close()
         assert draining.process.wait(30) == 0
+
+
+# Without a server
+
+
+async def _one(payload):
+    yield payload
+
+
+def watch(service, name=""):
+    (call,) = SLOW_CALLS
+    return call.answer(service, None, _one(health_pb2.HealthCheckRequest(service=name).SerializeToString()))
+
+
+async def status_of(watching):
+    return health_pb2.HealthCheckResponse.FromString(await anext(watching)).status
+
+
+class CountedService(Service):
+    """Counts how often it is asked whether it is ready."""
+
+    asked = 0
+
+    @property
+    def ready(self):
+        self.asked += 1
+        return super().ready
+
+
+def test_many_who_watch_are_told_of_every_change_and_cost_no_more_looks_than_one():
+    async def watched():
+        service = CountedService(Catalog())
+        async with AsyncExitStack() as stack:
+            watching = [await stack.enter_async_context(aclosing(watch(service))) for _ in range(200)]
+            assert {await status_of(each) for each in watching} == {SERVING}
+            nexts = [asyncio.ensure_future(status_of(each)) for each in watching]
+            await asyncio.sleep(0)
+            service.asked = 0
+            await asyncio.sleep(0.55)
+            assert 2 <= service.asked <= 10
+            for leaving, status in ((True, NOT_SERVING), (False, SERVING)):
+                service.leaving = leaving
+                async with asyncio.timeout(10):
+                    assert set(await asyncio.gather(*nexts)) == {status}
+                nexts = [asyncio.ensure_future(status_of(each)) for each in watching]
+            for each in nexts:
+                each.cancel()
+            await asyncio.wait(nexts)
+        await asyncio.sleep(0.1)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(watched())
+
+
+def test_a_change_right_after_the_first_word_is_told():
+    async def watched():
+        service = Service(Catalog())
+        async with aclosing(watch(service)) as watching, asyncio.timeout(10):
+            assert await status_of(watching) == SERVING
+            service.draining = True
+            assert await status_of(watching) == NOT_SERVING
+
+    asyncio.run(watched())
+
+
+@pytest.mark.parametrize("name", ["", "other"])
+def test_so_many_may_watch_and_one_more_when_one_has_left(name):
+    async def watched():
+        service = Service(Catalog())
+        async with AsyncExitStack() as stack:
+            watching = [await stack.enter_async_context(aclosing(watch(service, name))) for _ in range(1024)]
+            for each in watching:
+                await anext(each)
+            with pytest.raises(Overloaded, match="1024 calls of Watch are open already"):
+                await anext(watch(service))
+            await watching.pop().aclose()
+            assert await status_of(await stack.enter_async_context(aclosing(watch(service)))) == SERVING
+
+    asyncio.run(watched())

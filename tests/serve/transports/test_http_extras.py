@@ -287,6 +287,30 @@ def test_a_client_that_went_away_costs_no_run(server, until, reset):
     until(lambda: server.counted("mlserve_batches_total", model="slow") == batches + 2)
 
 
+def graphql_request(turns):
+    query = f'{{ a: predict(model: "slow", rows: [[{turns}]]) {{ predictions }} }}'
+    body = json.dumps({"query": query}).encode()
+    head = f"POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def test_a_client_of_graphql_that_went_away_costs_no_run(server, until):
+    pytest.importorskip("graphql")
+    with server.connect() as connection:
+        reader = Reader(connection)
+        connection.sendall(graphql_request(2.0))  # the library is imported
+        assert reader.answer() == (200, {"data": {"a": {"predictions": [[2.0]]}}})
+        with busy(server, until):
+            batches = server.counted("mlserve_batches_total", model="slow")
+            for _ in range(10):
+                with server.connect() as gone:
+                    gone.sendall(graphql_request(5.0))
+                    time.sleep(0.02)
+            connection.sendall(graphql_request(6.0))
+            assert reader.answer() == (200, {"data": {"a": {"predictions": [[6.0]]}}})
+        until(lambda: server.counted("mlserve_batches_total", model="slow") == batches + 2)
+
+
 def test_a_client_that_closes_its_half_is_told_that_its_queued_request_is_dropped(server, until):
     with busy(server, until), server.connect() as connection:
         connection.sendall(slow_request(5.0))

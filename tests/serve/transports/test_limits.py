@@ -263,7 +263,7 @@ def test_a_message_that_never_ends_is_refused_in_time(server):
             piece = connection.recv(4096)
             assert piece
             said += piece
-    assert b"the message was not complete after 1.5 s" in said
+    assert b"the request was not complete after 1.5 s" in said
 
 
 def test_other_words_than_http2_end_the_connection(server):

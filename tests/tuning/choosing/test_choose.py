@@ -2,6 +2,7 @@
 
 import math
 from itertools import islice
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -300,3 +301,17 @@ def test_where_nothing_was_picked_nothing_is_a_runner_up(contest):
     assert conclude_search(one, done, nothing, None).runner_up is None
     picked = msgspec.structs.replace(nothing, number=0, rate_per_s=100.0)
     assert conclude_search(one, done, picked, None).runner_up.number == 1
+
+
+def test_a_search_that_is_stopped_as_it_goes_on_keeps_what_was_confirmed(contest):
+    for goal, rate in (("throughput", None), ("latency", 100.0)):
+        two = contest(("a", 0.005, 110.0), ("b", 0.006, 110.0), goal=goal, rate_per_s=rate)
+        proven = [ran(0, 100.0, True), ran(0, 100.0, True, fidelity="confirm")]
+        better = [ran(0, 120.0, True), ran(1, 150.0, True)] if rate is None else [ran(1, 100.0, True, latency_s=0.001)]
+        found = conclude_search(two, [*proven, *better], None, lambda _: SimpleNamespace(latency_blocks=()))
+        assert (found.pick.number, found.confirmed, found.valid, found.rate_per_s) == (0, True, True, 100.0)
+        assert found.pick.value == (100.0 if rate is None else 0.01)
+        assert found.runner_up.number == 1
+        assert found.why == "confirmed by a fresh run; the search was stopped as it went on"
+        refuted = [ran(0, 100.0, False, fidelity="confirm")] * 2
+        assert not conclude_search(two, [*proven, *refuted], None, None).confirmed

@@ -1,5 +1,8 @@
 """What a search may choose from: versions that keep their accuracy, and settings that fit the machine."""
 
+from pathlib import Path
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
 from mlserve.tuning.choosing.aim import Aim
 from mlserve.tuning.choosing.space import MOST_SETTINGS, Machinery, layouts, settings_of, versions_for
+from mlserve.tuning.evidence import Objective
 
 IMPORTED, QUANTIZED = (Step("import"),), (Step("import"), Step("fuse"), Step("quantize"))
 
@@ -116,3 +120,32 @@ def test_a_large_machine_does_not_make_more_settings_than_can_be_foretold(store,
     assert len(space.settings) <= MOST_SETTINGS
     assert {one.variant for one in space.settings} == {"v0", "v1", "v2", "v3"}
     assert {one.options.device for one in space.settings} == {"cpu", "cuda"}
+
+
+def test_settings_that_cost_too_much_are_left_out_before_anything_is_measured(store, aim, objective):
+    kept, _ = versions_for(store(("fp32", None, IMPORTED)), ["tiny"], aim, ())
+    machinery = Machinery(cores=3, machine_cores=4, devices=("cpu", "cuda"))
+    every = settings_of(kept, ("rest",), aim, machinery).settings
+    capped = Aim(objective=objective, price_per_h=1.2, max_cost_per_h=0.6)
+    space = settings_of(kept, ("rest",), capped, machinery)
+    assert {one.options.device for one in space.settings} == {"cpu"}
+    assert {one.options.workers * one.options.threads for one in space.settings} == {1, 2}
+    dear = len(every) - len(space.settings)
+    assert space.left_out == {f"{dear} settings": "cost more than 0.6/h (--max-cost)"}
+    poor = msgspec.structs.replace(capped, max_cost_per_h=0.2)
+    with pytest.raises(
+        UsageError, match=r"--max-cost 0\.2/h: every setting costs more, the cheapest 0\.3/h of the 1\.2/h"
+    ):
+        settings_of(kept, ("rest",), poor, machinery)
+
+
+@given(price=st.floats(0.01, 1e3), cores=st.integers(1, 64), taken=st.integers(1, 64))
+def test_what_costs_just_the_most_it_may_is_kept(price, cores, taken):
+    """Whatever is lost where a price is divided, and where a user wrote the quotient in decimals."""
+    taken = min(taken, cores)
+    wanted = Objective(percentile=0.99, limit_s=0.02, max_errors=0.001)
+    capped = Aim(objective=wanted, price_per_h=price, max_cost_per_h=taken * price / cores)
+    version = Artifact(Path("x"), Manifest(name="m", version=1, variant="fp32", inputs=(), outputs=()))
+    found = settings_of([version], ("rest",), capped, Machinery(cores=cores)).settings
+    assert max(one.options.workers * one.options.threads for one in found) <= taken
+    assert any(one.options.workers * one.options.threads == 1 << taken.bit_length() - 1 for one in found)

@@ -170,6 +170,38 @@ def test_a_search_that_was_cut_short_goes_on_where_it_stopped(tmp_path, servers,
         third.tuning(tmp_path / "cut", msgspec.structs.replace(aim, goal="cost"))
 
 
+def test_what_a_search_had_confirmed_stays_so_when_it_is_stopped_as_it_goes_on(tmp_path, servers, quiet, objective):
+    aim, poor = Aim(objective=objective), msgspec.structs.replace(PACE, budget_s=10.0)
+    first = servers().tuning(tmp_path / "out", aim, poor)
+    there = first.run(quiet)
+    assert (there.confirmed, there.valid) == (True, True)
+    early = servers().tuning(tmp_path / "out", aim)  # Ctrl-C comes before it is where it was
+    early.attempts.extend(first.attempts[:-1])
+    assert early.keep() is None
+    assert read_record(tmp_path / "out").verdict == there
+    again = servers(stop_at=1)
+    tuning = again.tuning(tmp_path / "out", aim)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run(quiet)
+    assert len(again.runs) == 1
+    kept = tuning.keep()
+    assert (kept.confirmed, kept.valid, kept.rate_per_s) == (True, True, there.rate_per_s)
+    assert kept.pick.label == there.pick.label
+    assert has_ended(tmp_path / "out")
+
+
+def test_what_a_setting_costs_is_its_share_of_the_whole_machine_and_not_of_the_servers_cores(
+    tmp_path, servers, objective
+):
+    mine = servers()
+    tuning = mine.tuning(tmp_path / "out", Aim(objective=objective, goal="cost", price_per_h=1.2))
+    tuning.foretell(SPACE, mine.predictor, 1, lambda _: None, machine_cores=4)
+    assert tuning.contest.cost_at(0, 100.0) == pytest.approx(1.2 / 4 / 3600 * 1000 / 100.0)
+    assert read_record(tmp_path / "out").cores == 1
+    unpriced = msgspec.structs.replace(tuning.contest, aim=Aim(objective=objective, goal="cost"))
+    assert unpriced.cost_at(0, 100.0) == pytest.approx(1000 / 100.0 / 4)  # seconds of the machine
+
+
 def test_what_cannot_be_served_is_left_behind_with_the_servers_own_words(tmp_path, servers, quiet, at_100):
     mine = servers(broken=["quick@1"])
     verdict = mine.tuning(tmp_path / "out", at_100).run(quiet)

@@ -199,6 +199,40 @@ def test_a_candidate_that_breaks_only_once_is_measured_on(tmp_path, two_servers,
     assert names[2:6] == ["02-base-again2", "02-candidate-again2", "03-base", "03-candidate"]
 
 
+@pytest.mark.parametrize("said", [{}, {"slot_s": 0.2}])
+def test_two_hiccups_apart_are_no_start_that_confirms_another(tmp_path, two_servers, live_gate, told, said):
+    broken = {folder: BenchError(f"{folder} is gone") for folder in ("02-candidate", "04-candidate")}
+    servers = two_servers(0.004, 0.004, noise=0.001, broken=broken)
+    result = run(live_gate(**said), tmp_path / "out", servers, told)
+    assert (result.verdict, result.broken) == ("pass", "")
+    assert [note for note in result.notes if "gone" in note] == [
+        f"candidate (branch@1): {folder} is gone; it worked when it was started again" for folder in broken
+    ]
+
+
+class GoneOnceASearch:
+    """Runs of which the candidate's first in each search for its highest rate breaks down."""
+
+    def __init__(self, servers):
+        self._servers, self._seen = servers, set()
+
+    def one(self, subject_of, plan, folder, *rest):
+        search = folder.parent.name
+        if search.endswith("candidate-max") and search not in self._seen:
+            self._seen.add(search)
+            raise BenchError("it has gone")
+        return self._servers.one(subject_of, plan, folder, *rest)
+
+
+def test_a_hiccup_in_every_search_for_the_highest_rate_is_no_failure_either(tmp_path, two_servers, live_gate, told):
+    plan = msgspec.structs.replace(live_gate().plan, duration_s=2.0, rate_per_s=100.0)
+    asked = live_gate("max_rate=50%", plan=plan, objective=parse_slo("p90=20ms"), resolution=0.2)
+    servers = two_servers(0.004, 0.004, noise=0.0)
+    result = run_gate(asked, tmp_path / "out", servers.opens, told, A_DAY_S, runs=GoneOnceASearch(servers))
+    assert (result.verdict, result.broken) == ("pass", "")
+    assert sum("it has gone; it worked when" in note for note in result.notes) == len(result.candidate_runs) > 1
+
+
 def test_a_candidate_whose_requests_fail_in_their_own_runs_fails(tmp_path, two_servers, live_gate, told):
     """Its runs are INVALID by its own doing, which is what a gate is to find."""
     failing = Check(name="answered", ok=False, found="10% failed", limit="at most 1%", advice="Look into its log.")
