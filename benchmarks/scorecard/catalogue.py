@@ -5,7 +5,7 @@ from importlib import import_module
 
 from scorecard.case import Case
 
-__all__ = ["GROUPS", "MODULES", "choose", "find_cases", "group_of"]
+__all__ = ["GROUPS", "MODULES", "TIMELESS", "choose", "find_cases", "group_of"]
 
 GROUPS = {
     "A": "Load and overload",
@@ -59,6 +59,9 @@ MODULES = {
     "F1": "soak.mixed",
 }
 """Where each test is written, below this folder: a module with its `CASE`."""
+
+TIMELESS = ("A7", "A9", "A10", "B4", "B5", "B9", "C6", "D1", "D2", "D6", "D7", "E1", "E2", "E3", "E4", "E5", "E6")
+"""Those that judge nothing by the clock, so that other work may go on beside them."""
 
 
 def find_cases(ids: Iterable[str] = MODULES) -> list[Case]:

@@ -60,13 +60,18 @@ def test_it_is_loaded_by_who_may_and_its_certificate_is_judged(mlserve, served, 
     together.write_bytes(ci.certificate.read_bytes() + ci.key.read_bytes())
     as_one = mlserve("bench", url_of(served, scheme), *LOAD, "--ca-file", own.certificate, "--client-cert", together)
     assert as_one.returncode == 0, as_one.stderr  # a server's own certificate vouches for itself
-    nobody = mlserve("bench", url_of(served, scheme), *LOAD, "--ca-file", root.path)
+
+
+def test_who_shows_nothing_and_who_is_shown_nothing_are_told(mlserve, served, files):
+    root, _, _ = files
+    url = url_of(served, "https")
+    nobody = mlserve("bench", url, *LOAD, "--ca-file", root.path)
     assert nobody.returncode != 0
-    assert f"error: there is no TLS with {scheme}://localhost" in nobody.stderr
-    stranger = mlserve("bench", url_of(served, scheme), *LOAD)
+    assert "error: there is no TLS with https://localhost" in nobody.stderr
+    stranger = mlserve("bench", url, *LOAD)
     assert stranger.returncode != 0
     assert "name the authority of its certificate, or that itself, with --ca-file" in stranger.stderr
-    plain = mlserve("bench", url_of(served, scheme).replace("s://", "://"), *LOAD)
+    plain = mlserve("bench", url.replace("s://", "://"), *LOAD)
     assert plain.returncode != 0
     assert "Traceback" not in plain.stderr
 

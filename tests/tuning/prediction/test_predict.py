@@ -24,6 +24,7 @@ from mlserve.tuning.prediction.hollow import write_hollow
 from mlserve.tuning.prediction.predict import Budget, Predictor, open_predictor
 from mlserve.tuning.prediction.service_times import engine_key, measure_engine
 from mlserve.tuning.prediction.times import (
+    FORMAT_VERSION,
     LEVELS,
     EngineTimes,
     Pace,
@@ -130,7 +131,7 @@ def test_times_of_another_machine_and_of_another_format_are_left_out(measured):
     assert read_times(measured[0], msgspec.structs.replace(machine, cores=machine.cores + 1)).engines == ()
     assert read_times(measured[0].with_name("missing.json"), machine).engines == ()
     damaged = measured[0].with_name("damaged.json")
-    damaged.write_text('{"format_version": 3, "engines": 7}')
+    damaged.write_text(f'{{"format_version": {FORMAT_VERSION}, "engines": 7}}')
     with pytest.raises(UsageError, match=r"holds no measured times.*delete it"):
         read_times(damaged, machine)
 
