@@ -2,12 +2,14 @@
 
 import math
 import re
+import signal
 
 from mlserve.errors import UsageError
 
 __all__ = [
     "format_bytes",
     "format_duration",
+    "format_exit",
     "format_rate",
     "format_ratio",
     "parse_bytes",
@@ -88,6 +90,16 @@ def format_duration(seconds: float) -> str:
         if shown >= scale or unit == "us":
             return f"{_three_digits(shown / scale)} {unit}"
     raise AssertionError(seconds)
+
+
+def format_exit(status: int) -> str:
+    """How a process ended, from its `returncode`: 3 -> `"status 3"`, -11 -> `"signal SIGSEGV"`."""
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"signal {-status}"
 
 
 def format_rate(per_second: float) -> str:

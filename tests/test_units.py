@@ -11,6 +11,7 @@ from mlserve.errors import UsageError
 from mlserve.units import (
     format_bytes,
     format_duration,
+    format_exit,
     format_rate,
     format_ratio,
     parse_bytes,
@@ -155,3 +156,10 @@ def test_bytes_are_counted_in_thousands(count, text):
 @pytest.mark.parametrize(("ratio", "text"), [(1.824, "1.82x"), (0.25, "0.25x"), (12.34, "12.3x"), (math.nan, "-")])
 def test_a_ratio_says_how_many_times(ratio, text):
     assert format_ratio(ratio) == text
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(0, "status 0"), (3, "status 3"), (-11, "signal SIGSEGV"), (-40, "signal 40")]
+)
+def test_the_end_of_a_process_is_its_status_or_its_signal(status, said):
+    assert format_exit(status) == said

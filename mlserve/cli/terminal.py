@@ -83,7 +83,8 @@ def ending_well(verb: Verb) -> Verb:
             err.print(" ".join(str(error).split("\n")), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            err.print("stopped", style="yellow")
+            # Another console: `err` may have been interrupted between a line and forgetting it, and would repeat it.
+            Console(stderr=True).print("stopped", style="yellow")
             raise typer.Exit(128 + signal.SIGINT) from interrupt
         except BrokenPipeError:
             # The reader of our output has gone (`| head`): nothing is left to say, not even at interpreter exit.

@@ -20,6 +20,7 @@ from mlserve.optimize.importers.request import Answer, Fault, Imported, ImportRe
 from mlserve.optimize.importers.source import NAMES, STATES_INPUTS, TRAINABLE, SourceKind, identify
 from mlserve.optimize.stated import Stated
 from mlserve.optimize.training import TrainingPass
+from mlserve.units import format_exit
 
 __all__ = ["UNTRAINED", "Source", "Training", "import_model", "request_of"]
 
@@ -77,8 +78,9 @@ def import_model(
         on_step("reading the ONNX file")
         return kind, import_onnx(source.path, out, source.data, on_step)
     limits = msgspec.structs.replace(source.limits, time_s=0.0) if training.passes else source.limits
-    with tempfile.TemporaryFile() as messages, _worker(request, messages.fileno(), limits) as (answers, watch):
-        for line in answers:
+    with tempfile.TemporaryFile() as messages, _worker(request, messages.fileno(), limits) as (process, watch):
+        assert process.stdout is not None
+        for line in process.stdout:
             answer = msgspec.json.decode(line, type=Answer)
             if isinstance(answer, Imported):
                 return kind, answer
@@ -89,7 +91,8 @@ def import_model(
         words = messages.read().decode(errors="replace").strip().splitlines()[-_LAST_WORDS:]
     if watch.exceeded:
         raise ModelFileError(f"{source.path} was not imported: {watch.exceeded}, the most that an import may take")
-    raise ModelFileError(f"{source.path}: the importing process ended without an answer: {' '.join(words) or 'killed'}")
+    ending = f"the importing process ended with {format_exit(process.returncode)}"
+    raise ModelFileError(": ".join((f"{source.path} cannot be loaded", ending, *([" ".join(words)] if words else ()))))
 
 
 def request_of(source: Source, out: Path, training: Training = UNTRAINED) -> ImportRequest:
@@ -128,19 +131,18 @@ def _check_hints(source: Source, kind: SourceKind, training: Training) -> None:
 
 
 @contextmanager
-def _worker(request: ImportRequest, messages: int, limits: Limits) -> Iterator[tuple[Iterator[bytes], Watch]]:
-    """The lines that the importing process writes, and what watches it; it is gone at the end, whatever happens."""
+def _worker(request: ImportRequest, messages: int, limits: Limits) -> "Iterator[tuple[subprocess.Popen[bytes], Watch]]":
+    """The importing process, asked, and what watches it; it is gone at the end, whatever happens."""
     with (
         tempfile.TemporaryDirectory(prefix="mlserve-import-") as scratch,
         _started(messages, scratch) as process,
         Watch(process, limits) as watch,
     ):
         assert process.stdin is not None
-        assert process.stdout is not None
         try:
             process.stdin.write(msgspec.json.encode(request) + b"\n")
             process.stdin.flush()
-            yield iter(process.stdout), watch
+            yield process, watch
         finally:
             end(process)
 

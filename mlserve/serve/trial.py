@@ -30,6 +30,7 @@ from mlserve.engines.opening import open_engine, open_onnx_file
 from mlserve.errors import EngineError, MlserveError
 from mlserve.model.artifact import MANIFEST, Artifact, read_manifest, sha256_of
 from mlserve.serve.warming import check_interface, warm_up
+from mlserve.units import format_exit
 
 __all__ = ["Trial", "limit_process", "load_and_run", "main", "try_model"]
 
@@ -163,8 +164,9 @@ def _run(trial: Trial) -> None:
             f"it takes more than {trial.cpu_s} s of a core to load and to run, or all memory, and was not loaded"
         )
     if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        raise EngineError(f"loading or running it crashes the process ({name}); it was not loaded")
+        raise EngineError(
+            f"loading or running it crashes the process ({format_exit(process.returncode)}); it was not loaded"
+        )
     fault = msgspec.json.decode(answer, type=str) if answer else "the process that tried it ended without an answer"
     if fault:
         raise EngineError(fault)

@@ -356,9 +356,7 @@ def test_watch_waits_shows_each_run_that_comes_and_ends_with_ctrl_c(runs, made_r
         assert b"int8" in urlopen(f"{address}report").read()
         watching.send_signal(2)
         output, errors = watching.communicate(timeout=20)
-        assert (watching.returncode, output) == (130, "")
-        # A look may have met the second run's folder half written, and the next one found it changed.
-        assert re.fullmatch(r"(2 runs[^\n]*\n)?stopped\n", errors)
+        assert (watching.returncode, output, errors) == (130, "", "stopped\n")
     finally:
         killer.cancel()
         watching.kill()

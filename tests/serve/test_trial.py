@@ -157,7 +157,7 @@ def test_one_that_crashes_is_told_by_its_signal(sound, monkeypatch, tmp_path):
         "import os, mlserve.engines.opening as opening\nopening.open_onnx_file = lambda *_: os.abort()\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    with pytest.raises(EngineError, match=r"crashes the process \(SIGABRT\)"):
+    with pytest.raises(EngineError, match=r"crashes the process \(signal SIGABRT\)"):
         try_model(sound, SETTINGS, 1, "", 30.0)
 
 

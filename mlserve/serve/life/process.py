@@ -13,6 +13,7 @@ import msgspec
 from mlserve.serve.life.pulse import Pulse
 from mlserve.serve.life.slate import Key, Slate
 from mlserve.serve.settings import ServeSettings, WorkerReport
+from mlserve.units import format_exit
 
 __all__ = ["WorkerProcess"]
 
@@ -131,10 +132,7 @@ class WorkerProcess:
 
     def cause(self) -> str:
         """How it ended: `signal SIGSEGV`, `status 1`."""
-        status = self.process.returncode
-        with suppress(ValueError):
-            return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        return f"signal {-status}"
+        return format_exit(self.process.returncode)
 
     def by_itself(self) -> bool:
         """Whether what it ran may be why it ended: not where somebody ended it from outside."""

@@ -144,7 +144,7 @@ def test_a_file_that_was_cut_short_is_named(home, tables, bring, library):
     path = train_and_save(home, tables, library, {})
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelFileError, match=r"cannot be loaded|format error|ended without an answer"):
+    with pytest.raises(ModelFileError, match=r"cannot be loaded|format error"):
         bring(path)
 
 
