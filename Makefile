@@ -14,7 +14,7 @@ IN_TURN := $(addprefix tests/bench/,watching measuring/test_truth.py) \
 	$(addprefix tests/tuning/,gating/test_real_servers.py prediction/test_predict.py prediction/test_processor.py test_find_max.py test_tax.py) \
 	tests/scorecard/test_driver.py tests/scorecard/test_judging.py tests/scorecard/test_scorecard.py
 
-.PHONY: help demo test test-slow gate scorecard scorecard-long check proto clean
+.PHONY: help demo test test-slow gate baseline scorecard scorecard-long check proto clean
 
 help:
 	@echo "make demo    optimize, serve, load-test and tune a real model; ends with a report"
@@ -23,6 +23,7 @@ help:
 	@echo "make scorecard   load, faults, bad input, attacks: 40 tests, each with a control; reports/scorecard.md"
 	@echo "make scorecard-long   the same as for a release: hours"
 	@echo "make gate    our server as it is here against BASE (main), on this machine"
+	@echo "make baseline   our server measured once more, for reports/history and reports/baseline"
 	@echo "make check   formatting, lint and types"
 	@echo "make proto   compile the gRPC messages again"
 	@echo "make clean   remove .venv and what the demo wrote"
@@ -42,6 +43,9 @@ test-slow: $(VENV)/.test-installed
 BASE ?= main
 gate: $(VENV)/.demo-installed
 	$(BIN)/python benchmarks/own_gate.py --base $(BASE)
+
+baseline: $(VENV)/.demo-installed
+	$(BIN)/python benchmarks/own_baseline.py
 
 scorecard: $(VENV)/.test-installed
 	$(BIN)/python benchmarks/scorecard

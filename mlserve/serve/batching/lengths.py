@@ -17,7 +17,7 @@ import numpy as np
 from mlserve.engines.engine import Engine
 from mlserve.model.tensors import Array, Tensors, TensorSpec
 from mlserve.serve.batching.batcher import Batcher, BatchObserver, Ticket
-from mlserve.serve.batching.results import Results
+from mlserve.serve.batching.results import Results, check_rows
 from mlserve.serve.batching.share import DeviceShare
 from mlserve.serve.batching.window import BatchWindow
 from mlserve.wire.signature import Signature
@@ -121,6 +121,7 @@ class LengthBatcher(Batcher):
         if min(lengths) == max(lengths) or not isinstance(tickets[0].key, int):
             return super()._together(tickets)
         outputs = self._engine.run(self._padding.joined([ticket.inputs for ticket in tickets]))
+        check_rows(outputs, sum([ticket.rows for ticket in tickets]))
         results: Results = []
         start = 0
         for ticket, length in zip(tickets, lengths, strict=True):

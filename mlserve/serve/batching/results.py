@@ -8,7 +8,7 @@ from mlserve.model.tensors import Tensors
 from mlserve.serve.batching.ticket import Ticket
 from mlserve.serve.discretion import discreet
 
-__all__ = ["Results", "failure", "outcome_of", "split"]
+__all__ = ["Results", "check_rows", "failure", "outcome_of", "split"]
 
 _log = logging.getLogger("mlserve.serve")
 
@@ -42,12 +42,16 @@ def outcome_of(results: Results) -> str:
     return type(first).__name__
 
 
-def split(tickets: Sequence[Ticket], outputs: Tensors) -> Results:
-    """Each ticket with its own rows of every output. Raises EngineError where those are not as many as went in."""
-    rows = sum([ticket.rows for ticket in tickets])
+def check_rows(outputs: Tensors, rows: int) -> None:
+    """Raises EngineError where an output has other than `rows` rows: nobody could tell whose they are."""
     for name, array in outputs.items():
         if len(array) != rows:
             raise EngineError(f"output '{name}' has {len(array)} rows for {rows} rows of input")
+
+
+def split(tickets: Sequence[Ticket], outputs: Tensors) -> Results:
+    """Each ticket with its own rows of every output. Raises EngineError where those are not as many as went in."""
+    check_rows(outputs, sum([ticket.rows for ticket in tickets]))
     results: Results = []
     start = 0
     for ticket in tickets:

@@ -114,6 +114,14 @@ def test_padded_batches_come_apart_as_well(sorts):
     assert engine.batches[0] == len(sorts)
 
 
+def test_padded_rows_that_an_engine_loses_are_run_again_instead_of_mixing_answers():
+    tested, engine, _ = batcher(lambda inputs: {"y": 2 * inputs["x"][:1]}, padding=Padding({"x": 0}, {"y": 1}))
+    requests = [Request(1, 2), Request(2, 3)]
+    tested.submit(requests)
+    check_each_gets_its_own(requests)
+    assert engine.batches == [2, 1, 1]
+
+
 def test_nobody_runs_again_past_its_deadline():
     requests = [Request(BAD if number == 2 else number, timeout_s=0.3 if number % 2 else inf) for number in range(8)]
     deadline_s = max(request.deadline_s for request in requests if request.deadline_s != inf)
