@@ -18,7 +18,7 @@ from scorecard.case import Case, Form, Outcome, Stage
 __all__ = ["Played", "play", "play_here", "run_child"]
 
 # Several times what a case may take; a case that is still there then hangs.
-_PATIENCE_S: dict[Form, float] = {"seconds": 180.0, "short": 600.0, "long": 10 * 3600.0}
+_PATIENCE_S: dict[Form, float] = {"seconds": 180.0, "short": 900.0, "long": 10 * 3600.0}
 # What a case needs to end its servers after Ctrl-C.
 _CLEANING_S = 15.0
 

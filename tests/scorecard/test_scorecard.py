@@ -20,25 +20,17 @@ from mlserve.runs.machine import read_machine
 ROOT = Path(__file__).parents[2]
 CASES = find_cases()
 
-# A case starts two servers at least, one of them with the fault planted: three seconds before any load. These take ten
-# seconds and more, and what they test has quicker tests beside its code.
+# A case starts two servers at least, one of them with the fault planted: three seconds before any load. These take
+# twelve seconds and more, and what they test has quicker tests beside its code.
 SLOW = {
-    "A1": "two capacities, and a load at each",
     "A2": "bursts, and the calm before and after each",
-    "A3": "a capacity, and three times as much",
-    "A4": "models of a second a run",
-    "A5": "models of a second a run",
-    "A6": "models of a second a run",
     "A8": "each model alone, and both together",
     "B2": "a server for every moment in which it is told to stop",
     "B3": "a capacity, and dozens of loads of models",
     "C1": "workers that start again, with and without who speaks for them",
     "C2": "workers that hang for as long as is allowed",
     "C3": "models that kill their workers, and are held back for seconds",
-    "C4": "a full disk and an emptied one, for each folder",
     "C5": "control groups, and memory that is filled",
-    "D4": "bodies of 64 MiB",
-    "D3": "hundreds of model files, each loaded in a process of its own",
     "F1": "a soak, of which seconds show little",
 }
 PLAYED = [

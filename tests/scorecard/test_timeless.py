@@ -7,17 +7,7 @@ from scorecard.catalogue import TIMELESS, find_cases
 CASES = {case.id: case for case in find_cases()}
 
 
-# What they test has quicker tests beside its code.
-SLOW = {
-    "E2": "hundreds of files and names",
-    "E4": "a server for every combination of flags",
-    "E6": "two servers, and certificates that are made and renewed",
-}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TIMELESS]
-)
+@pytest.mark.parametrize("name", TIMELESS)
 def test_it_passes_and_its_control_does_not(name, tmp_path):
     outcome = CASES[name].run(Stage(form="seconds", folder=tmp_path))
     assert outcome.passed, outcome.found

@@ -17,6 +17,7 @@ __all__ = ["CASE"]
 
 _SECONDS = {"seconds": 2.5, "short": 30.0, "long": 600.0}
 _SEED = 7
+_CONTROL_S = 15.0
 _HANG_S = 1.0
 _MOST_GROWTH_BYTES = 32 << 20
 # What is loaded, remembered and compiled once is no growth.
@@ -45,7 +46,7 @@ def run(stage: Stage) -> Outcome:
     seconds = _SECONDS[stage.form]
     with serving_both(stage.folder, "--grpc-transport", "guarded", plant=_LOOKS_UP) as (sound, broken):
         outcome = _play(sound, seconds)
-        spoilt = _play(broken, min(seconds, 1.0))
+        spoilt = _play(broken, _CONTROL_S, until_fault=True)
     return Outcome(
         passed=outcome.passed,
         found=outcome.found,
@@ -71,13 +72,13 @@ class _Found:
             self.faults.append(f"{kind} {what}: {heard.status or 'no answer'} {heard.body[:200]!r}")
 
 
-def _play(server: Server, seconds: float) -> Outcome:
+def _play(server: Server, seconds: float, *, until_fault: bool = False) -> Outcome:
     workers = {worker.pid for worker in server.workers}
     found = _Found()
     with Asker(server.endpoints) as asker:
         for question in RIGHT:
             _ask(asker, question)
-        growth_bytes = _fuzz(server, asker, seconds, found)
+        growth_bytes = _fuzz(server, asker, seconds, found, until_fault=until_fault)
         found.faults += [f"afterwards {one.dialect} is not right" for one in RIGHT if not _ask(asker, one).good]
     if workers != {worker.pid for worker in server.workers}:
         found.faults.append("a worker died")
@@ -101,13 +102,13 @@ def _play(server: Server, seconds: float) -> Outcome:
     )
 
 
-def _fuzz(server: Server, asker: Asker, seconds: float, found: _Found) -> int:
-    """Asks for so long; by how many bytes the server's memory has grown since it was warm."""
+def _fuzz(server: Server, asker: Asker, seconds: float, found: _Found, *, until_fault: bool) -> int:
+    """Asks for so long, or until the first fault; by how many bytes the server's memory has grown since it was warm."""
     chance, warm_bytes = random.Random(_SEED), 0
     spoiled, rounds = mutated(chance), itertools.count()
     described = _described(server.endpoints, found) if seconds >= _LEAST_DESCRIBED_S else itertools.repeat(None)
     began_s = time.monotonic()
-    while (passed_s := time.monotonic() - began_s) < seconds:
+    while (passed_s := time.monotonic() - began_s) < seconds and not (until_fault and found.faults):
         if not warm_bytes and passed_s > _WARM_SHARE * seconds:
             warm_bytes = server.rss_bytes()
         for question in itertools.islice(spoiled, _ROUND):

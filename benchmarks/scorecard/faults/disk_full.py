@@ -21,8 +21,8 @@ _PER_S = {"seconds": 200.0, "short": 300.0, "long": 300.0}
 _DISK_BYTES = 4 << 20
 _MOST_WARNINGS = 12
 _RECOVERY_S, _TIMEOUT_S = 5.0, 3.0
-# What a server does that has failed already is not waited for.
-_SPOILT_RECOVERY_S = 0.5
+# What a server does that has failed already is not waited for, nor the requests that it lost.
+_SPOILT_RECOVERY_S, _SPOILT_DRAIN = 0.5, "1s"
 
 # Writes its log as part of answering, and takes a failure for its own.
 _TRUSTING = """
@@ -83,6 +83,7 @@ def _play(stage: Stage, name: str, plant: str = "") -> Outcome:
         temporary.mkdir()
         publish(store)
         flags = ("--workers", "2", "--store", store, "--log-requests", "1", "--log-file", log)
+        flags += ("--drain", _SPOILT_DRAIN) if plant else ()
         with serving(folder, MODEL, *flags, plant=plant, environment={"TMPDIR": str(temporary)}) as server:
             load = Load(
                 per_s=_PER_S[stage.form], seconds=3600.0, ways=("http", "http-new", "grpc"), timeout_s=_TIMEOUT_S

@@ -20,6 +20,7 @@ _STEP_S = {"seconds": 0.25, "short": 1.0, "long": 10.0}
 _ORDERS = {"seconds": 1, "short": 3, "long": 3}
 _PER_S = 200.0
 _PATIENCE_S = 60.0
+_CONTROL_PATIENCE_S = 15.0
 
 UNCHECKED = """
 import shutil
@@ -53,7 +54,7 @@ def _play(folder: Path, servers: list[Server], orders: range, step_s: float) -> 
         time.sleep(0.2)
         for number in orders:
             version = 2 + number
-            _write_slowly(folder, store, version, number, step_s)
+            _write_slowly(folder, store, version, number, step_s, servers[1])
             complete_s.append(running.now_s)
             entry = wait_for_state(servers[0], version, "READY", _PATIENCE_S)
             complaints += [] if entry else [f"version {version} was complete and never served"]
@@ -81,11 +82,11 @@ def _play(folder: Path, servers: list[Server], orders: range, step_s: float) -> 
     )
 
 
-def _write_slowly(folder: Path, store: Path, version: int, order: int, step_s: float) -> None:
+def _write_slowly(folder: Path, store: Path, version: int, order: int, step_s: float, broken: Server) -> None:
     """The files of a version, one after another, each in two pieces.
 
-    First as tools copy that make room for a file before they fill it: what is not there yet reads as zeros. Then with
-    the manifest first, then with the manifest last.
+    First as tools copy that make room for a file before they fill it: what is not there yet reads as zeros; that goes
+    on until the `broken` server has loaded it. Then with the manifest first, then with the manifest last.
     """
     source = make_version(folder / f"made-{version}", version)
     keep_weights_beside(source)
@@ -107,7 +108,9 @@ def _write_slowly(folder: Path, store: Path, version: int, order: int, step_s: f
             if order == 0:
                 file.truncate(len(content))
                 file.flush()
-                time.sleep(4 * step_s)  # as long as a load may take
+                time.sleep(2 * step_s)
+                wait_for_state(broken, version, "READY", _CONTROL_PATIENCE_S)
+                time.sleep(step_s)
             file.write(content[: len(content) // 2])
             file.flush()
             time.sleep(step_s)

@@ -20,7 +20,8 @@ _WAITING, _SPOILT = 50, 8
 _LIMIT_S = 0.2
 _WITHIN_S = 0.05
 _TRIES = 3
-_RUN_S = {"seconds": 0.25, "short": 0.4, "long": 1.0}
+# Twice the limit: those who come last wait for theirs a little later than those who come first.
+_RUN_S = {"seconds": 0.4, "short": 0.4, "long": 1.0}
 _LATE = ("504", "DEADLINE_EXCEEDED")
 _FLAGS = ("--max-batch-rows", "1", "--log-requests", "1", "--log-file")
 
@@ -61,12 +62,13 @@ def run(stage: Stage) -> Outcome:
             for log, grpc_by, plant in starting
         ]
         native, heedless, *others = [each.result() for each in servers]
-        found = {name: _play(native, ask, logs[0], run_s) for name, ask in _WAYS.items()}
+        found = {name: _play(native, ask, logs[0]) for name, ask in _WAYS.items()}
         for grpcio in others:
-            found["grpc-timeout by grpcio"] = _play(grpcio, _WAYS["grpc-timeout"], logs[2], run_s)
-        spoilt = _round(heedless, _WAYS["V2's timeout"], logs[1], run_s, _SPOILT)
+            found["grpc-timeout by grpcio"] = _play(grpcio, _WAYS["grpc-timeout"], logs[2])
+        spoilt = _round(heedless, _WAYS["V2's timeout"], logs[1], _SPOILT)
         tracebacks = "".join(each.traceback for each in (native, *others))
     faults = [f"{name}: {each.fault}" for name, each in found.items() if each.fault]
+    worst = max(found.values(), key=lambda each: each.executed - each.most)
     slowest_s = max(each.slowest_s for each in found.values())
     return Outcome(
         passed=not faults and not tracebacks,
@@ -74,7 +76,7 @@ def run(stage: Stage) -> Outcome:
         or f"of {_WAITING} each, {', '.join(f'{each.executed} ran by {name}' for name, each in found.items())}",
         figures=(
             Figure("run", run_s, "s"),
-            Figure("executed of 50", max(each.executed for each in found.values()), limit=f"at most {_most(run_s)}"),
+            Figure("executed of 50", worst.executed, limit=f"at most {worst.most}"),
             Figure("begun after the deadline", sum(each.begun_late for each in found.values()), limit="0"),
             Figure("slowest word after the deadline", 1e3 * (slowest_s - _LIMIT_S), "ms", "at most 50"),
         ),
@@ -84,17 +86,19 @@ def run(stage: Stage) -> Outcome:
 
 
 class _Found:
-    """What became of one round: what clients were told, how many ran, and how long those had waited."""
+    """What became of one round: what clients were told, how many ran, how long those had waited, and how long the
+    shortest run took.
+    """
 
-    def __init__(self, told: list[Told], ran: int, waits_s: list[float], run_s: float) -> None:
+    def __init__(self, told: list[Told], ran: int, waits_s: list[float], shortest_s: float) -> None:
         late = [one for one in told if one.status in _LATE]
-        self.executed = ran
+        self.executed, self.most = ran, 1 + floor(_LIMIT_S / shortest_s)
         self.begun_late = sum(wait_s > _LIMIT_S + 1e-3 for wait_s in waits_s)
         self.slowest_s = max((one.took_s for one in late), default=0.0)
         other = {one.status for one in told} - {*_LATE, "200", "OK"}
         self.fault = ", ".join(
             [
-                *([f"{ran} were run, where {_most(run_s)} could be"] if ran > _most(run_s) else []),
+                *([f"{ran} were run, where {self.most} could be"] if ran > self.most else []),
                 *([f"{self.begun_late} were begun after their deadline"] if self.begun_late else []),
                 *(["nobody was late"] if not late else []),
                 *([f"answered {sorted(other)}"] if other else []),
@@ -107,16 +111,16 @@ class _Found:
         )
 
 
-def _play(server: Server, ask: Ask, log: Path, run_s: float) -> _Found:
+def _play(server: Server, ask: Ask, log: Path) -> _Found:
     """Asked again where all is well but for the time a word took: other work on the machine keeps that, too."""
     for _ in range(_TRIES):
-        found = _round(server, ask, log, run_s)
+        found = _round(server, ask, log)
         if not found.fault.startswith("told"):
             break
     return found
 
 
-def _round(server: Server, ask: Ask, log: Path, run_s: float, count: int = _WAITING) -> _Found:
+def _round(server: Server, ask: Ask, log: Path, count: int = _WAITING) -> _Found:
     """All at once, each with the deadline; then one without, behind which nothing can be left to run."""
     before = executed(server)
     lines = len(log.read_text().splitlines()) if log.exists() else 0
@@ -124,14 +128,10 @@ def _round(server: Server, ask: Ask, log: Path, run_s: float, count: int = _WAIT
         told = all_at_once([partial(ask, server, channel, number) for number in range(count)])
         ask_http(server, count)
     begun = [json.loads(line) for line in log.read_text().splitlines()[lines:]]
-    # The last of them is the one without a deadline.
-    waits_s = [each["queue_s"] for each in begun if each["outcome"] == "ok"][:-1]
-    return _Found(told, executed(server) - before - 1, waits_s, run_s)
-
-
-def _most(run_s: float) -> int:
-    """How many runs can begin before the deadline."""
-    return 1 + floor(_LIMIT_S / run_s)
+    ran = [each for each in begun if each["outcome"] == "ok"]
+    waits_s = [each["queue_s"] for each in ran[:-1]]  # the last of them is the one without a deadline
+    # How long runs take was found out before, and a machine may have become faster.
+    return _Found(told, executed(server) - before - 1, waits_s, min(each["compute_s"] for each in ran))
 
 
 CASE = Case(

@@ -28,7 +28,7 @@ from mlserve.model.store import Store
 __all__ = ["CASE"]
 
 _SHARE = 0.6
-_SECONDS = {"seconds": 2.0, "short": 40.0, "long": 7 * 3600.0}
+_SECONDS = {"seconds": 2.0, "short": 300.0, "long": 7 * 3600.0}
 _STEP_S = {"seconds": 0.2, "short": 1.0, "long": 10.0}
 _EVERY_S = {"seconds": 0.05, "short": 0.25, "long": 10.0}
 # How long between two mischiefs, at most.
