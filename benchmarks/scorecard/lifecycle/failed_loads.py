@@ -17,6 +17,8 @@ _FAULTS = tuple(FAULTS)[:7]
 _ROUNDS = {"seconds": 1, "short": 1, "long": 30}
 _PER_S = 200.0
 _PATIENCE_S = 30.0
+# Both servers follow the same store: the broken one may still be at what the other was asked.
+_CONTROL_TRIES = 3
 _MOST_GROWTH_BYTES = 32 << 20
 
 _TAKES_AWAY = """
@@ -41,8 +43,13 @@ def run(stage: Stage) -> Outcome:
         store = Store(stage.folder / "store")
         faults = _FAULTS[: _ASKED[stage.form]] * _ROUNDS[stage.form]
         outcome = _play(sound, store, faults, 2)
-        store.promote(MODEL, 1)
-        spoilt = _play(broken, store, _FAULTS[:1], 2 + len(faults))
+        first = 2 + len(faults)
+        for version in range(first, first + _CONTROL_TRIES):
+            store.promote(MODEL, 1)
+            wait_for_state(broken, 1, "READY", _PATIENCE_S)
+            spoilt = _play(broken, store, _FAULTS[:1], version)
+            if not spoilt.passed:
+                break
     return Outcome(
         passed=outcome.passed and not sound.traceback,
         found=outcome.found + sound.traceback,
