@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 
@@ -13,25 +14,35 @@ from mlserve.model.tensors import TensorSpec
 
 __all__ = ["check_interface", "warm_up"]
 
+_LEAST_TURNS, _MOST_TURNS = 2, 6
+# A load may be so much longer for a better idea of how long runs take.
+_LITTLE_S = 0.1
+
 # What onnxruntime, OpenVINO and PyTorch say when the memory is not there.
 _NO_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "out of memory", "can't allocate memory")
 
 
 def warm_up(engine: Engine, inputs: Sequence[TensorSpec], max_rows: int) -> tuple[float, float]:
-    """Runs one row and a full batch, twice each; how long the last ones took, in seconds.
+    """Runs one row and a full batch, in turns; how long the quickest of each took after the first, in seconds.
 
-    0.0 for a model that cannot run made-up rows: its first real requests will tell. Raises EngineError for one that
-    takes more memory than there is.
+    Twice at least, and up to six times where that takes little: while another version serves on the same cores, one
+    run alone says little. 0.0 for a model that cannot run made-up rows: its first real requests will tell. Raises
+    EngineError for one that takes more memory than there is.
     """
     rng = np.random.default_rng(0)
-    elapsed_s: dict[int, float] = {}
-    rows = 1
+    quickest_s: dict[int, float] = {}
+    rows, began_s = 1, time.perf_counter()
     try:
-        for rows in (1, max_rows, 1, max_rows):
-            tensors = synthesize(inputs, rows, rng)
-            started_s = time.perf_counter()
-            engine.run(tensors)
-            elapsed_s[rows] = time.perf_counter() - started_s
+        for turn in range(_MOST_TURNS):
+            if turn >= _LEAST_TURNS and time.perf_counter() - began_s > _LITTLE_S:
+                break
+            for rows in (1, max_rows):
+                tensors = synthesize(inputs, rows, rng)
+                started_s = time.perf_counter()
+                engine.run(tensors)
+                took_s = time.perf_counter() - started_s
+                if turn:  # the first run of an engine makes what the others find
+                    quickest_s[rows] = min(took_s, quickest_s.get(rows, inf))
     except (EngineError, RequestError, MemoryError, ValueError) as error:
         if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
             raise EngineError(
@@ -39,7 +50,7 @@ def warm_up(engine: Engine, inputs: Sequence[TensorSpec], max_rows: int) -> tupl
                 "fewer --max-batch-rows, or where there is more"
             ) from error
         return 0.0, 0.0
-    return elapsed_s[1], elapsed_s[max_rows]
+    return quickest_s[1], quickest_s[max_rows]
 
 
 def check_interface(engine: Engine, manifest: Manifest) -> None:

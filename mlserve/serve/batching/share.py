@@ -17,8 +17,12 @@ from mlserve.serve.batching.pace import Pace
 
 __all__ = ["DeviceShare", "Turns", "device_share"]
 
-# Whoever ran within this is taken to run again soon.
-_LATELY_S = 5.0
+# Whoever ran within this many times its longest pause of late is taken to run again soon; for longer than the most
+# nobody is. A version that another has replaced is soon nobody's concern.
+_PAUSES = 2.0
+_MOST_LATELY_S = 5.0
+# What each run takes off the longest pause: after some fifty short ones a long one is hardly remembered.
+_FADES = 0.02
 # Others' runs that cannot be made short are waited for this many times one's own run, and then run beside.
 _PATIENCE = 2.0
 _LEAST_PATIENCE_S = 0.001
@@ -69,8 +73,7 @@ class DeviceShare:
         """Ends the turn, in which the model computed for `compute_s`."""
         with self._lock:
             self._running.discard(turns)
-            turns.used_s += compute_s
-            turns.ended_s = time.perf_counter()
+            turns.ran(compute_s, time.perf_counter())
             self._wake_next()
 
     def _wait(self, turns: "Turns") -> float:
@@ -106,13 +109,20 @@ class Turns:
     def __init__(self, share: DeviceShare, typical_s: float) -> None:
         self._share = share
         self.typical_s = typical_s
-        self.used_s, self.ended_s = 0.0, -inf
+        self.used_s, self.ended_s, self._pause_s = 0.0, -inf, _MOST_LATELY_S / _PAUSES
         self.waiting = self.called = False
         self.may_run = threading.Condition(share._lock)  # noqa: SLF001  # the two are one thing
 
     def is_busy(self, now_s: float) -> bool:
         """Whether it wants the device, or wanted it lately."""
-        return self.waiting or now_s - self.ended_s < _LATELY_S
+        return self.waiting or now_s - self.ended_s < min(_MOST_LATELY_S, _PAUSES * self._pause_s)
+
+    def ran(self, compute_s: float, ended_s: float) -> None:
+        """Notes a run that ended at `ended_s`; under the lock of the share."""
+        pause_s = ended_s - compute_s - self.ended_s
+        self._pause_s = max(min(pause_s, _MOST_LATELY_S), (1 - _FADES) * self._pause_s)
+        self.used_s += compute_s
+        self.ended_s = ended_s
 
     def take(self, pace: Pace) -> int:
         """Waits for a turn; how many rows its run may have."""

@@ -45,11 +45,38 @@ def test_rows_that_cost_next_to_nothing_are_not_left_behind():
     assert Pace(32, single_s=0.0, full_s=0.0).most_rows(0.001) == 32
 
 
-def test_the_newest_runs_count_most():
+def test_what_a_row_takes_rises_at_once_and_falls_when_it_is_sure():
     pace = Pace(4)
-    for _ in range(20):
+    for _ in range(40):
+        pace.kept_busy(4, 0.4)
+    for _ in range(5):
         pace.kept_busy(4, 4.0)
-    assert pace.row_s == pytest.approx(1.0)
-    for _ in range(20):
+    assert pace.row_s > 0.6
+    for _ in range(1000):
         pace.kept_busy(4, 0.4)
     assert pace.row_s < 0.12
+
+
+def test_one_lucky_run_lets_nobody_in_who_would_wait_too_long():
+    pace = Pace(4)
+    for _ in range(40):
+        pace.kept_busy(4, 0.4)
+    pace.kept_busy(4, 0.1)
+    assert pace.row_s > 0.09
+
+
+@given(st.floats(0.0, 0.02), st.floats(0.2, 5.0))
+def test_runs_correct_what_a_disturbed_warm_up_said(growth_s, slowness):
+    pace = Pace(8, single_s=0.002, full_s=0.010)  # disturbed: a row more costs 1.1 ms, it seems
+    for number in range(600):
+        rows = 1 + number % 4
+        pace.ran(rows, slowness * (0.002 + growth_s * (rows - 1)))
+    fits = 0.010 * slowness
+    assert pace.most_rows(fits) == pytest.approx(min(8, 1 + 0.008 / max(growth_s, 1e-9)), abs=1.0)
+
+
+def test_runs_of_one_size_leave_what_the_warm_up_said_of_the_others():
+    pace = Pace(8, single_s=0.002, full_s=0.016)
+    for _ in range(2000):
+        pace.ran(1, 0.002)
+    assert pace.most_rows(0.0081) == 4

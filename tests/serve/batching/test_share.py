@@ -113,3 +113,26 @@ def test_as_many_run_side_by_side_as_there_are_slots():
 def test_models_of_one_cpu_share_it_and_an_accelerator_shares_by_itself():
     assert device_share(EngineSettings(threads=2), 1) is device_share(EngineSettings(threads=2), 1)
     assert device_share(EngineSettings("cuda"), 1) is None
+
+
+def test_one_that_nobody_asks_any_more_is_soon_out_of_the_way(share):
+    """A version that another has replaced."""
+    steady, replaced = share.join(0.002), share.join(0.001)
+    now_s = 1000.0
+    for _ in range(400):
+        now_s += 0.003
+        replaced.ran(0.001, now_s)
+    assert replaced.is_busy(now_s + 0.003)
+    assert not replaced.is_busy(now_s + 0.1)
+    steady.ran(0.002, now_s)
+    assert steady.is_busy(now_s + 4.9)  # nobody knows yet how often it is asked
+    assert not steady.is_busy(now_s + 5.1)
+
+
+def test_one_asked_now_and_then_is_expected_again(share):
+    turns = share.join(0.002)
+    for second in range(200):
+        for request in range(3):  # a burst a second
+            turns.ran(0.002, second + 0.01 * request)
+    assert turns.is_busy(199 + 1.5)
+    assert not turns.is_busy(199 + 3.0)
