@@ -6,6 +6,7 @@
     python benchmarks/scorecard --url http://HOST:PORT  another server that serves the known model (--write-known)
     python benchmarks/scorecard --peer mlserver         another server that installs by pip, started here
 
+Tests that judge nothing by the clock are played two at a time, all others one by one.
 Every test comes with a control: the same judgement of a server with the fault planted, which must fail. Exit status 1
 when a test did not pass.
 """
@@ -26,11 +27,12 @@ if __name__ == "__main__":
 import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from scorecard.catalogue import GROUPS, choose, find_cases, group_of
+from scorecard.case import Case
+from scorecard.catalogue import GROUPS, MODULES, choose, find_cases, group_of
 from scorecard.peer import PEERS, serving_peer
-from scorecard.playing import Played, play, run_child
+from scorecard.playing import Played, play_all, run_child
 from scorecard.report import Scorecard, render, show_figure
 
 from mlserve import __version__
@@ -94,14 +96,20 @@ def _play_all(options: argparse.Namespace, console: Console) -> Scorecard:
         cases = [case for case in cases if case.foreign]
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
+        tasks: dict[str, TaskID] = {}
+
+        def begins(case: Case) -> None:
+            tasks[case.id] = progress.add_task(f"{case.id} {case.title}", total=None)
+
         try:
-            for number, case in enumerate(cases, 1):
-                progress.reset(task, description=f"{number} of {len(cases)}: {case.id} {case.title}")
-                played.append(play(case, options.form, options.url))
-                console.print(_line(played[-1]), highlight=False)
+            for one in play_all(cases, options.form, options.url, begins):
+                played.append(one)
+                if one.id in tasks:
+                    progress.remove_task(tasks[one.id])
+                console.print(f"{len(played)} of {len(cases)}: {_line(one)}", highlight=False)
         except KeyboardInterrupt:
             cut_short = True
+    played.sort(key=lambda one: list(MODULES).index(one.id))
     return Scorecard(
         version=__version__,
         commit=_commit(),

@@ -1,4 +1,4 @@
-"""Plays one case in a process of its own, so that neither its crash nor its hang is the end of the others."""
+"""Plays cases, each in a process of its own, so that neither its crash nor its hang is the end of the others."""
 
 import math
 import os
@@ -6,21 +6,31 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import psutil
 from scorecard.case import Case, Form, Outcome, Stage
+from scorecard.catalogue import TIMELESS
 
-__all__ = ["Played", "play", "play_here", "run_child"]
+__all__ = ["CutShort", "Played", "play", "play_all", "play_here", "run_child"]
 
 # Several times what a case may take; a case that is still there then hangs.
 _PATIENCE_S: dict[Form, float] = {"seconds": 180.0, "short": 900.0, "long": 10 * 3600.0}
 # What a case needs to end its servers after Ctrl-C.
 _CLEANING_S = 15.0
+_LOOKS_EVERY_S = 0.1
+# Of those that judge nothing by the clock, so many are played at a time; of the others one.
+_BESIDE = 2
+
+
+class CutShort(Exception):
+    """A case that was ended before it had an outcome, because nobody waits for it any more."""
 
 
 class Played(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +62,34 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
         return f"its control was not found out, so that the test says nothing: {self.outcome.control}"
 
 
-def play(case: Case, form: Form, url: str = "") -> Played:
-    """Plays `case` in a child process. Never raises but KeyboardInterrupt, whose child it ends first."""
+def play_all(cases: Sequence[Case], form: Form, url: str, begins: Callable[[Case], None]) -> Iterator[Played]:
+    """Plays `cases`: first those that judge nothing by the clock, two at a time, then one by one; as they end.
+
+    Against the server of a `url`, which they would share, all one by one. `begins` is called, by another thread, when
+    one begins. Never raises but what is raised at its caller, such as KeyboardInterrupt; it then ends what it started.
+    """
+    timeless = [case for case in cases if case.id in TIMELESS and not url]
+    others = [case for case in cases if case not in timeless]
+    ending = threading.Event()
+
+    def one(case: Case) -> Played:
+        if case.run is not None:
+            begins(case)
+        return play(case, form, url, ending)
+
+    for part, beside in ((timeless, _BESIDE), (others, 1)):
+        with ThreadPoolExecutor(beside) as threads:
+            playing = [threads.submit(one, case) for case in part]
+            try:
+                yield from (each.result() for each in as_completed(playing))
+            except BaseException:  # Ctrl-C, or a caller that wants no more
+                ending.set()
+                threads.shutdown(cancel_futures=True)
+                raise
+
+
+def play(case: Case, form: Form, url: str = "", ending: threading.Event | None = None) -> Played:
+    """Plays `case` in a child process. Raises CutShort when `ending` is set meanwhile, and ends the child first."""
     told = Played(id=case.id, title=case.title, criterion=case.criterion, source=case.source, foreign=bool(url))
     if case.run is None:
         return msgspec.structs.replace(told, fault=case.missing or "not built yet")
@@ -62,7 +98,7 @@ def play(case: Case, form: Form, url: str = "") -> Played:
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"scorecard-{case.id}-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        outcome, fault = _play_child(case.id, form, url, folder)
+        outcome, fault = _play_child(case.id, form, url, folder, ending or threading.Event())
     return msgspec.structs.replace(told, outcome=outcome, fault=fault, took_s=time.monotonic() - started_s)
 
 
@@ -87,7 +123,9 @@ def run_child(arguments: Sequence[str]) -> None:
     Path(folder, "outcome.json").write_bytes(msgspec.json.encode(outcome))
 
 
-def _play_child(case_id: str, form: Form, url: str, folder: Path) -> tuple[Outcome | None, str]:
+def _play_child(
+    case_id: str, form: Form, url: str, folder: Path, ending: threading.Event
+) -> tuple[Outcome | None, str]:
     log = folder / "log"
     with log.open("wb") as output:
         child = subprocess.Popen(
@@ -98,10 +136,9 @@ def _play_child(case_id: str, form: Form, url: str, folder: Path) -> tuple[Outco
             env={**os.environ, "GRPC_VERBOSITY": "NONE"},
         )
     try:
-        child.wait(_PATIENCE_S[form])
-    except subprocess.TimeoutExpired:
-        return None, f"it hung: no outcome after {_PATIENCE_S[form]:g} s"
-    except KeyboardInterrupt:
+        if not _wait(child, _PATIENCE_S[form], ending):
+            return None, f"it hung: no outcome after {_PATIENCE_S[form]:g} s"
+    except BaseException:
         child.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             child.wait(_CLEANING_S)
@@ -113,6 +150,18 @@ def _play_child(case_id: str, form: Form, url: str, folder: Path) -> tuple[Outco
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         return None, f"it broke down (status {child.returncode}): {' '.join(last)[:500]}"
     return msgspec.json.decode(path.read_bytes(), type=Outcome), ""
+
+
+def _wait(child: "subprocess.Popen[bytes]", seconds: float, ending: threading.Event) -> bool:
+    """Whether the child ended within `seconds`. Raises CutShort when `ending` is set."""
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        if ending.is_set():
+            raise CutShort
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(_LOOKS_EVERY_S)
+            return True
+    return False
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
