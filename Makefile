@@ -38,7 +38,6 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest --slow --numprocesses 2 tests/optimize tests/cli tests/engines tests/serve
-	$(BIN)/python -m pytest --slow tests/scorecard
 
 BASE ?= main
 gate: $(VENV)/.demo-installed

@@ -10,19 +10,15 @@ goes on where it was stopped. `--report` writes junit.xml, summary.md and badge.
 """
 
 import argparse
-import io
-import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from revisions import ROOT, interpreter, take_out
 from subjects import write_tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 LIMITS = ("--max-regression", "p50=5%,p99=10%,error_rate=0.1%,memory=10%")
 CHOSEN = ("--rps", "500", "--duration", "10s", "--budget", "15m")
 
@@ -32,8 +28,8 @@ def main() -> int:
     with ExitStack() as stack:
         folder = wish.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="own-gate-")))
         folder.mkdir(parents=True, exist_ok=True)
-        base = _python(folder, *_revision(wish.base, folder))
-        candidate = _python(folder, "candidate.sh", ROOT)
+        code = take_out(wish.base, folder)
+        base, candidate = interpreter(folder / f"{code.name}.sh", code), interpreter(folder / "candidate.sh", ROOT)
         model = wish.model or write_tiny(folder / "tiny.onnx")
         # Limits add up, where any other flag that is given again is replaced.
         limits = () if {"--max-regression", "--limit"} & set(wish.flags) else LIMITS
@@ -66,40 +62,6 @@ def _path(text: str) -> Path:
 def _report_flags(folder: Path | None) -> list[str]:
     files = {"--junit": "junit.xml", "--comment": "summary.md", "--badge": "badge.svg"} if folder else {}
     return [word for flag, name in files.items() for word in (flag, f"{folder}/{name}")]
-
-
-def _revision(revision: str, folder: Path) -> tuple[str, Path]:
-    """A name for `revision`, which no other has, and its code."""
-    name = f"base-{_git('rev-parse', '--verify', '--short=12', f'{revision}^{{commit}}').decode().strip()}"
-    place = folder / name
-    if not place.is_dir():
-        with tempfile.TemporaryDirectory(dir=folder) as partial:
-            with tarfile.open(fileobj=io.BytesIO(_git("archive", revision, "mlserve"))) as archive:
-                archive.extractall(partial, filter="data")
-            shutil.copytree(partial, place)
-    return f"{name}.sh", place
-
-
-def _git(*words: str) -> bytes:
-    done = subprocess.run(["git", "-C", str(ROOT), *words], check=False, capture_output=True)
-    if done.returncode:
-        sys.exit(f"git {' '.join(words)} failed: {done.stderr.decode().strip()}")
-    return done.stdout
-
-
-def _python(folder: Path, name: str, code: Path) -> Path:
-    """An interpreter that is ours, with the mlserve of `code`: PYTHONPATH comes before what is installed, and the safe
-    path keeps out the folder that the gate is started in.
-    """
-    words: Sequence[str] = (
-        "#!/bin/sh",
-        f'PYTHONSAFEPATH=1 PYTHONPATH="{code}" exec "{sys.executable}" "$@"',
-        "",
-    )
-    path = folder / name
-    path.write_text("\n".join(words))
-    path.chmod(0o755)
-    return path
 
 
 if __name__ == "__main__":

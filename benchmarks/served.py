@@ -73,12 +73,21 @@ def make_key(folder: Path) -> str:
 
 @contextmanager
 def serving(
-    subjects: Sequence[Subject], cores: Sequence[int], store: Path, folder: Path, key: str = "", *flags: str
+    subjects: Sequence[Subject],
+    cores: Sequence[int],
+    store: Path,
+    folder: Path,
+    key: str = "",
+    *flags: str,
+    python: Path | str = sys.executable,
 ) -> Iterator[Server]:
-    """`mlserve serve` of all subjects on `cores`, with one thread for the models; `key` is of `folder`/keys.json."""
+    """`mlserve serve` of all subjects on `cores`, with one thread for the models; `key` is of `folder`/keys.json.
+
+    `python` is the interpreter that has the mlserve to be served by.
+    """
     ports = ["--http-port", "0", "--grpc-port", "0", "--threads", "1", "--store", str(store), "--json"]
     keys = ["--keys", str(folder / "keys.json")] if key else []
-    command = [sys.executable, "-m", "mlserve", "serve", *(subject.ref for subject in subjects), *ports, *keys, *flags]
+    command = [str(python), "-m", "mlserve", "serve", *(subject.ref for subject in subjects), *ports, *keys, *flags]
     started_s = time.perf_counter()
     with on_core(*cores):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

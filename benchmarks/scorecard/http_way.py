@@ -119,10 +119,17 @@ class _Connection(asyncio.Protocol):
 
     def ask(self, request: bytes, done: Done) -> None:
         self._done = done
-        self.transport.write(request)
+        if not self.transport.is_closing():
+            self.transport.write(request)
+        if self._received:  # a server that goes away tells whoever connects, asked or not
+            self.data_received(b"")
+        if self._done is not None and self.transport.is_closing():
+            self.connection_lost(None)
 
     def data_received(self, data: bytes) -> None:
         self._received = received = self._received + data if self._received else data
+        if self._done is None and not self._keep:
+            return
         end = received.find(b"\r\n\r\n")
         if end < 0:
             return

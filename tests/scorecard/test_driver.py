@@ -1,6 +1,7 @@
 """The driver finds every planted fault of a server whose every answer is known, and nothing else."""
 
 import json
+import socket
 import socketserver
 import statistics
 import threading
@@ -74,9 +75,19 @@ class Planted(socketserver.StreamRequestHandler):
         return not cut
 
 
+class Leaving(socketserver.BaseRequestHandler):
+    """Tells whoever connects, before anything is asked, as a server's last words do."""
+
+    def handle(self):
+        self.request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 2\r\n\r\n{}")
+        self.request.shutdown(socket.SHUT_WR)
+        while self.request.recv(4096):
+            pass
+
+
 @contextmanager
-def planted():
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Planted) as server:
+def planted(handler=Planted):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads, server.seen = True, []
         server.endpoints = Endpoints(f"127.0.0.1:{server.server_address[1]}")
         server.lock, server.ending = threading.Lock(), threading.Event()
@@ -106,6 +117,12 @@ def test_every_planted_fault_is_found_and_every_request_has_one_end(way):
     assert server.seen.count("right") == 10 * each
     assert driven.fault.startswith(f"{4 * each} lost, {4 * each} wrong")
     assert f"{each} shed" in driven.not_ok
+
+
+def test_who_is_told_before_it_has_asked_is_told():
+    with planted(Leaving) as server:
+        driven = drive(server.endpoints, Load(per_s=300, seconds=1, ways=("http-new",), timeout_s=0.5))
+    assert driven.count("shed") == driven.count() == 300, driven.fault
 
 
 def test_where_nobody_listens_all_is_lost():

@@ -20,24 +20,7 @@ from mlserve.runs.machine import read_machine
 ROOT = Path(__file__).parents[2]
 CASES = find_cases()
 
-# A case starts two servers at least, one of them with the fault planted: three seconds before any load. These take
-# twelve seconds and more, and what they test has quicker tests beside its code.
-SLOW = {
-    "A2": "bursts, and the calm before and after each",
-    "A8": "each model alone, and both together",
-    "B2": "a server for every moment in which it is told to stop",
-    "B3": "a capacity, and dozens of loads of models",
-    "C1": "workers that start again, with and without who speaks for them",
-    "C2": "workers that hang for as long as is allowed",
-    "C3": "models that kill their workers, and are held back for seconds",
-    "C5": "control groups, and memory that is filled",
-    "F1": "a soak, of which seconds show little",
-}
-PLAYED = [
-    pytest.param(case, id=case.id, marks=[pytest.mark.slow] if case.id in SLOW else [])
-    for case in CASES
-    if case.run and case.id not in TIMELESS
-]
+PLAYED = [pytest.param(case, id=case.id) for case in CASES if case.run and case.id not in TIMELESS]
 
 
 @pytest.mark.parametrize("case", PLAYED)

@@ -31,6 +31,9 @@ _SHARE = 0.6
 _SECONDS = {"seconds": 2.0, "short": 300.0, "long": 7 * 3600.0}
 _STEP_S = {"seconds": 0.2, "short": 1.0, "long": 10.0}
 _EVERY_S = {"seconds": 0.05, "short": 0.25, "long": 10.0}
+# The driver's core is full at about 9,000 requests/s where the machine is at its quickest; over minutes it is not, and
+# what the driver holds up it would call lost.
+_MOST_PER_S = 3000.0
 # How long between two mischiefs, at most.
 _MISCHIEF_S = 0.15
 _MOST_MIB_PER_H = 1.0
@@ -77,7 +80,8 @@ def run(stage: Stage) -> Outcome:
         capacity = find_capacity(
             sound.endpoints, mixed, _STEP_S[stage.form], first_per_s=800.0, halvings=1 if coarse else 3
         )
-        load = msgspec.structs.replace(mixed, per_s=capacity.share(_SHARE, stage.form), seconds=_SECONDS[stage.form])
+        per_s = min(capacity.share(_SHARE, stage.form), _MOST_PER_S)
+        load = msgspec.structs.replace(mixed, per_s=per_s, seconds=_SECONDS[stage.form])
         for version, server in product((2, 1), (broken, sound)):
             _warm_up(server, store, version, load)
         outcome = judge_twice(lambda: _play(sound, store, load, stage.form, temporary))
@@ -222,6 +226,8 @@ def _figures(
 ) -> tuple[Figure, ...]:
     return (
         Figure("requests", driven.count()),
+        Figure("offered", driven.count() / driven.took_s, "requests/s"),
+        Figure("driver's core", 100 * driven.cpu_share, "%"),
         Figure("not ok", driven.count() - driven.count("ok"), limit="0"),
         Figure("mischiefs", mischief),
         Figure("memory slope", slope, "MiB/h", "shown below 1, or less than 2 MiB in all"),

@@ -1,0 +1,151 @@
+"""Did serving get slower? The working tree's server beside that of an earlier revision, asked in turns.
+
+    python benchmarks/serving_before.py --base REVISION [--turns N] [--json OUT]
+
+Both serve the tiny MLP of `serving.py`, of which nearly all is the server's own cost, with keys, on the same core; the
+load has another. REST (wrk) and gRPC (h2load, one stream a connection) with 1, 8 and 32 requests in flight: the two
+servers are asked for a second each, A B B A, and each pair gives a ratio, so that what the machine does over seconds
+is in both. Shown is the median of the ratios, and its 95% interval (order statistics: David and Nagaraja 2003, 7.1).
+"""
+
+import argparse
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from closed_loop import WARM_UP_S, fail, require_tools, wide_console
+from revisions import ROOT, interpreter, take_out
+from rich.box import SIMPLE_HEAD
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import binom
+from served import check_answers, check_counters, choose_cores, make_key, serving
+from serving import QUIET_LOAD, Way, err, ways_to_ask
+from subjects import describe, write_tiny
+
+from mlserve.runs.machine import Machine, read_machine
+from mlserve.units import format_rate
+
+SECONDS = 1.0
+# The issue that this was written for allows so much.
+MOST = 0.05
+
+
+class Ratios(NamedTuple):
+    """After/before, a ratio for each pair of turns: median and 95% interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """One way of asking: requests a second of both, and the ratios of rates and of medians of latency."""
+
+    way: str
+    at_once: int
+    before_per_s: float
+    after_per_s: float
+    rate: Ratios
+    p50: Ratios
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What `--json` writes; `base` is the revision that was before."""
+
+    machine: Machine
+    base: str
+    turns: int
+    load_average: float
+    compared: list[Compared]
+
+
+def main() -> None:
+    options = _options()
+    server_core, load_core = choose_cores()
+    require_tools()
+    machine, load_average = read_machine(), os.getloadavg()[0]
+    if load_average > QUIET_LOAD:
+        err.print(f"[yellow]warning:[/] the load average is {load_average:.1f}: other work blurs these figures")
+    os.sched_setaffinity(0, {load_core})
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        code = take_out(options.base, folder)
+        subject = describe(str(write_tiny(folder / "tiny.onnx")), folder)
+        key, sides, servers = make_key(folder), [], []
+        for side, place in (("before", code), ("after", ROOT)):
+            (folder / side).mkdir()
+            python = interpreter(folder / f"{side}.sh", place)
+            server = stack.enter_context(serving([subject], (server_core,), folder, folder, key, python=python))
+            check_answers(subject, server)
+            ways = ways_to_ask(subject, server, server_core, folder / side)
+            sides.append([way for way in ways if way.name in ("REST", "gRPC")])
+            servers.append(server)
+        compared = [
+            _compare(before, after, options.turns)
+            for before, after in track(list(zip(*sides, strict=True)), console=err)
+        ]
+        for server in servers:
+            check_counters(server)
+    _show(compared, code.name)
+    if options.json:
+        result = Result(machine, code.name.removeprefix("base-"), options.turns, load_average, compared)
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="revision that was before")
+    parser.add_argument("--turns", type=int, default=12, help="pairs of turns of every way")
+    parser.add_argument("--json", type=Path, help="file to write what was found to")
+    options = parser.parse_args()
+    if options.turns < 6:
+        fail(f"--turns {options.turns}: an interval takes at least 6 pairs")
+    return options
+
+
+def _compare(before: Way, after: Way, turns: int) -> Compared:
+    for way in (before, after):
+        way.take_turn(WARM_UP_S)
+    rates, p50s_s = np.zeros((turns, 2)), np.zeros((turns, 2))
+    for turn in range(turns):
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            timing = (before, after)[side].take_turn(SECONDS)
+            rates[turn, side], p50s_s[turn, side] = timing.rows_per_s, timing.p50_s
+    return Compared(
+        way=before.name,
+        at_once=before.at_once,
+        before_per_s=float(np.median(rates[:, 0])),
+        after_per_s=float(np.median(rates[:, 1])),
+        rate=_ratios(rates[:, 1] / rates[:, 0]),
+        p50=_ratios(p50s_s[:, 1] / p50s_s[:, 0]),
+    )
+
+
+def _ratios(values: np.ndarray) -> Ratios:
+    ordered = np.sort(values)
+    # So many of them lie below the median with a probability of 2.5% at most.
+    below = int(binom.ppf(0.025, len(ordered), 0.5))
+    return Ratios(float(np.median(ordered)), float(ordered[below - 1]), float(ordered[-below]))
+
+
+def _show(compared: list[Compared], name: str) -> None:
+    table = Table(box=SIMPLE_HEAD, title=f"the working tree's server against {name}'s")
+    for heading in ("way", "in flight", "before", "after", "requests/s, after/before", "p50, after/before"):
+        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for one in compared:
+        rates = [format_rate(each) for each in (one.before_per_s, one.after_per_s)]
+        ratios = [f"{each.median:.3f} ({each.low:.3f} to {each.high:.3f})" for each in (one.rate, one.p50)]
+        table.add_row(one.way, str(one.at_once), *rates, *ratios)
+    console = wide_console()
+    console.print(table)
+    slower = [f"{one.way} {one.at_once}" for one in compared if one.rate.high < 1 - MOST]
+    console.print(f"slower by more than {MOST:.0%}, surely: {', '.join(slower) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
