@@ -14,6 +14,9 @@ IN_TURN := $(addprefix tests/bench/,watching measuring/test_truth.py) \
 	$(addprefix tests/tuning/,gating/test_real_servers.py prediction/test_predict.py prediction/test_processor.py test_find_max.py test_tax.py) \
 	tests/scorecard/test_driver.py tests/scorecard/test_judging.py tests/scorecard/test_scorecard.py
 
+# What mostly waits bears a few of its kind beside it.
+UNHURRIED := tests/scorecard/test_unhurried.py
+
 .PHONY: help demo test test-slow gate baseline scorecard scorecard-long check proto clean
 
 help:
@@ -33,7 +36,8 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.test-installed
 	@sh tests/install_tools.sh
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(IN_TURN:%=--ignore %)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(IN_TURN:%=--ignore %) --ignore $(UNHURRIED)
+	$(BIN)/python -m pytest --numprocesses 3 --dist load $(UNHURRIED)
 	$(BIN)/python -m pytest $(IN_TURN)
 
 test-slow: $(VENV)/.test-installed

@@ -25,6 +25,7 @@ LONGEST = (
     "cli/test_bench.py",
     "cli/test_optimize_variants.py",
     "cli/test_tune.py",
+    "scorecard/test_timeless.py",
     "serve/test_loading.py",
     "optimize/test_importing.py",
     "cli/test_optimize.py",

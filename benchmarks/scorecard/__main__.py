@@ -6,7 +6,7 @@
     python benchmarks/scorecard --url http://HOST:PORT  another server that serves the known model (--write-known)
     python benchmarks/scorecard --peer mlserver         another server that installs by pip, started here
 
-Tests that judge nothing by the clock are played two at a time, all others one by one.
+Tests that judge nothing by the clock, or mostly wait, are played two at a time, all others one by one.
 Every test comes with a control: the same judgement of a server with the fault planted, which must fail. Exit status 1
 when a test did not pass.
 """

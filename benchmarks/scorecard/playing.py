@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 from scorecard.case import Case, Form, Outcome, Stage
-from scorecard.catalogue import TIMELESS
+from scorecard.catalogue import TIMELESS, UNHURRIED
 
 __all__ = ["CutShort", "Played", "play", "play_all", "play_here", "run_child"]
 
@@ -25,7 +25,7 @@ _PATIENCE_S: dict[Form, float] = {"seconds": 180.0, "short": 900.0, "long": 10 *
 # What a case needs to end its servers after Ctrl-C.
 _CLEANING_S = 15.0
 _LOOKS_EVERY_S = 0.1
-# Of those that judge nothing by the clock, so many are played at a time; of the others one.
+# Of those that bear company so many are played at a time; of the others one.
 _BESIDE = 2
 
 
@@ -63,13 +63,14 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def play_all(cases: Sequence[Case], form: Form, url: str, begins: Callable[[Case], None]) -> Iterator[Played]:
-    """Plays `cases`: first those that judge nothing by the clock, two at a time, then one by one; as they end.
+    """Plays `cases`: those that judge nothing by the clock two at a time, then those that mostly wait, and then the
+    others one by one; as they end.
 
     Against the server of a `url`, which they would share, all one by one. `begins` is called, by another thread, when
     one begins. Never raises but what is raised at its caller, such as KeyboardInterrupt; it then ends what it started.
     """
-    timeless = [case for case in cases if case.id in TIMELESS and not url]
-    others = [case for case in cases if case not in timeless]
+    timeless, unhurried = ([case for case in cases if case.id in ids and not url] for ids in (TIMELESS, UNHURRIED))
+    others = [case for case in cases if case not in timeless and case not in unhurried]
     ending = threading.Event()
 
     def one(case: Case) -> Played:
@@ -77,7 +78,7 @@ def play_all(cases: Sequence[Case], form: Form, url: str, begins: Callable[[Case
             begins(case)
         return play(case, form, url, ending)
 
-    for part, beside in ((timeless, _BESIDE), (others, 1)):
+    for part, beside in ((timeless, _BESIDE), (unhurried, _BESIDE), (others, 1)):
         with ThreadPoolExecutor(beside) as threads:
             playing = [threads.submit(one, case) for case in part]
             try:

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 import pytest
 from scorecard.case import Case, Figure, Outcome, Stage
-from scorecard.catalogue import MODULES, TIMELESS, choose, find_cases
+from scorecard.catalogue import MODULES, TIMELESS, UNHURRIED, choose, find_cases
 from scorecard.playing import Played, play
 from scorecard.report import Scorecard, render
 
@@ -20,7 +20,7 @@ from mlserve.runs.machine import read_machine
 ROOT = Path(__file__).parents[2]
 CASES = find_cases()
 
-PLAYED = [pytest.param(case, id=case.id) for case in CASES if case.run and case.id not in TIMELESS]
+PLAYED = [pytest.param(case, id=case.id) for case in CASES if case.run and case.id not in (*TIMELESS, *UNHURRIED)]
 
 
 @pytest.mark.parametrize("case", PLAYED)

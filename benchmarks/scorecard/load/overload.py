@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import numpy as np
-from scorecard.case import Case, Figure, Outcome, Stage
+from scorecard.case import Case, Figure, Form, Outcome, Stage
 from scorecard.driver import Load, Way, drive, driving
 from scorecard.known import publish
 from scorecard.server import Server, serving_known
@@ -25,7 +25,9 @@ _PROBED = ("/v2/health/live", "/metrics")
 _PROBE_S, _PROBE_EVERY_S = 0.1, 0.05
 _GOODPUT = 0.9
 _PLATEAU = 1.1
-_AFTER_S, _BACK = 2.0, 1.1
+_AFTER_S = 2.0
+# Of a dozen requests the middle one varies by more.
+_BACK = {"seconds": 1.25, "short": 1.1, "long": 1.1}
 _TRIES = 3
 _WAYS: tuple[Way, ...] = ("http", "http", "grpc")
 _FLAGS = ("--max-batch-rows", str(_ROWS))
@@ -42,10 +44,10 @@ def run(stage: Stage) -> Outcome:
         servers = [threads.submit(stack.enter_context, each) for each in starting]
         bounded, unbounded = [each.result() for each in servers]
         for plays in range(1, _TRIES + 1):  # noqa: B007  # told below
-            played = _Played(bounded, wait_s, _SECONDS[stage.form], _QUIET_S[stage.form])
+            played = _Played(bounded, stage.form, _SECONDS[stage.form], _QUIET_S[stage.form])
             if not played.fault or played.is_wrong:
                 break
-        spoilt = _Played(unbounded, wait_s, 1.2 + wait_s, 0.5)
+        spoilt = _Played(unbounded, stage.form, 0.6 + wait_s, 0.5, played.capacity_per_s)
         unbounded.process.kill()  # its queue holds more than anybody waits for
     return Outcome(
         passed=not played.fault and not bounded.traceback,
@@ -58,13 +60,13 @@ def run(stage: Stage) -> Outcome:
 
 
 class _Played:
-    """Quiet, full, three times too much, and quiet again."""
+    """Quiet, full, three times too much, quiet again, and full again. A known `capacity_per_s` is not measured."""
 
-    def __init__(self, server: Server, wait_s: float, seconds: float, quiet_s: float) -> None:
-        self.wait_s = wait_s
+    def __init__(self, server: Server, form: Form, seconds: float, quiet_s: float, capacity_per_s: float = 0.0) -> None:
+        self.wait_s, self.back = _WAIT_S[form], _BACK[form]
         quiet = Load(per_s=15, seconds=quiet_s)
         self.before_s = drive(server.endpoints, quiet).quantile_s(0.5)
-        before_per_s = _capacity_per_s(server, wait_s)
+        before_per_s = capacity_per_s or _capacity_per_s(server, self.wait_s)
         load = Load(per_s=_TIMES_CAPACITY * max(before_per_s, _ROWS / _RUN_S), seconds=seconds, ways=_WAYS, seed=2)
         probing = _Probing(server)
         with driving(server.endpoints, load) as running, probing:
@@ -75,7 +77,7 @@ class _Played:
         time.sleep(min(_AFTER_S, quiet_s))
         self.after_s = drive(server.endpoints, quiet).quantile_s(0.5)
         # On both sides: the machine's own speed may drift by a tenth meanwhile.
-        self.capacity_per_s = (before_per_s + _capacity_per_s(server, wait_s)) / 2
+        self.capacity_per_s = capacity_per_s or (before_per_s + _capacity_per_s(server, self.wait_s)) / 2
 
     @property
     def goodput_per_s(self) -> float:
@@ -117,7 +119,7 @@ class _Played:
             f"{self.failed_probes} of health and metrics failed" if self.failed_probes else "",
             f"the p99 of health and metrics was {1e3 * probe_s:.0f} ms" if not probe_s <= _PROBE_S else "",
             f"afterwards the p50 was {self.after_s / self.before_s:.2f} times that before"
-            if not self.after_s <= _BACK * self.before_s
+            if not self.after_s <= self.back * self.before_s
             else "",
         ]
         return "; ".join(filter(None, faults))
@@ -135,7 +137,7 @@ class _Played:
             Figure("p99 of the refused", 1e3 * self.driven.quantile_s(0.99, "shed"), "ms"),
             Figure("p99 of health and metrics", 1e3 * _p99_s(self.probes_s), "ms", "at most 100"),
             Figure("memory at the end", self.growth, "times that in the middle", "at most 1.1"),
-            Figure("p50 afterwards", self.after_s / self.before_s, "times that before", "at most 1.1"),
+            Figure("p50 afterwards", self.after_s / self.before_s, "times that before", f"at most {self.back:g}"),
             Figure("driver's core", 100 * self.driven.cpu_share, "%"),
         )  # fmt: skip
 
@@ -186,7 +188,7 @@ CASE = Case(
     title="Three times the capacity",
     criterion="at least 90% of the capacity is answered, within the bound of the queue and two service times (p99); "
     "all others are refused; memory is flat; health and metrics are answered within 100 ms (p99), all of them; within "
-    "2 s afterwards the p50 is back within 10%",
+    "2 s afterwards the p50 is back within 10% (in the form of seconds, which asks a dozen requests: 25%)",
     source="TensorFlow Serving's batching README, Envoy's overload manager",
     run=run,
 )
