@@ -23,7 +23,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import track
 from rich.table import Table
 from scipy.stats import binom
-from served import check_answers, check_counters, choose_cores, make_key, serving
+from served import check_answers, check_counters, choose_cores, make_key, read_failures, serving
 from serving import QUIET_LOAD, Way, err, ways_to_ask
 from subjects import describe, write_tiny
 
@@ -84,13 +84,13 @@ def main() -> None:
             check_answers(subject, server)
             ways = ways_to_ask(subject, server, server_core, folder / side)
             sides.append([way for way in ways if way.name in ("REST", "gRPC")])
-            servers.append(server)
+            servers.append((server, read_failures(server)))
         compared = [
             _compare(before, after, options.turns)
             for before, after in track(list(zip(*sides, strict=True)), console=err)
         ]
-        for server in servers:
-            check_counters(server)
+        for server, failed in servers:
+            check_counters(server, failed)
     _show(compared, code.name)
     if options.json:
         result = Result(machine, code.name.removeprefix("base-"), options.turns, load_average, compared)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 import grpc
@@ -129,6 +130,18 @@ def test_who_waits_for_a_worker_that_is_killed_is_told(slow_server, in_flight):
             idle.sendall(slow_request(1.0))
             assert everything(idle) == answer
         assert call.exception().code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process share the files of another")
+def test_who_asked_right_after_an_answer_is_told_however_long_ago_that_was(slow_server):
+    """The system's clock ticks too seldom to tell which came last."""
+    with slow_server() as server, server.connect() as connection:
+        connection.sendall(slow_request(1.0))
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK\r\n")
+        connection.sendall(slow_request(ENDLESS))
+        time.sleep(0.3)
+        psutil.Process(server.workers[0]).kill()
+        assert everything(connection).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
 
 
 def test_who_waits_for_a_worker_that_is_killed_is_cut_off_where_nobody_speaks_for_it(
