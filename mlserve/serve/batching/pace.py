@@ -2,17 +2,16 @@
 
 __all__ = ["Pace"]
 
-# The share of the newest run in an average over runs.
-_NEWEST = 0.2
-# And in what runs of more and of fewer rows say of each other, where one late run is not to count for much.
+# The share of the newest run in an average over a few runs, and in one over many, which one late run hardly moves.
+_NEWEST, _NEWEST_OF_MANY = 0.2, 0.05
+# The highest of the latter of late sinks by this share of what it is above it, at each run, and is never more than so
+# many times as high. Whoever goes by the present alone lets in the most when the machine is at its quickest, and then
+# it slows down: a bound for the wait has to hold for them, too; but a stall that is over is to refuse nobody.
+_SINKS, _MOST_ABOVE = 0.005, 1.5
+# The share of the newest run in what runs of more and of fewer rows say of each other.
 _NEWEST_OF_SHAPE = 0.02
-# Runs whose rows vary less (rows squared) say nothing of it.
+# Runs whose rows vary less (rows squared) say nothing of that.
 _LEAST_VARIANCE = 0.1
-# And in an average over more of them, which one late run hardly moves.
-_NEWEST_OF_MANY = 0.05
-# Its highest of late sinks by this share of what it is above it, at each run. Whoever goes by the present alone lets in
-# the most when the machine is at its quickest, and then it slows down: a bound for the wait has to hold for them, too.
-_SINKS = 0.005
 # So many runs under load are seen before anybody is refused for what they took.
 _LEAST_CYCLES = 3
 # A run of one row cannot be shortened; up to this many times as long is never cut.
@@ -52,7 +51,8 @@ class Pace:
         self._many.add(rows, cycle_s, max(_NEWEST_OF_MANY, 1 / self._cycles))
         if self._cycles >= _LEAST_CYCLES:
             many_s = self._many.row_s
-            self._highest_s = max(many_s, self._highest_s + _SINKS * (many_s - self._highest_s))
+            highest_s = self._highest_s + _SINKS * (many_s - self._highest_s)
+            self._highest_s = max(many_s, min(_MOST_ABOVE * many_s, highest_s))
 
     def ran(self, rows: int, compute_s: float) -> None:
         """A run of `rows` rows computed for `compute_s`."""

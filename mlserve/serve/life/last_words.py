@@ -36,7 +36,6 @@ _WILL_BYTES = 4096
 # So long others may still ask: who sends at the moment of the end would hear nothing.
 _LINGER_S, _SILENCE_S = 0.3, 2.0
 _LOOK_MS = 50
-_BREATH_S = 0.001
 _ERROR = b'{"error":"the process that had this request ended before it was answered; send it again"}'
 _UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
@@ -123,27 +122,16 @@ def _speak(http_ports: frozenset[int], grpc_ports: frozenset[int]) -> None:
             else:
                 connections.append(_Connection(each, is_http=port in http_ports, is_new=False))
     for listener, is_http in listening:
-        for accepted in _accept_last(listener):
-            accepted.setblocking(False)
-            connections.append(_Connection(accepted, is_http=is_http, is_new=True))
+        with suppress(OSError):  # there is none any more
+            while True:
+                accepted = listener.accept()[0]
+                accepted.setblocking(False)
+                connections.append(_Connection(accepted, is_http=is_http, is_new=True))
+        listener.close()
     for connection in connections:
         with suppress(OSError):  # its client has gone
             connection.tell()
     _linger(connections)
-
-
-def _accept_last(listener: socket.socket) -> list[socket.socket]:
-    """What is about to be accepted; then `listener` is closed. The system resets what comes between the last look and
-    the close, so nothing is done there, and who was just woken is not interrupted at once.
-    """
-    accepted = []
-    for pause_s in (0.0, _BREATH_S):
-        time.sleep(pause_s)
-        with suppress(OSError):  # there is none any more
-            while True:
-                accepted.append(listener.accept()[0])
-    listener.close()
-    return accepted
 
 
 def _sockets() -> Iterator[socket.socket]:

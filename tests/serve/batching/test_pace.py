@@ -52,7 +52,10 @@ def test_what_a_row_takes_rises_at_once_and_falls_when_it_is_sure():
     for _ in range(5):
         pace.kept_busy(4, 4.0)
     assert pace.row_s > 0.6
-    for _ in range(1000):
+    for _ in range(60):
+        pace.kept_busy(4, 0.4)
+    assert pace.row_s < 0.17  # a stall that is over
+    for _ in range(300):
         pace.kept_busy(4, 0.4)
     assert pace.row_s < 0.12
 
