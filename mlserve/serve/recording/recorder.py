@@ -119,7 +119,8 @@ class Recorder:
         room = wish.most_requests - self._requests
         try:
             if noted and not self._full:  # behind what could not be written nothing could be read
-                await asyncio.to_thread(self._append, recording, noted[:room])
+                if room:
+                    await asyncio.to_thread(self._append, recording, noted[:room])
                 self._full = len(noted) > room or self._body_bytes > wish.most_bytes
             self.folder.tell(recording.number, Part(self._requests, full=self._full, ended=ended))
         except OSError as error:  # serving goes on

@@ -193,6 +193,27 @@ def test_a_full_disk_ends_a_recording_and_not_the_worker(tmp_path, full):
     assert folder.parts(number)[os.getpid()].full == full
 
 
+def test_a_recording_that_was_filled_to_its_last_place_ends_with_the_next_request(tmp_path):
+    folder = RecordingFolder(tmp_path)
+    number = folder.begin(Wish(most_requests=2)).number
+    recorder = Recorder(folder)
+
+    async def follow():
+        following = asyncio.create_task(recorder.follow())
+        await asyncio.sleep(1.5 * LOOK_EVERY_S)
+        for _ in range(2):
+            recorder.take(Signature("m", "1", [], []), [Taken(), Taken()])
+            await asyncio.sleep(2.5 * LOOK_EVERY_S)
+            goes_on.append((folder.now() is not None, folder.parts(number)[os.getpid()].full))
+        assert not following.done() and recorder.recording is None
+        following.cancel()
+
+    goes_on = []
+    asyncio.run(follow())
+    assert goes_on == [(True, False), (False, True)]
+    assert folder.parts(number)[os.getpid()].requests == 2
+
+
 class Taken(Ticket):
     """A request that was answered."""
 
