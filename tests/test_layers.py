@@ -1,6 +1,8 @@
 """The house holds: imports only point downward, nothing imports in a circle, and only `cli` faces the terminal."""
 
 import ast
+import gc
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -62,9 +64,22 @@ def modules(root):
     return found
 
 
+KINDS = (ast.Import, ast.ImportFrom, ast.Attribute, ast.Name)
+
+
+@cache
+def nodes(path):
+    """The nodes of the module `path` that a rule looks at; three rules look at the same ones."""
+    gc.disable()  # it would go through the half of a tree again and again
+    try:
+        return [node for node in ast.walk(ast.parse(path.read_text(), str(path))) if isinstance(node, KINDS)]
+    finally:
+        gc.enable()
+
+
 def imports(path, known):
     """The modules of `known` that `path` imports: at the top, in functions, and for type checkers alike."""
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -118,12 +133,12 @@ def faces_outside(root):
     for path in root.rglob("*.py"):
         name = path.relative_to(root).as_posix()
         if not name.startswith("cli/"):
-            used |= {(name, what) for what in _outside(ast.parse(path.read_text()))}
+            used |= {(name, what) for what in _outside(path)}
     return used
 
 
-def _outside(tree):
-    for node in ast.walk(tree):
+def _outside(path):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             what = f"{node.value.id}.{node.attr}"
             if what in {"sys.exit", "sys.stdout", "os._exit", "os.environ", "os.getenv", "os.putenv"}:

@@ -1,6 +1,7 @@
 """Every module says what it offers: `__all__` is sorted, real and complete, and nobody takes what is not offered."""
 
 import ast
+import gc
 import importlib
 import re
 from pathlib import Path
@@ -24,7 +25,12 @@ def _modules():
 
 @pytest.fixture(scope="module")
 def trees():
-    return {name: ast.parse(path.read_text()) for name, path in _modules()}
+    """The tree of every module, by its dotted name."""
+    gc.disable()  # it would go through all the trees so far again and again
+    try:
+        return {name: ast.parse(path.read_text()) for name, path in _modules()}
+    finally:
+        gc.enable()
 
 
 def offered(tree):

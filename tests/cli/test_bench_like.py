@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -102,48 +101,31 @@ def due_ns(directory):
 
 
 @pytest.fixture(scope="module")
-def mlserve_in():
-    """Runs `mlserve ARGUMENTS...` in a folder; its stdout."""
-
-    def run(folder, *arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "mlserve", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=folder,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def first(other_server, mlserve_in, tmp_path_factory):
+def first(other_server, tmp_path_factory):
     """A folder with a run, the rows it was fed, and the bodies that its server was sent."""
     url, bodies = other_server
     folder = tmp_path_factory.mktemp("first")
     np.save(folder / "rows.npy", np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32))
-    mlserve_in(
-        folder,
-        *("bench", url, "--rps", 500, "--duration", "0.3s", "--warm-up", "0.1s", "--batch", "1:0.7,3:0.3"),
-        *("--data", "rows.npy", "--seed", 7, "--header", "authorization: Bearer KEY", "--out", "run"),
+    command = (
+        *(sys.executable, "-m", "mlserve", "bench", url, "--rps", "500", "--duration", "0.3s", "--warm-up", "0.1s"),
+        *("--batch", "1:0.7,3:0.3", "--data", "rows.npy", "--seed", "7"),
+        *("--header", "authorization: Bearer KEY", "--out", "run"),
     )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    assert done.returncode == 0, done.stderr
     sent = list(bodies)
     bodies.clear()
     return SimpleNamespace(folder=folder, sent=sent)
 
 
-def test_instants_and_bodies_are_the_same_to_the_last_byte(first, mlserve_in, other_server, tmp_path):
+def test_instants_and_bodies_are_the_same_to_the_last_byte(first, mlserve_here, other_server, tmp_path):
     shutil.copytree(first.folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "rows.npy").rename(tmp_path / "moved.npy")
-    printed = mlserve_in(
-        tmp_path,
+    done = mlserve_here(
         *("bench", "--like", "run", "--data", "moved.npy", "--header", "authorization: Bearer KEY"),
         *("--out", "again", "--json"),
     )
+    assert done.returncode == 0, done.stderr
     before, after = read_run(tmp_path / "run"), read_run(tmp_path / "again")
     assert np.array_equal(due_ns(tmp_path / "run"), due_ns(tmp_path / "again"))
     assert len(due_ns(tmp_path / "run")) > 100
@@ -160,7 +142,7 @@ def test_instants_and_bodies_are_the_same_to_the_last_byte(first, mlserve_in, ot
     assert after.label == before.label
     assert msgspec.structs.replace(after.plan, payload="") == msgspec.structs.replace(before.plan, payload="")
     assert b"KEY" not in (tmp_path / "run" / "run.json").read_bytes()
-    assert json.loads(printed)["like"] == {"directory": "run", "other": False, "notes": []}
+    assert json.loads(done.stdout)["like"] == {"directory": "run", "other": False, "notes": []}
 
 
 SERVER = ServerSettings(

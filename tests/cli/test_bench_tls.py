@@ -46,10 +46,10 @@ LOAD = ("--rps", 200, "--duration", "1s", "--warm-up", "0s", "--json")
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-def test_it_is_loaded_by_who_may_and_its_certificate_is_judged(mlserve, served, files, scheme, tmp_path):
+def test_it_is_loaded_by_who_may_and_its_certificate_is_judged(mlserve_here, served, files, scheme, tmp_path):
     root, own, ci = files
     shown = ("--ca-file", root.path, "--client-cert", ci.certificate, "--client-key", ci.key)
-    done = mlserve("bench", url_of(served, scheme), *LOAD, *shown)
+    done = mlserve_here("bench", url_of(served, scheme), *LOAD, *shown)
     assert done.returncode == 0, done.stderr
     run = json.loads(done.stdout)
     assert run["counts"]["failed"] == 0
@@ -58,20 +58,21 @@ def test_it_is_loaded_by_who_may_and_its_certificate_is_judged(mlserve, served, 
     assert str(ci.key) not in done.stdout
     together = tmp_path / "both.pem"
     together.write_bytes(ci.certificate.read_bytes() + ci.key.read_bytes())
-    as_one = mlserve("bench", url_of(served, scheme), *LOAD, "--ca-file", own.certificate, "--client-cert", together)
+    vouched = ("--ca-file", own.certificate, "--client-cert", together)
+    as_one = mlserve_here("bench", url_of(served, scheme), *LOAD, *vouched)
     assert as_one.returncode == 0, as_one.stderr  # a server's own certificate vouches for itself
 
 
-def test_who_shows_nothing_and_who_is_shown_nothing_are_told(mlserve, served, files):
+def test_who_shows_nothing_and_who_is_shown_nothing_are_told(mlserve_here, served, files):
     root, _, _ = files
     url = url_of(served, "https")
-    nobody = mlserve("bench", url, *LOAD, "--ca-file", root.path)
+    nobody = mlserve_here("bench", url, *LOAD, "--ca-file", root.path)
     assert nobody.returncode != 0
     assert "error: there is no TLS with https://localhost" in nobody.stderr
-    stranger = mlserve("bench", url, *LOAD)
+    stranger = mlserve_here("bench", url, *LOAD)
     assert stranger.returncode != 0
     assert "name the authority of its certificate, or that itself, with --ca-file" in stranger.stderr
-    plain = mlserve("bench", url.replace("s://", "://"), *LOAD)
+    plain = mlserve_here("bench", url.replace("s://", "://"), *LOAD)
     assert plain.returncode != 0
     assert "Traceback" not in plain.stderr
 

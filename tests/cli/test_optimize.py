@@ -17,7 +17,10 @@ from mlserve.model.store import Store, verify
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A network trained on scikit-learn's digits, as TorchScript, and rows with labels it has not seen."""
+    """A network trained on scikit-learn's digits, as TorchScript and as ONNX, and rows with labels it has not seen.
+
+    ONNX is read at once; for TorchScript a process of its own has to load PyTorch.
+    """
     import warnings
 
     import torch
@@ -37,6 +40,10 @@ def digits(tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.trace(module.eval(), torch.zeros(1, 64)).save(folder / "digits.pt")
+        torch.onnx.export(
+            module, (torch.zeros(2, 64),), folder / "digits.onnx", dynamo=False, input_names=["input"],
+            output_names=["output"], dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}}, opset_version=17,
+        )  # fmt: skip
     np.savez(folder / "held-out.npz", input=images[1400:], label=labels[1400:])
     return folder
 
@@ -45,7 +52,7 @@ def digits(tmp_path_factory):
 def made(digits, tmp_path_factory):
     """A store that holds the network and its int8 variant, and what was printed of it."""
     folder = tmp_path_factory.mktemp("made")
-    arguments = ["optimize", digits / "digits.pt", "--int8"]
+    arguments = ["optimize", digits / "digits.onnx", "--int8"]
     done = subprocess.run(
         [sys.executable, "-m", "mlserve", *arguments],
         cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
@@ -86,9 +93,9 @@ def test_the_table_shows_both_variants_and_what_comes_next(made):
 
 
 def test_the_same_model_is_not_published_twice_and_a_name_is_taken(mlserve_here, digits, store):
-    assert mlserve_here("optimize", digits / "digits.pt").returncode == 0
+    assert mlserve_here("optimize", digits / "digits.onnx").returncode == 0
     assert Store(store).versions("digits") == [1, 2]
-    assert mlserve_here("optimize", digits / "digits.pt", "--name", "five").returncode == 0
+    assert mlserve_here("optimize", digits / "digits.onnx", "--name", "five").returncode == 0
     assert Store(store).versions("five") == [1]
 
 
@@ -134,7 +141,7 @@ def test_external_data_outside_the_folder_is_refused(mlserve_here, tmp_path, tin
 
 def test_a_store_that_cannot_be_written_is_named(mlserve_here, digits, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    line = one_line_error(mlserve_here("optimize", digits / "digits.pt", "--store", tmp_path / "file" / "store"))
+    line = one_line_error(mlserve_here("optimize", digits / "digits.onnx", "--store", tmp_path / "file" / "store"))
     assert "cannot be written" in line
     assert (tmp_path / "file").read_text() == "in the way"
 
@@ -152,7 +159,7 @@ def test_a_store_that_cannot_be_written_is_named(mlserve_here, digits, tmp_path)
     ],
 )
 def test_flags_that_cannot_be_used_are_named(mlserve_here, digits, flags, words):
-    assert words in one_line_error(mlserve_here("optimize", digits / "digits.pt", *flags))
+    assert words in one_line_error(mlserve_here("optimize", digits / "digits.onnx", *flags))
 
 
 @pytest.mark.slow
@@ -176,16 +183,16 @@ def test_an_error_stays_on_one_line_whatever_it_names(mlserve_here):
 
 
 @pytest.mark.parametrize(
-    ("after_step", "ending"),
+    ("source", "after_step", "ending"),
     [
-        ("loading the model", signal.SIGINT),
-        ("int8: quantize", signal.SIGTERM),
-        ("timing", signal.SIGINT),
+        ("digits.pt", "loading the model", signal.SIGINT),
+        ("digits.onnx", "int8: quantize", signal.SIGTERM),
+        ("digits.onnx", "timing", signal.SIGINT),
     ],
 )
-def test_stopping_it_leaves_no_half_version_and_no_process(digits, tmp_path, after_step, ending):
+def test_stopping_it_leaves_no_half_version_and_no_process(digits, tmp_path, source, after_step, ending):
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlserve", "optimize", digits / "digits.pt", "--int8"],
+        [sys.executable, "-m", "mlserve", "optimize", digits / source, "--int8"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -223,7 +230,7 @@ def test_a_killed_optimize_leaves_no_process_and_its_rest_is_cleaned_up(mlserve_
         process.kill()
     assert _gone(children)
     assert list((tmp_path / "store").glob(".staging-*"))
-    assert mlserve_here("optimize", digits / "digits.pt").returncode == 0
+    assert mlserve_here("optimize", digits / "digits.onnx").returncode == 0
     assert not list((tmp_path / "store").glob(".staging-*"))
     assert (tmp_path / "store" / "digits" / "1" / MODEL_FILE).is_file()
 
@@ -261,7 +268,7 @@ def test_one_damaged_version_does_not_hide_the_others(mlserve_here, digits, stor
     verified = mlserve_here("models", "verify", "--json")
     assert "digits/1/manifest.json" in one_line_error(verified)
     assert json.loads(verified.stdout)["digits@2"] == "ok"
-    assert mlserve_here("optimize", digits / "digits.pt").returncode == 0
+    assert mlserve_here("optimize", digits / "digits.onnx").returncode == 0
     assert Store(store).versions("digits") == [1, 2, 3]
 
 

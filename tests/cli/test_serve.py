@@ -15,17 +15,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from mlserve.cli.served_models import follow_models
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
+from mlserve.serve.versions.listing import StoreListing
+from mlserve.serve.versions.policy import Choice, want
 
 PORTS = ("--http-port", 0, "--grpc-port", 0)
 
 
 @pytest.fixture
-def refused(mlserve):
+def refused(mlserve_here):
     """`refused(ARGUMENTS...)` -> the one line on stderr of `mlserve serve ARGUMENTS...`, which exits with 2."""
-    return lambda *arguments: one_line(mlserve("serve", *PORTS, *arguments, timeout_s=60))
+    return lambda *arguments: one_line(mlserve_here("serve", *PORTS, *arguments))
 
 
 @pytest.fixture
@@ -136,16 +139,19 @@ def test_a_host_that_others_can_reach_may_be_meant_and_is_warned_about(started, 
 
 
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
-def test_a_port_in_use_is_named_with_its_flag_and_a_free_one_is_taken(
-    refused_at_once, started, tiny_onnx, taken_port, flag
-):
-    other = "--grpc-port" if flag == "--http-port" else "--http-port"
+def test_a_port_in_use_is_named_with_its_flag(refused_at_once, tiny_onnx, taken_port, flag):
     line = refused_at_once(tiny_onnx, flag, taken_port)
     assert line == (
         f"error: {flag} {taken_port}: port {taken_port} on 127.0.0.1 is in use; "
         "stop what listens there, or choose another port"
     )
-    lines_until(started(tiny_onnx, flag, _free_port(), other, 0), "/metrics")
+
+
+def test_ports_that_are_free_are_taken(started, tiny_onnx):
+    http, grpc = _free_port(), _free_port()
+    lines = lines_until(started(tiny_onnx, "--http-port", http, "--grpc-port", grpc), "/metrics")
+    assert lines[2].startswith(f"  REST  http://127.0.0.1:{http}/")
+    assert lines[3] == f"  gRPC  127.0.0.1:{grpc}"
 
 
 def _free_port():
@@ -267,8 +273,8 @@ def test_weights_outside_the_model_s_folder_are_refused_and_inside_served(
         assert message in refused(folder / "model.onnx")
 
 
-def test_a_version_with_a_changed_byte_is_refused_and_the_untouched_one_served(refused, started, store):
-    lines_until(started("--store", store.root, "--http-port", 0, "--grpc-port", 0), "/metrics")
+def test_a_version_with_a_changed_byte_is_refused(refused, store):
+    """The test above of a document in JSON serves the untouched one."""
     path = store.get("tiny", 1).model_path
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -278,9 +284,9 @@ def test_a_version_with_a_changed_byte_is_refused_and_the_untouched_one_served(r
     )
 
 
-def test_a_damaged_manifest_is_told(refused, store):
+def test_a_damaged_manifest_is_told(mlserve, store):
     (store.get("tiny", 1).directory / "manifest.json").write_bytes(b"{}")
-    assert "manifest.json is damaged" in refused("--store", store.root)
+    assert "manifest.json is damaged" in one_line(mlserve("serve", *PORTS, "--store", store.root))
 
 
 def test_two_files_of_one_name_are_refused_and_one_file_twice_is_served_once(
@@ -341,27 +347,47 @@ def add_version(store, tiny_onnx, variant):
         store.add(Artifact(folder / "made", Manifest(variant=variant, inputs=(x,), outputs=(scores,))), "tiny")
 
 
+@pytest.fixture
+def versions(store, tiny_onnx):
+    """The store with two more versions, of which production means the first."""
+    for variant in ("second", "third"):
+        add_version(store, tiny_onnx, variant)
+    store.promote("tiny", 2)
+    return store
+
+
 @pytest.mark.parametrize(
-    ("arguments", "versions"),
+    ("names", "policy", "followed"),
+    [
+        ([], None, {"1", "2", "3"}),
+        ([], "latest:2", {"2", "3"}),
+        ([], "latest:1", {"2", "3"}),  # with what production means
+        (["tiny"], None, {"2"}),
+        (["tiny"], "all", {"1", "2", "3"}),
+        (["tiny@1", "tiny"], None, {"1", "2"}),
+        (["tiny"], "3,production", {"2", "3"}),
+    ],
+)
+def test_names_and_the_policy_say_which_versions_are_followed(versions, names, policy, followed):
+    (follow,) = follow_models(names, versions.root, policy, explicit=False).store.follow
+    there = StoreListing(versions.root).look()["tiny"]
+    assert want(there, Choice(follow.versions)).versions == followed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "served"),
     [
         ([], ["1", "2", "3"]),
-        (["--versions", "latest:2"], ["2", "3"]),
-        (["--versions", "latest:1"], ["2", "3"]),  # with what production means
-        (["tiny"], ["2"]),
-        (["tiny", "--versions", "all"], ["1", "2", "3"]),
+        (["--versions", "latest:1"], ["2", "3"]),
         (["tiny@1", "tiny"], ["1", "2"]),
-        (["tiny", "--versions", "3,production"], ["2", "3"]),
         (["--model-control", "explicit"], []),
         (["--model-control", "explicit", "tiny@3"], ["3"]),
     ],
 )
-def test_the_versions_asked_for_are_served(started, store, tiny_onnx, arguments, versions):
-    for variant in ("second", "third"):
-        add_version(store, tiny_onnx, variant)
-    store.promote("tiny", 2)
-    process = started("--store", store.root, "--http-port", 0, "--grpc-port", 0, "--json", *arguments)
+def test_the_versions_asked_for_are_served(started, versions, arguments, served):
+    process = started("--store", versions.root, "--http-port", 0, "--grpc-port", 0, "--json", *arguments)
     document = json.loads(_document(process))
-    assert document["models"] == [{"name": "tiny", "version": version} for version in versions]
+    assert document["models"] == [{"name": "tiny", "version": version} for version in served]
 
 
 def test_names_routes_and_the_management_port_are_as_asked_for(started, store, tiny_onnx):

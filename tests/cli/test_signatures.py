@@ -49,9 +49,9 @@ def store(tmp_path):
     return made
 
 
-def test_a_version_is_signed_once_its_files_are_right_and_verified_by_whom_it_was(mlserve, store, keys):
+def test_a_version_is_signed_once_its_files_are_right_and_verified_by_whom_it_was(mlserve_here, store, keys):
     def models(*arguments):
-        done = mlserve("models", *arguments, "--store", store.root, "--json")
+        done = mlserve_here("models", *arguments, "--store", store.root, "--json")
         return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
 
     key, ours, theirs = keys / "ours.pem", keys / "ours.pub", keys / "theirs.pub"
@@ -74,7 +74,7 @@ def test_a_server_that_enforces_signatures_does_not_start_without_one(mlserve, s
     assert "same@1 is refused: it is not signed; sign it with: mlserve models sign" in " ".join(done.stderr.split())
 
 
-def test_a_copy_of_a_signed_version_in_another_place_is_vouched_for_by_nobody(mlserve, store, keys, caplog):
+def test_a_copy_of_a_signed_version_in_another_place_is_vouched_for_by_nobody(mlserve_here, store, keys, caplog):
     places = (("same", "1"), ("other", "7"), ("same", "3"))
     same, *copies = (ModelSource(name, version, str(store.root / name / version)) for name, version in places)
     sign_version(store.get("same", 1).directory, keys / "ours.pem")
@@ -92,12 +92,12 @@ def test_a_copy_of_a_signed_version_in_another_place_is_vouched_for_by_nobody(ml
     load_model(copies[0], warning, Turn()).close()
     assert "other@7 is served though nobody vouches for it: its manifest is of same@1" in caplog.text
 
-    done = mlserve("models", "verify", "--public-key", keys / "ours.pub", "--store", store.root, "--json")
+    done = mlserve_here("models", "verify", "--public-key", keys / "ours.pub", "--store", store.root, "--json")
     told = json.loads(done.stdout)
     assert (done.returncode, told["same@1"]) == (2, "ok")
     assert told["other@7"].startswith("other@7: its manifest is of same@1, not of other@7; put it back")
     assert told["same@3"].startswith("same@3: its manifest is of same@1")
-    done = mlserve("models", "sign", "other@7", "--private-key", keys / "ours.pem", "--store", store.root)
+    done = mlserve_here("models", "sign", "other@7", "--private-key", keys / "ours.pem", "--store", store.root)
     assert (done.returncode, "its manifest is of same@1" in " ".join(done.stderr.split())) == (2, True)
 
 

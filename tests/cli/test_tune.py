@@ -115,7 +115,7 @@ def test_a_search_is_cut_short_with_the_best_kept_and_goes_on_to_a_file_that_can
         "--store",
         store,
     ]
-    flags += ["--budget", "60s", "--duration", "2s", "--out", out, "--times", times]
+    flags += ["--budget", "40s", "--duration", "2s", "--out", out, "--times", times]
     command = [sys.executable, "-m", "mlserve", *map(str, flags)]
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

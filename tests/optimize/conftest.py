@@ -1,6 +1,7 @@
 """Model files of the zoo, and its source where a user would keep it: in the folder mlserve is started from."""
 
 import importlib.util
+import os
 import shutil
 import sys
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+os.environ.setdefault("USE_TF", "0")  # as in the importing process: else transformers loads TensorFlow as well
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,8 @@ KINDS = {
 }
 
 
-_SLOW = ("huggingface", "keras", "exported")
+# LightGBM's trees go through the passes as XGBoost's do.
+_SLOW = ("huggingface", "keras", "exported", "lightgbm")
 
 
 @pytest.mark.parametrize(

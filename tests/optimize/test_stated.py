@@ -138,8 +138,14 @@ def bert(tmp_path_factory):
     return folder
 
 
-def test_a_hugging_face_folder_says_it_all_itself(bert, tmp_path):
+def test_a_hugging_face_folder_is_exported_with_its_task_and_says_it_all_itself(bert, tmp_path):
+    """It goes through the importing process."""
     manifest = published(Source(path=bert), tmp_path)
+    assert manifest.task == "text-classification"
+    below = {"input_ids": 20, "attention_mask": None, "token_type_ids": 2}
+    assert {spec.name: spec.below for spec in manifest.inputs} == below
+    assert [str(spec) for spec in manifest.outputs] == ["logits:float32:batch_size,2"]
+    assert manifest.lineage[0].parameters["kind"] == "huggingface"
     assert manifest.labels == ("ham", "spam")
     assert manifest.processing.text == TextInput(max_tokens=24, pad_token="[PAD]")
     assert manifest.processing.answer == AnswerForm(kind="labels", activation="sigmoid")

@@ -158,10 +158,13 @@ def serving_settings(tmp_path_factory):
     return start
 
 
-@pytest.fixture(scope="session")
-def tiny_server(serving, tiny_onnx, echo_onnx, tokens_onnx):
-    """One worker with the tiny MLP, the echo of every type, and a model that looks tokens up."""
-    with serving(tiny_onnx, echo_onnx, tokens_onnx) as server:
+@pytest.fixture(scope="module")
+def tiny_server(serving_settings, tiny_onnx, echo_onnx, tokens_onnx):
+    """One worker with the tiny MLP, the echo of every type, and a model that looks tokens up.
+
+    A server of the session would cost the tests after it more than one for each module does: it never quite rests.
+    """
+    with serving_settings(tiny_onnx, echo_onnx, tokens_onnx) as server:
         yield server
 
 

@@ -147,6 +147,8 @@ def test_every_rpc_is_listed_with_its_scope():
     assert rpcs_of_the_code() == listed_rpcs()
 
 
+# HTTP does not depend on how gRPC is spoken.
+@pytest.mark.parametrize("guarded", ["native"], indirect=True)
 @pytest.mark.parametrize("management", [False, True], ids=["public", "management"])
 def test_no_page_answers_without_its_key_and_each_does_with_it(guarded, management):
     let_past, refused = [], []
@@ -216,7 +218,6 @@ def _spelled(path):
     }
 
 
-# HTTP does not depend on how gRPC is spoken.
 @pytest.mark.parametrize("guarded", ["native"], indirect=True)
 @pytest.mark.parametrize("management", [False, True], ids=["public", "management"])
 def test_another_spelling_of_a_path_is_guarded_like_the_path(guarded, management):

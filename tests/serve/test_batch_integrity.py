@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-REQUESTS = 4000
+REQUESTS = 2000
 CLIENTS = 64
 
 

@@ -1,14 +1,17 @@
 """What is served: versions of a store and bare files, checked before anything executes them."""
 
 import concurrent.futures
+import re
 import subprocess
 import sys
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
 
+from mlserve.engines.engine import EngineSettings
 from mlserve.errors import DataFileError, EngineError, ModelFileError, StoreError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
 from mlserve.model.processing import Processing, TextInput
@@ -40,14 +43,19 @@ def publish(store, name, factor):
         return store.add(Artifact(made, Manifest(variant="fp32", inputs=specs[0], outputs=specs[1])), name)
 
 
+def doubling(store, name):
+    """The model `name` in three versions (x2, x4, x6) with 2 promoted."""
+    for factor in (2, 4, 6):
+        publish(store, name, factor)
+    store.promote(name, 2)
+    store.promote(name, 3, "candidate")
+
+
 @pytest.fixture
 def store(tmp_path):
     """`double` in three versions (x2, x4, x6) with 2 promoted, and `triple` in one."""
     made = Store(tmp_path / "store")
-    for factor in (2, 4, 6):
-        publish(made, "double", factor)
-    made.promote("double", 2)
-    made.promote("double", 3, "candidate")
+    doubling(made, "double")
     publish(made, "triple", 3)
     return made
 
@@ -57,8 +65,9 @@ def factor_of(server, path):
     return document["outputs"][0]["data"][0] if status == 200 else status
 
 
-def test_everything_in_the_store_is_served_when_no_name_is_given(serving, store):
-    with serving("--store", store.root) as server:
+def test_everything_in_the_store_is_served_when_no_name_is_given_and_without_a_cache_it_stays_as_it_was(serving, store):
+    before = sorted(store.root.rglob("*"))
+    with serving("--store", store.root, "--no-cache") as server:
         assert server.get_json("/v2/models/double")["versions"] == ["1", "2", "3"]
         assert [factor_of(server, f"double/versions/{version}") for version in (1, 2, 3)] == [2, 4, 6]
         assert factor_of(server, "double") == 4  # production
@@ -67,83 +76,114 @@ def test_everything_in_the_store_is_served_when_no_name_is_given(serving, store)
         assert factor_of(server, "double/versions/production") == 4
         assert factor_of(server, "double/versions/candidate") == 6
         assert factor_of(server, "double/versions/nobody") == 404
+    assert sorted(store.root.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("refs", "expected"),
-    [
-        (["double"], {"double": 4, "double/versions/2": 4, "double/versions/1": 404, "triple": 404}),
-        (["double@1"], {"double": 2, "double/versions/2": 404}),
-        (["double@candidate", "triple@1"], {"double": 6, "double/versions/3": 6, "triple": 3}),
-        (["double@1", "double@3", "double@1"], {"double": 6, "double/versions/1": 2, "double/versions/2": 404}),
-    ],
-)
-def test_a_reference_serves_just_that_version(serving, store, refs, expected):
-    with serving("--store", store.root, *refs) as server:
-        assert {path: factor_of(server, path) for path in expected} == expected
+# What is asked for of a model like `double`, and what its paths multiply by then.
+REFERENCES = {
+    "promoted": (["promoted"], {"promoted": 4, "promoted/versions/2": 4, "promoted/versions/1": 404}),
+    "numbered": (["numbered@1"], {"numbered": 2, "numbered/versions/2": 404}),
+    "aliased": (["aliased@candidate"], {"aliased": 6, "aliased/versions/3": 6, "aliased/versions/2": 404}),
+    "several": (
+        ["several@1", "several@3", "several@1"],
+        {"several": 6, "several/versions/1": 2, "several/versions/2": 404},
+    ),
+    "unnamed": ([], {"unnamed": 404}),
+}
 
 
-def test_models_and_versions_answer_side_by_side_under_load(serving, store, tiny_onnx, until):
-    with serving("--store", store.root, "double@1", "double@2", "triple", tiny_onnx, "--max-delay-ms", 5) as server:
-        paths = {"double/versions/1": 2, "double/versions/2": 4, "double": 4, "triple": 3}
-        work = list(paths) * 10
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda path: factor_of(server, path), work))
-        assert found == [paths[path] for path in work]
-        until(lambda: server.counted("mlserve_requests_total", model="double", version="2", outcome="ok") == 20)
+@pytest.fixture(scope="module")
+def referring(serving, tmp_path_factory):
+    """One server that was asked for all of these."""
+    store = Store(tmp_path_factory.mktemp("referring") / "store")
+    for name in REFERENCES:
+        doubling(store, name)
+    with serving("--store", store.root, *(ref for refs, _ in REFERENCES.values() for ref in refs)) as server:
+        yield server
 
 
-def test_a_file_is_served_under_its_own_name_as_far_as_a_url_allows(serving, tmp_path):
-    path = scale_onnx(tmp_path / "my model (v2).onnx", 5)
-    with serving(path) as server:
-        assert factor_of(server, "my_model__v2_") == 5
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_reference_serves_just_that_version(referring, name):
+    _, expected = REFERENCES[name]
+    assert {path: factor_of(referring, path) for path in expected} == expected
 
 
-def test_weights_beside_the_model_are_loaded(serving, tmp_path):
+def weighty_onnx(folder):
+    """`x` float32 [batch, 2000] -> `y` = 7 x, whose weights are in a file beside it."""
     import onnx
 
-    path = scale_onnx(tmp_path / "scale.onnx", 7)
+    path = scale_onnx(folder / "scale.onnx", 7)
     model = onnx.load(path)
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full(2000, 7, np.float32), "factor"))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[1].dim_value = 2000
     save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    assert (tmp_path / "weights.bin").stat().st_size >= 8000
-    with serving(path) as server:
-        status, document = server.infer("scale", {"x": ("FP32", [[1.0] * 2000])})
-        assert (status, document["outputs"][0]["data"]) == (200, [7.0] * 2000)
+    assert (folder / "weights.bin").stat().st_size >= 8000
+    return path
 
 
-def test_a_model_whose_rows_depend_on_each_other_is_never_batched(serving, tmp_path):
+def centre_onnx(path):
+    """`x` float32 [batch, 1] -> `y` = x less the mean of all its rows."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in "xy")
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
         helper.make_node("Sub", ["x", "mean"], ["y"]),
     ]
-    path = tmp_path / "centre.onnx"
     graph = helper.make_graph(nodes, "g", [x], [y])
     save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    with serving(path, "--max-delay-ms", 20) as server:
-
-        def ask(number):
-            status, document = server.infer("centre", {"x": ("FP32", [[float(number)], [number + 2.0]])})
-            return status, document["outputs"][0]["data"]
-
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(ask, range(16))) == [(200, [-1.0, 1.0])] * 16
-        assert server.counted("mlserve_batches_total") == 16
+    return path
 
 
-def test_a_model_of_fixed_shape_takes_one_request_a_run(serving, tmp_path):
-    with serving(scale_onnx(tmp_path / "fixed.onnx", 2, inputs=(3, 2)), "--max-delay-ms", 20) as server:
+@pytest.fixture(scope="module")
+def mixed_server(serving, tmp_path_factory):
+    """Models of a store beside bare files, each of its own kind; their requests wait for others to run with."""
+    folder = tmp_path_factory.mktemp("mixed")
+    store = Store(folder / "store")
+    doubling(store, "double")
+    publish(store, "triple", 3)
+    of_store = ("--store", store.root, "double@1", "double@2", "triple")
+    named, fixed = folder / "my model (v2).onnx", folder / "fixed.onnx"
+    files = [scale_onnx(named, 5), scale_onnx(fixed, 2, inputs=(3, 2)), weighty_onnx(folder)]
+    with serving(*of_store, *files, centre_onnx(folder / "centre.onnx"), "--max-delay-ms", 20) as server:
+        yield server
 
-        def ask(number):
-            status, document = server.infer("fixed", {"x": ("FP32", [[number, 1.0]] * 3)})
-            return status, document["outputs"][0]["data"]
 
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(ask, range(8))) == [(200, [2.0 * number, 2.0] * 3) for number in range(8)]
-        assert server.infer("fixed", {"x": ("FP32", [[1.0, 1.0]])})[0] == 400
+def test_models_and_versions_answer_side_by_side_under_load(mixed_server, until):
+    paths = {"double/versions/1": 2, "double/versions/2": 4, "double": 4, "triple": 3, "my_model__v2_": 5}
+    work = list(paths) * 10
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda path: factor_of(mixed_server, path), work))
+    assert found == [paths[path] for path in work]
+    until(lambda: mixed_server.counted("mlserve_requests_total", model="double", version="2", outcome="ok") == 20)
+
+
+def test_a_file_is_served_under_its_own_name_as_far_as_a_url_allows(mixed_server):
+    assert factor_of(mixed_server, "my_model__v2_") == 5
+
+
+def test_weights_beside_the_model_are_loaded(mixed_server):
+    status, document = mixed_server.infer("scale", {"x": ("FP32", [[1.0] * 2000])})
+    assert (status, document["outputs"][0]["data"]) == (200, [7.0] * 2000)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_never_batched(mixed_server):
+    def ask(number):
+        status, document = mixed_server.infer("centre", {"x": ("FP32", [[float(number)], [number + 2.0]])})
+        return status, document["outputs"][0]["data"]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(16))) == [(200, [-1.0, 1.0])] * 16
+    assert mixed_server.counted("mlserve_batches_total", model="centre") == 16
+
+
+def test_a_model_of_fixed_shape_takes_one_request_a_run(mixed_server):
+    def ask(number):
+        status, document = mixed_server.infer("fixed", {"x": ("FP32", [[number, 1.0]] * 3)})
+        return status, document["outputs"][0]["data"]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == [(200, [2.0 * number, 2.0] * 3) for number in range(8)]
+    assert mixed_server.infer("fixed", {"x": ("FP32", [[1.0, 1.0]])})[0] == 400
 
 
 def keep_doubling(folder, kept_as, onnx_path):
@@ -190,54 +230,62 @@ def formats_store(tmp_path_factory):
 
 
 def test_versions_of_every_format_are_served_side_by_side_each_by_the_engine_it_was_made_for(serving, formats_store):
-    names = ["onnx", "openvino", "torch"] * 10
-    for _ in range(2):  # the second time from the cache
-        with serving("--store", formats_store.root, "--max-delay-ms", 2) as server:
+    everything = ["onnx", "openvino", "torch"]
+    for names in (everything, ["onnx", "openvino"]):  # the second time from the cache, which keeps nothing of torch
+        with serving("--store", formats_store.root, *names, "--max-delay-ms", 2) as server:
             with concurrent.futures.ThreadPoolExecutor(8) as pool:
-                assert list(pool.map(lambda name: factor_of(server, name), names)) == [2] * 30
-            assert server.infer("torch", {"x": ("FP32", [[1.0, 2.0], [3.0, 4.0]])})[1]["outputs"][0]["shape"] == [2, 2]
+                assert list(pool.map(lambda name: factor_of(server, name), names * 10)) == [2] * 10 * len(names)
+            shapes = [
+                server.infer(name, {"x": ("FP32", [[1.0, 2.0], [3.0, 4.0]])})[1]["outputs"][0]["shape"]
+                for name in names
+            ]
+            assert shapes == [[2, 2]] * len(names)
         assert {path.parent.parent.parent for path in formats_store.root.rglob("files.json")} == {
             formats_store.root / ".cache"
         }
 
 
-def test_a_server_without_a_cache_writes_nothing_into_the_store(serving, store):
-    before = sorted(store.root.rglob("*"))
-    with serving("--store", store.root, "--no-cache") as server:
-        assert factor_of(server, "double") == 4
-    assert sorted(store.root.rglob("*")) == before
-
-
 @pytest.mark.parametrize(
-    ("model", "flags"),
+    ("names", "engine"),
     [
-        ("onnx", ["--engine", "openvino"]),
-        pytest.param("torch", ["--engine", "torch-compiled"], marks=pytest.mark.slow),
-        ("file", ["--engine", "openvino"]),
+        (["onnx", "file"], "openvino"),
+        pytest.param(["torch"], "torch-compiled", marks=pytest.mark.slow),
     ],
 )
-def test_a_model_is_served_by_the_engine_asked_for(serving, formats_store, tmp_path, model, flags):
-    path = scale_onnx(tmp_path / "file.onnx", 2)
-    what = [path] if model == "file" else ["--store", formats_store.root, model]
-    with serving(*what, *flags) as server:
-        assert factor_of(server, model) == 2
+def test_a_model_is_served_by_the_engine_asked_for(serving, formats_store, tmp_path, names, engine):
+    files = {"file": scale_onnx(tmp_path / "file.onnx", 2)}
+    what = [files.get(name, name) for name in names]
+    with serving("--store", formats_store.root, *what, "--engine", engine) as server:
+        assert [factor_of(server, name) for name in names] == [2] * len(names)
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (["--engine", "torch"], "the engine torch does not open a model kept as onnx; use onnxruntime or openvino"),
-        (["--engine", "tf"], "'tf' is no engine; use onnxruntime or openvino"),
-        (["--compute-type", "bf16"], "onnxruntime on cpu cannot compute in 'bf16'"),
-        (["--engine", "openvino", "--compute-type", "int3"], "cannot compute in 'int3'"),
-        (["--engine", "openvino", "--device", "cuda"], "'cuda' is no device; use cpu, gpu or gpu:N with OpenVINO"),
-    ],
-)
-def test_an_engine_that_cannot_serve_the_model_ends_the_server_with_the_reason(mlserve, store, flags, told):
+def test_an_engine_that_cannot_serve_the_model_ends_the_server_with_the_reason(mlserve, store):
+    flags = ["--engine", "openvino", "--compute-type", "int3"]
     done = mlserve("serve", "--store", store.root, "double", "--http-port", 0, "--grpc-port", 0, *flags)
     assert done.returncode == 2
-    assert told in " ".join(done.stderr.split())
+    assert "cannot compute in 'int3'" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            EngineSettings(engine="torch"),
+            "the engine torch does not open a model kept as onnx; use onnxruntime or openvino",
+        ),
+        (EngineSettings(engine="tf"), "'tf' is no engine; use onnxruntime or openvino"),
+        (EngineSettings(compute_type="bf16"), "onnxruntime on cpu cannot compute in 'bf16'"),
+        (
+            EngineSettings(engine="openvino", device="cuda"),
+            "'cuda' is no device; use cpu, gpu or gpu:N with OpenVINO",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_serve_the_model_says_why(store, settings, told):
+    source = ModelSource("double", "1", str(store.get("double", 1).directory))
+    with pytest.raises(EngineError, match=re.escape(told)):
+        load_model(source, msgspec.structs.replace(SETTINGS, engine=settings), Turn())
 
 
 def test_a_version_with_a_changed_byte_is_refused_before_it_is_loaded(store):

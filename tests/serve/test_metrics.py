@@ -25,9 +25,10 @@ ROW = [[0.5] * 30]
 BOUNDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
-@pytest.fixture
-def server(serving, tiny_onnx, tokens_onnx):
-    with serving(tiny_onnx, tokens_onnx) as made:
+@pytest.fixture(scope="module")
+def server(serving_settings, tiny_onnx, tokens_onnx, slow_onnx):
+    """Each of its models is asked by one test."""
+    with serving_settings(tiny_onnx, tokens_onnx, slow_onnx, batch=BatchSettings(max_delay_s=0.001)) as made:
         yield made
 
 
@@ -74,19 +75,18 @@ def test_the_counters_equal_the_requests_by_model_protocol_and_outcome(server, u
             assert server.counted(f"{histogram}_bucket", le="+Inf", **labels) == count
     assert server.counted("mlserve_batch_rows_sum", model="tiny") == 17
     assert server.counted("mlserve_request_seconds_count", model="tiny") == 8
-    assert server.counted("mlserve_model_loaded") == 2
+    assert server.counted("mlserve_model_loaded") == 3
 
 
-def test_the_latency_of_a_request_holds_what_it_computed(serving, slow_onnx):
+def test_the_latency_of_a_request_holds_what_it_computed(server):
     """Sums, not clocks of the test: the request's seconds are at least its run's."""
-    with serving(slow_onnx, "--max-delay-ms", 1) as server:
-        body = {"inputs": [{"name": "turns", "datatype": "FP32", "shape": [1, 1], "data": [200.0]}]}
-        assert server.request("POST", "/v2/models/slow/infer", json.dumps(body))[0] == 200
-        computed = server.counted("mlserve_compute_seconds_sum")
-        queued = server.counted("mlserve_queue_seconds_sum")
-        assert queued >= 0.001
-        assert server.counted("mlserve_request_seconds_sum") >= computed + queued
-        assert computed > 0
+    body = {"inputs": [{"name": "turns", "datatype": "FP32", "shape": [1, 1], "data": [200.0]}]}
+    assert server.request("POST", "/v2/models/slow/infer", json.dumps(body))[0] == 200
+    computed = server.counted("mlserve_compute_seconds_sum", model="slow")
+    queued = server.counted("mlserve_queue_seconds_sum", model="slow")
+    assert queued >= 0.001
+    assert server.counted("mlserve_request_seconds_sum", model="slow") >= computed + queued
+    assert computed > 0
 
 
 def test_what_is_refused_or_fails_is_counted_by_its_outcome(serving_settings, slow_onnx, tokens_onnx, until):
@@ -109,8 +109,8 @@ def test_what_is_refused_or_fails_is_counted_by_its_outcome(serving_settings, sl
         assert server.counted("mlserve_waiting_rows") == 0
 
 
-def test_workers_are_counted_together_and_a_dead_one_leaves_no_level(serving, tiny_onnx, until):
-    with serving(tiny_onnx, "--workers", 2) as server:
+def test_workers_are_counted_together_and_a_dead_one_leaves_no_level(serving_settings, tiny_onnx, until):
+    with serving_settings(tiny_onnx, workers=2) as server:
         for _ in range(40):
             assert server.infer("tiny", {"x": ("FP32", ROW)})[0] == 200
         until(lambda: server.counted("mlserve_batches_total") == 40)

@@ -16,8 +16,8 @@ import pytest
 from mlserve.serve.settings import BatchSettings, Limits
 from mlserve.wire import messages
 
-# A second or so of computing: long enough to be in flight when the signal comes.
-LONG = 3000.0
+# Half a second or so of computing: long enough to be in flight when the signal comes.
+LONG = 1500.0
 ENDLESS = 1e6
 
 
@@ -81,31 +81,64 @@ def in_flight():
 # Workers
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhile(serving, tiny_onnx, until):
-    with serving(tiny_onnx, "--workers", 2) as server:
-        assert len(set(server.workers)) == 2
-        assert server.counted("mlserve_model_loaded") == 2
+@pytest.fixture(scope="module")
+def pair(serving, tiny_onnx):
+    """Two workers, on one host."""
+    with serving(tiny_onnx, "--workers", 2, "--host", "localhost") as server:
+        yield server
 
-        def ask():
-            for _ in range(20):
-                assert server.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
 
-        ask()
-        # A reply leaves a moment before it is counted; what dies uncounted stays so.
-        until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 20)
-        killed = server.workers[0]
-        psutil.Process(killed).kill()
-        until(lambda: not psutil.pid_exists(killed))  # its last thread has closed the ports
-        ask()
-        until(lambda: f"worker {killed} ended with status -9; another takes its place" in server.log)
-        until(lambda: server.counted("mlserve_model_loaded") == 2)
-        ask()
-        now = {child.pid for child in psutil.Process(server.process.pid).children()}
-        assert len(now) == 2
-        assert killed not in now
-        assert server.workers[1] in now
-        # Those of the killed one too.
-        until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 60)
+def workers_of(server):
+    """Those that it has now."""
+    return [child.pid for child in psutil.Process(server.process.pid).children()]
+
+
+def test_both_workers_answer_on_both_ports(pair, until):
+    """Each has counted some of the requests, every one on a connection of its own."""
+    before = pair.counted("mlserve_requests_total", outcome="ok")
+    for _ in range(60):
+        assert pair.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
+        with grpc.insecure_channel(pair.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=20)
+    for worker in workers_of(pair):
+        served = [
+            connection for connection in psutil.Process(worker).net_connections() if connection.status == "LISTEN"
+        ]
+        assert {connection.laddr.port for connection in served} == {pair.http_port, pair.grpc_port}
+    until(lambda: pair.counted("mlserve_requests_total", outcome="ok") == before + 60)
+
+
+def test_a_server_listens_on_the_host_it_was_given_and_on_no_other(pair):
+    assert pair.http.startswith("127.0.0.1:")
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", pair.http_port), timeout=5)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhile(pair, until):
+    killed, other = workers_of(pair)
+    assert {killed, other} == set(pair.workers)
+    assert pair.counted("mlserve_model_loaded") == 2
+    before = pair.counted("mlserve_requests_total", outcome="ok")
+
+    def ask():
+        for _ in range(20):
+            assert pair.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
+
+    ask()
+    # A reply leaves a moment before it is counted; what dies uncounted stays so.
+    until(lambda: pair.counted("mlserve_requests_total", outcome="ok") == before + 20)
+    psutil.Process(killed).kill()
+    until(lambda: not psutil.pid_exists(killed))  # its last thread has closed the ports
+    ask()
+    until(lambda: f"worker {killed} ended with status -9; another takes its place" in pair.log)
+    until(lambda: pair.counted("mlserve_model_loaded") == 2)
+    ask()
+    now = workers_of(pair)
+    assert len(now) == 2
+    assert killed not in now
+    assert other in now
+    # Those of the killed one too.
+    until(lambda: pair.counted("mlserve_requests_total", outcome="ok") == before + 60)
 
 
 @pytest.fixture
@@ -155,21 +188,6 @@ def test_who_waits_for_a_worker_that_is_killed_is_cut_off_where_nobody_speaks_fo
             assert everything(connection) == b""
 
 
-def test_both_workers_answer_on_both_ports(serving, tiny_onnx, until):
-    """Each has counted some of the requests, every one on a connection of its own."""
-    with serving(tiny_onnx, "--workers", 2) as server:
-        for _ in range(60):
-            assert server.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
-            with grpc.insecure_channel(server.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-                channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=20)
-        for worker in server.workers:
-            served = [
-                connection for connection in psutil.Process(worker).net_connections() if connection.status == "LISTEN"
-            ]
-            assert {connection.laddr.port for connection in served} == {server.http_port, server.grpc_port}
-        until(lambda: server.counted("mlserve_requests_total", outcome="ok") == 60)
-
-
 # Signals
 
 
@@ -197,14 +215,14 @@ def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_ends(slow_ser
             assert b"the server is shutting down" in late
         answer = everything(connection)
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert answer.endswith(b'"data":[3000.0]}]}')
+        assert answer.endswith(b'"data":[1500.0]}]}')
         assert messages.ModelInferResponse.FromString(call.result()).outputs[0].name == "same"
         assert server.process.wait(30) == 0
         assert living(server.workers) == []
 
 
 def test_what_outlasts_the_drain_limit_is_told_and_given_up(slow_server, in_flight):
-    with slow_server(limits=Limits(drain_s=1.0)) as server:
+    with slow_server(limits=Limits(drain_s=0.5)) as server:
         connection, call = in_flight(server, ENDLESS)
         server.process.send_signal(signal.SIGTERM)
         answer = everything(connection)
@@ -213,7 +231,7 @@ def test_what_outlasts_the_drain_limit_is_told_and_given_up(slow_server, in_flig
         assert call.exception().code() is grpc.StatusCode.UNAVAILABLE
         assert server.process.wait(30) == 0
         assert living(server.workers) == []
-        assert "gave up what still ran after the drain limit of 1 s" in server.log
+        assert "gave up what still ran after the drain limit of 0.5 s" in server.log
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
@@ -232,31 +250,24 @@ def test_ctrl_c_drains_and_a_second_signal_ends_at_once_without_orphans(slow_ser
             assert everything(connection).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
 
 
-def test_workers_end_when_their_supervisor_is_killed(serving, tiny_onnx, until):
-    with serving(tiny_onnx, "--workers", 2) as server:
-        assert living(server.workers) == server.workers
-        server.process.kill()
-        server.process.wait(30)
-        until(lambda: not living(server.workers))
-
-
-def test_the_next_server_removes_what_a_killed_one_left_and_nothing_of_one_that_lives(
-    serving, tiny_onnx, until, tmp_path
+def test_workers_end_with_a_supervisor_that_is_killed_and_the_next_removes_what_it_left_and_nothing_of_one_that_lives(
+    serving_settings, tiny_onnx, until, tmp_path, monkeypatch
 ):
-    folder = {"TMPDIR": str(tmp_path)}
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     def left():
         return set(tmp_path.glob("mlserve-run-*"))
 
-    with serving(tiny_onnx, **folder):
+    with serving_settings(tiny_onnx):
         (alive,) = left()
-        with serving(tiny_onnx, **folder) as killed:
+        with serving_settings(tiny_onnx, workers=2) as killed:
             (abandoned,) = left() - {alive}
+            assert living(killed.workers) == killed.workers
             killed.process.kill()
             killed.process.wait(30)
             until(lambda: not living(killed.workers))
             assert left() == {alive, abandoned}
-            with serving(tiny_onnx, **folder):
+            with serving_settings(tiny_onnx):
                 assert alive in left()
                 assert abandoned not in left()
         assert left() == {alive}
@@ -286,21 +297,14 @@ def test_a_signal_while_the_models_load_ends_the_server_without_orphans(tiny_onn
     until(lambda: not living([worker.pid for worker in workers]))
 
 
-def test_the_same_ports_can_be_served_again_at_once(serving, tiny_onnx):
-    with serving(tiny_onnx) as server:
-        ports = ["--http-port", server.http_port, "--grpc-port", server.grpc_port]
+def test_the_same_ports_can_be_served_again_at_once(serving_settings, tiny_onnx):
+    with serving_settings(tiny_onnx) as server:
+        ports = {"http_port": server.http_port, "grpc_port": server.grpc_port}
         status, headers, _ = server.request("GET", "/health", headers={"connection": "close"})
         assert (status, headers["connection"]) == (200, "close")
-    with serving(tiny_onnx, *ports) as again:
+    with serving_settings(tiny_onnx, **ports) as again:
         assert [again.http_port, again.grpc_port] == [server.http_port, server.grpc_port]
         assert again.infer("tiny", {"x": ("FP32", [[0.0] * 30])})[0] == 200
-
-
-def test_a_server_listens_on_the_host_it_was_given_and_on_no_other(serving, tiny_onnx):
-    with serving(tiny_onnx, "--host", "localhost") as server:
-        assert server.http.startswith("127.0.0.1:")
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.2", server.http_port), timeout=5)
 
 
 def test_a_worker_started_by_hand_says_what_starts_it():

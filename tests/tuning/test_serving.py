@@ -62,22 +62,28 @@ def test_a_server_that_does_not_start_says_why_in_its_own_words(tmp_path, childr
     assert children() == []
 
 
-def test_a_file_is_a_subject_with_our_settings_and_its_neighbours(tiny_onnx, tmp_path):
-    model = tmp_path / "tiny.onnx"
+@pytest.fixture(scope="module")
+def served(tiny_onnx, tmp_path_factory):
+    """A server of a file that has a neighbour, and the file."""
+    model = tmp_path_factory.mktemp("served") / "tiny.onnx"
     model.write_bytes(tiny_onnx.read_bytes())
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with serving(str(model), tmp_path, ServerOptions()) as served:
-        subject = file_subject(served, model, "grpc", PayloadWish())
-        assert (subject.target.protocol, subject.target.model) == ("grpc", "tiny")
-        assert subject.inputs[0].shape == ("batch", 30)
-        assert (subject.metrics_url, subject.server) == (served.http, served.settings)
-        assert subject.cpus == served.spare_cpus
-        assert subject.wish.tokenizer == tmp_path / "tokenizer.json"
+    (model.parent / "tokenizer.json").write_text("{}")
+    with serving(str(model), model.parent, ServerOptions()) as served:
+        yield served, model
 
 
-def test_a_model_is_known_by_its_files_whatever_it_is_kept_in(tiny_onnx, tmp_path):
+def test_a_file_is_a_subject_with_our_settings_and_its_neighbours(served):
+    served, model = served
+    subject = file_subject(served, model, "grpc", PayloadWish())
+    assert (subject.target.protocol, subject.target.model) == ("grpc", "tiny")
+    assert subject.inputs[0].shape == ("batch", 30)
+    assert (subject.metrics_url, subject.server) == (served.http, served.settings)
+    assert subject.cpus == served.spare_cpus
+    assert subject.wish.tokenizer == model.parent / "tokenizer.json"
+
+
+def test_a_model_is_known_by_its_files_whatever_it_is_kept_in(served, tmp_path):
     files = {"model.xml": FileRecord("a" * 64, 1), "model.bin": FileRecord("b" * 64, 9)}
     manifest = Manifest(name="tiny", version=1, variant="int8", format="openvino", files=files, inputs=(), outputs=())
-    with serving(str(tiny_onnx), tmp_path, ServerOptions()) as served:
-        model = artifact_subject(served, Artifact(tmp_path, manifest), "rest", PayloadWish()).model
+    model = artifact_subject(served[0], Artifact(tmp_path, manifest), "rest", PayloadWish()).model
     assert (model.sha256, model.size_bytes) == (model_sha256(files), 10)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
-from scorecard.case import Case, Figure, Outcome, Stage
+from scorecard.case import Case, Figure, Form, Outcome, Stage
 from scorecard.driver import Driven, Load, driving
 from scorecard.known import MODEL, publish, write_known
 from scorecard.lifecycle.failed_loads import index_entry, wait_for_state
@@ -21,7 +21,7 @@ from mlserve.model.store import Store
 
 __all__ = ["CASE"]
 
-_PER_S = 150.0
+_PER_S = {"seconds": 50.0, "short": 150.0, "long": 150.0}
 _PATIENCE_S = 30.0
 _RUNS = {"seconds": 1, "short": 3, "long": 100}
 
@@ -76,9 +76,9 @@ def run(stage: Stage) -> Outcome:
             for name, (flags, plant) in ways.items()
         }
         servers = {name: each.result() for name, each in starting.items()}
-        enforced = _play_refused(servers["enforced"], folder / "enforced", keys, _RUNS[stage.form])
-        copied = _play_exchanged(servers["copied"], folder / "copied")
-        control = _play_exchanged(servers["in-place"], folder / "in-place")
+        enforced = _play_refused(servers["enforced"], folder / "enforced", keys, stage.form)
+        copied = _play_exchanged(servers["copied"], folder / "copied", stage.form)
+        control = _play_exchanged(servers["in-place"], folder / "in-place", stage.form)
     faults = [enforced.fault, copied, *(each.traceback for each in (servers["enforced"], servers["copied"]))]
     fault = "; ".join(filter(None, faults))
     return Outcome(
@@ -111,11 +111,11 @@ def _served(folder: Path, name: str, flags: list[str | Path], plant: str):  # no
     return serving(folder, *arguments, plant=plant, environment=environment)
 
 
-def _play_refused(server: Server, root: Path, keys: dict[str, Path], rounds: int) -> _Refused:
+def _play_refused(server: Server, root: Path, keys: dict[str, Path], form: Form) -> _Refused:
     store, complaints, longest_s, version = Store(root), list[str](), 0.0, 1
-    with driving(server.endpoints, Load(per_s=_PER_S, seconds=600.0, ways=("http", "grpc"))) as running:
+    with driving(server.endpoints, Load(per_s=_PER_S[form], seconds=600.0, ways=("http", "grpc"))) as running:
         time.sleep(0.2)
-        for _ in range(rounds):
+        for _ in range(_RUNS[form]):
             for what, make in _SPOILT.items():
                 version += 1
                 make(root, version, keys)
@@ -146,18 +146,18 @@ def _play_refused(server: Server, root: Path, keys: dict[str, Path], rounds: int
     )
 
 
-def _play_exchanged(server: Server, root: Path) -> str:
+def _play_exchanged(server: Server, root: Path, form: Form) -> str:
     """What was wrong when another model took the place of version 2 while it was loaded; empty for nothing."""
     write_known(Path(f"{root}-evil.onnx"), 400)
     put_version(root, 2)
     Store(root).promote(MODEL, 2)
     entry = wait_for_state(server, 2, "READY", _PATIENCE_S)
-    driven = _ask(server)
+    driven = _ask(server, form)
     return driven.not_ok or ("" if entry else "version 2 was not served")
 
 
-def _ask(server: Server) -> Driven:
-    with driving(server.endpoints, Load(per_s=_PER_S, seconds=0.4)) as running:
+def _ask(server: Server, form: Form) -> Driven:
+    with driving(server.endpoints, Load(per_s=_PER_S[form], seconds=0.4)) as running:
         pass
     return running.driven
 

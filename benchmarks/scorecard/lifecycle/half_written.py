@@ -18,7 +18,7 @@ __all__ = ["CASE", "UNCHECKED"]
 
 _STEP_S = {"seconds": 0.25, "short": 1.0, "long": 10.0}
 _ORDERS = {"seconds": 1, "short": 3, "long": 3}
-_PER_S = 200.0
+_PER_S = {"seconds": 60.0, "short": 200.0, "long": 200.0}
 _PATIENCE_S = 60.0
 _CONTROL_PATIENCE_S = 15.0
 
@@ -43,13 +43,14 @@ def run(stage: Stage) -> Outcome:
     # Without it, a request that names no version is for the newest.
     shutil.rmtree(stage.folder / "store" / MODEL / "aliases")
     with serving_both(stage.folder, "--versions", "latest:1", "--no-cache", plant=UNCHECKED) as (sound, broken):
-        return _play(stage.folder, [sound, broken], range(_ORDERS[stage.form]), _STEP_S[stage.form])
+        return _play(stage, [sound, broken])
 
 
-def _play(folder: Path, servers: list[Server], orders: range, step_s: float) -> Outcome:
+def _play(stage: Stage, servers: list[Server]) -> Outcome:
     """Both servers look at the same store; a load for each."""
+    orders, step_s, folder = range(_ORDERS[stage.form]), _STEP_S[stage.form], stage.folder
     store, early, complaints, complete_s = folder / "store", 0, [], []
-    load = Load(per_s=_PER_S, seconds=_PATIENCE_S * len(orders) * 2, ways=("http", "grpc"))
+    load = Load(per_s=_PER_S[stage.form], seconds=_PATIENCE_S * len(orders) * 2, ways=("http", "grpc"))
     with driving(servers[0].endpoints, load) as running, driving(servers[1].endpoints, load) as control:
         time.sleep(0.2)
         for number in orders:

@@ -26,9 +26,10 @@ class _Size(NamedTuple):
     idle: int
     seconds: float  # of the load; without it only the connections are looked at
     step_s: float
+    most_per_s: float = 20_000.0  # what is found beyond it is not asked for
 
 
-_SIZES = {"seconds": _Size(300, 1.0, 0.2), "short": _Size(2000, 10.0, 0.5), "long": _Size(2000, 60.0, 2.0)}
+_SIZES = {"seconds": _Size(300, 1.0, 0.2, 400.0), "short": _Size(2000, 10.0, 0.5), "long": _Size(2000, 60.0, 2.0)}
 
 # Nobody counts connections.
 _UNCOUNTED = """
@@ -57,7 +58,7 @@ def run(stage: Stage) -> Outcome:
 def _play(server: Server, size: _Size) -> Outcome:
     load = Load(per_s=50.0, seconds=0.2, connections=_BESIDE // 2)
     if size.seconds:
-        capacity = find_capacity(server.endpoints, load, size.step_s, halvings=1)
+        capacity = find_capacity(server.endpoints, load, size.step_s, halvings=1, most_per_s=size.most_per_s)
         per_s = _SHARE * capacity.per_s
         load = Load(per_s=per_s, seconds=size.seconds, connections=_BESIDE // 2)
     time.sleep(0.3)

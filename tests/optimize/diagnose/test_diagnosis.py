@@ -3,6 +3,7 @@
 """
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -51,12 +52,12 @@ def test_dynamic_int8_of_a_convolution_net_is_explained(nets, tmp_path):
     float32 = nets.cnn(tmp_path / "cnn.onnx")
     publish(tmp_path, "fp32", CNN, float32)
     publish(tmp_path, "int8", CNN, nets.dynamic_int8(float32, tmp_path / "int8.onnx"), parent="net@1")
-    found = ask("net@2", tmp_path, threads=1, batch_rows=(8,))
+    found = ask("net@2", tmp_path, threads=1, batch_rows=(2,))
     facts = found.facts
     assert facts.against.ref == "net@1"
     assert facts.subject.source == str(tmp_path / "store" / "net" / "1" / MODEL_FILE)
     (profile,) = facts.profiles
-    assert profile.flops == 2 * 8 * (32 * 32 * (16 * 3 * 9 + 32 * 16 * 9) + 32 * 10)
+    assert profile.flops == 2 * 2 * (32 * 32 * (16 * 3 * 9 + 32 * 16 * 9) + 32 * 10)
     finding = next(finding for finding in found.findings if finding.name == "dynamic-quantization-of-convolutions")
     assert "ConvInteger" in finding.seen
     # What the times of a busy machine may hide: against float32 in a third of the time it is explained as well.
@@ -109,8 +110,27 @@ def test_a_device_that_is_not_there_is_said_first_with_the_reason(nets, tmp_path
     assert (found.facts.conditions.device_asked, found.facts.conditions.device) == ("cuda", "cpu")
 
 
-def test_threads_beyond_the_cores_are_measured_and_told(nets, tmp_path):
-    facts = ask(nets.mlp(tmp_path / "mlp.onnx"), tmp_path, threads=16, batch_rows=(1,)).facts
+@pytest.fixture(scope="module")
+def both(nets, tmp_path_factory):
+    """A float32 file and its int8 file, each asked about against the other: the first with more threads than cores, the
+    second with five rows of data. Every question measures the machine anew, which takes a second.
+    """
+    folder = tmp_path_factory.mktemp("both")
+    float32 = nets.mlp(folder / "float32.onnx")
+    int8 = nets.dynamic_int8(float32, folder / "int8.onnx")
+    data = folder / "rows.npz"
+    np.savez(data, x=np.ones((5, 64), np.float32))
+    return SimpleNamespace(
+        float32=float32,
+        int8=int8,
+        data=data,
+        about_float32=ask(float32, folder, against=str(int8), threads=16, batch_rows=(1,)).facts,
+        about_int8=ask(int8, folder, against=str(float32), data=data, batch_rows=(1, 4, 32)).facts,
+    )
+
+
+def test_threads_beyond_the_cores_are_measured_and_told(both):
+    facts = both.about_float32
     counts = [timing.threads for timing in facts.threads]
     assert {1, facts.machine.cores, 2 * facts.machine.cores, 16} <= set(counts)
     assert all(timing.p50_s > 0 for timing in facts.threads)
@@ -143,14 +163,11 @@ def test_a_fixed_number_of_rows_is_run_as_it_is(nets, tmp_path):
     assert "fixed-batch-dimension" in [finding.name for finding in found.findings]
 
 
-def test_real_rows_are_run_and_batches_larger_than_the_data_are_not(nets, tmp_path):
-    np.savez(tmp_path / "rows.npz", x=np.ones((5, 64), np.float32))
-    path = nets.mlp(tmp_path / "mlp.onnx")
-    found = ask(path, tmp_path, data=tmp_path / "rows.npz", batch_rows=(1, 4, 32))
-    assert [timing.batch_rows for timing in found.facts.timings] == [1, 4]
-    assert "rows.npz" in found.facts.conditions.rows_source
+def test_real_rows_are_run_and_batches_larger_than_the_data_are_not(both, tmp_path):
+    assert [timing.batch_rows for timing in both.about_int8.timings] == [1, 4]
+    assert "rows.npz" in both.about_int8.conditions.rows_source
     with pytest.raises(UsageError, match="5 rows"):
-        ask(path, tmp_path, data=tmp_path / "rows.npz", batch_rows=(32,))
+        ask(both.int8, tmp_path, data=both.data, batch_rows=(32,))
 
 
 def test_what_is_asked_wrongly_is_told(nets, tmp_path):
@@ -190,12 +207,9 @@ def test_an_engine_without_a_profiler_is_told(nets, tmp_path):
         take_profiles(msgspec.structs.replace(model, engine="abacus"), EngineSettings(), {})
 
 
-def test_other_variants_are_made_of_the_float_model_whichever_is_asked_about(nets, tmp_path):
-    float32 = nets.mlp(tmp_path / "float32.onnx")
-    int8 = nets.dynamic_int8(float32, tmp_path / "int8.onnx")
-    for ref, against in ((float32, int8), (int8, float32)):
-        facts = ask(ref, tmp_path, against=str(against), batch_rows=(1,)).facts
-        assert facts.subject.source == str(float32)
+def test_other_variants_are_made_of_the_float_model_whichever_is_asked_about(both):
+    for facts, against in ((both.about_float32, both.int8), (both.about_int8, both.float32)):
+        assert facts.subject.source == str(both.float32)
         assert facts.against.ref == str(against)
 
 

@@ -1,6 +1,7 @@
 """Imports into an empty folder: in the importing process, as a user makes them, or in that of the tests."""
 
 import itertools
+from functools import partial
 
 import pytest
 
@@ -19,6 +20,12 @@ def bring(home):
 def bring_here(home, import_here):
     """As `bring`, in the process of the tests: for what any process shows alike."""
     return bringing(home, import_here)
+
+
+@pytest.fixture
+def bring_by(home):
+    """`bring_by(run)`: as `bring`, where `run` imports in the manner of import_model."""
+    return partial(bringing, home)
 
 
 def bringing(home, run):

@@ -72,12 +72,15 @@ def test_the_listener_would_have_heard_it(listener):
 
 
 def test_a_model_that_eats_memory_is_stopped_at_the_limit(weights, home, bring):
-    limits = Limits(memory_bytes=2 * _GIGABYTE)
+    limits = Limits(memory_bytes=_GIGABYTE)
     body = ["hoard = []", "while True:", "    hoard.append(b'x' * 50_000_000)"]
-    with pytest.raises(ModelFileError, match=r"more than 2\.00 GB of memory"):
+    with pytest.raises(ModelFileError, match=r"more than 1\.00 GB of memory"):
         bring(weights("digits"), model_class=factory(home, "hungry", body), limits=limits)
     assert not importing()
-    bring(weights("digits"), model_class="zoo:digits", limits=limits)  # the control: less is no reason to stop it
+    # The control: less is no reason to stop it, it comes to its own end.
+    body = ["hoard = [b'x' * 200_000_000]", "raise RuntimeError(f'had enough of {len(hoard)}')"]
+    with pytest.raises(UsageError, match="had enough of 1"):
+        bring(weights("digits"), model_class=factory(home, "modest", body), limits=limits)
 
 
 def test_a_model_that_never_ends_is_stopped_with_all_it_started(weights, home, bring):

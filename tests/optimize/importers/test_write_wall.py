@@ -102,7 +102,7 @@ def test_a_program_with_code_in_it_is_refused_before_that_runs(program, tmp_path
     assert canary.exists()  # the control: it would have run
 
 
-def test_a_program_whose_text_runs_is_refused_by_the_importer_without_trust(tmp_path):
+def test_a_program_whose_text_runs_is_refused_by_the_importer_without_trust(tmp_path, import_here):
     canary, path, evil = tmp_path / "canary", tmp_path / "program.pt2", tmp_path / "evil.pt2"
     rows = torch.export.Dim("rows", min=2, max=64)
     example = (torch.ones(4, 3),)
@@ -121,7 +121,7 @@ def test_a_program_whose_text_runs_is_refused_by_the_importer_without_trust(tmp_
         import_model(Source(path=evil), out, lambda _: None)
     assert not canary.exists()
     assert not any(out.iterdir())
-    import_model(Source(path=path), out, lambda _: None)
+    import_here(Source(path=path), out, lambda _: None)  # the control: without that text, the same program is imported
     assert any(out.iterdir())
 
 

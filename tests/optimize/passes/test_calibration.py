@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -21,6 +21,7 @@ def range_of(watch, parts):
 
 
 @pytest.mark.parametrize("make", WATCHES)
+@settings(max_examples=40)  # each makes a histogram of thousands of bins
 @given(parts=batches)
 def test_a_range_lies_within_what_was_seen(make, parts):
     low, high = range_of(make(), parts)

@@ -105,7 +105,7 @@ def picture(digits):
         module = Picture()
     fit(
         module, digits[0], lambda inputs, labels, _: task_loss({"output": module(inputs["image"])}, labels),
-        Schedule(epochs=8, learning_rate=3e-3), seed=0, checkpoint=None, on_step=lambda _: None,
+        Schedule(epochs=5, learning_rate=3e-3), seed=0, checkpoint=None, on_step=lambda _: None,
     )  # fmt: skip
     return module
 
@@ -146,7 +146,7 @@ def size(module):
 def test_a_student_of_a_quarter_of_the_parameters_is_within_a_point_of_its_teacher(digits, picture, here):
     train, held_out = digits
     trainee = image_trainee(picture, train)
-    schedule = Schedule(epochs=20, learning_rate=5e-3, patience_epochs=20)
+    schedule = Schedule(epochs=8, learning_rate=1e-2, patience_epochs=8)
     notes = Distill(student="factories:small", schedule=schedule)(trainee)
     student = trainee.module
     assert size(student) <= size(picture) / 4
@@ -189,7 +189,7 @@ def test_a_regression_is_distilled_to_the_same_values(here):
     learn = lambda inputs, labels, _: task_loss({"output": teacher(inputs["x"])}, labels)  # noqa: E731
     fit(teacher, rows, learn, Schedule(epochs=15), seed=0, checkpoint=None, on_step=lambda _: None)
     trainee = trainee_of(teacher, rows, names=["x"], specs=[TensorSpec("x", "float32", ("batch", 10))])
-    schedule = Schedule(epochs=60, learning_rate=1e-2, patience_epochs=60)
+    schedule = Schedule(epochs=40, batch_rows=64, learning_rate=2e-2, patience_epochs=40)
     notes = Distill(student="factories:narrow", schedule=schedule, hard_weight=0.1)(trainee)
     with torch.no_grad():
         wanted, found = (network(torch.from_numpy(x))[:, 0] for network in (teacher, trainee.module))
@@ -245,10 +245,10 @@ def cosine(one, other, rows):
 
 
 def test_an_encoder_of_fewer_layers_comes_near_its_teachers_embeddings():
-    rows, held_out = sentences(600), sentences(100, seed=1)
+    rows, held_out = sentences(400), sentences(100, seed=1)
     untrained, trainee = text_trainee(rows), text_trainee(rows)
     Distill(layers=3, schedule=Schedule(epochs=0))(untrained)
-    schedule = Schedule(epochs=8, learning_rate=2e-3)
+    schedule = Schedule(epochs=5, learning_rate=4e-3)
     notes = Distill(layers=3, schedule=schedule)(trainee)
     before, after = (cosine(encoder(), taught.module, held_out) for taught in (untrained, trainee))
     assert before < 0.8
@@ -286,11 +286,11 @@ def hidden_distance(trainee, module, rows):
 
 
 def test_the_hidden_states_are_met_only_when_that_is_asked_for():
-    rows, held_out = sentences(300), sentences(50, seed=1)
+    rows, held_out = sentences(200), sentences(50, seed=1)
     distances = {}
     for hidden in ("auto", "none"):
         trainee = text_trainee(rows)
-        Distill(layers=3, hidden=hidden, schedule=Schedule(epochs=4, learning_rate=2e-3))(trainee)
+        Distill(layers=3, hidden=hidden, schedule=Schedule(epochs=3, learning_rate=2e-3))(trainee)
         distances[hidden] = hidden_distance(text_trainee(rows), trainee.module, held_out)
     assert distances["auto"] < 0.8 * distances["none"]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,13 +223,20 @@ def test_masks_put_back_after_every_step_hold_to_the_end():
     assert module.weight[0, 0] != 0
 
 
-def test_a_killed_training_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a training that was killed in the middle of its fourth epoch: its checkpoint, and no weights."""
+    folder = tmp_path_factory.mktemp("killed")
+    _train(folder / "fit.pt", folder / "weights.pt", kill_at="epoch 4/12")
+    return folder
+
+
+def test_a_killed_training_goes_on_where_it_was(killed, tmp_path, capsys, monkeypatch):
     checkpoint = tmp_path / "fit.pt"
     whole = _train_here(checkpoint, tmp_path / "whole.pt", capsys, monkeypatch)
     assert not checkpoint.exists()
-    _train(checkpoint, tmp_path / "killed.pt", kill_at="epoch 4/12")
-    assert checkpoint.exists()
-    assert not (tmp_path / "killed.pt").exists()
+    assert [path.name for path in killed.iterdir()] == ["fit.pt"]
+    shutil.copy(killed / "fit.pt", checkpoint)
     resumed = _train_here(checkpoint, tmp_path / "resumed.pt", capsys, monkeypatch)
     assert "went on from a checkpoint in epoch 4" in resumed
     assert "epoch 3/12" not in resumed
@@ -238,9 +246,9 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_checkpoint_of_other_work_is_told_of_and_not_used(tmp_path):
+def test_a_checkpoint_of_other_work_is_told_of_and_not_used(killed, tmp_path):
     checkpoint = tmp_path / "fit.pt"
-    _train(checkpoint, tmp_path / "killed.pt", kill_at="epoch 2/12")
+    shutil.copy(killed / "fit.pt", checkpoint)
     told = []
     module, report = trained(checkpoint=checkpoint, told=told)
     assert any("another training" in note for note in report.notes)

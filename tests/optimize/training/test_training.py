@@ -1,4 +1,7 @@
-"""Training passes on models of every form they come in, and through the importing process as a user has them."""
+"""Training passes on models of every form they come in, and within an import.
+
+That the importing process trains as well is shown where every pass is done to a model, and from the command line.
+"""
 
 import warnings
 
@@ -15,7 +18,7 @@ from mlserve.optimize.evaluation.split import split_rows
 from mlserve.optimize.importers.inputs import find_inputs
 from mlserve.optimize.importers.original import load_original
 from mlserve.optimize.importers.request import ImportRequest
-from mlserve.optimize.importing import Source, Training, import_model
+from mlserve.optimize.importing import Source, Training
 from mlserve.optimize.training.prune import Prune
 from mlserve.optimize.training.schedule import Schedule
 from mlserve.optimize.training.training import train, tuning_rows
@@ -202,12 +205,12 @@ def test_tuning_that_was_interrupted_goes_on(weights, images, tmp_path):
     assert not list((tmp_path / "checkpoints").rglob("*.pt"))
 
 
-def test_a_pruned_state_dict_is_published_as_it_was_trained(weights, home, images):
+def test_a_pruned_state_dict_is_published_as_it_was_trained(weights, home, images, import_here):
     (home / "out").mkdir()
     steps = []
     source = Source(path=weights("digits"), model_class="zoo:digits", data=images)
     passes = (Prune("channels", tuning=SHORT), Prune("2:4", tuning=SHORT))
-    kind, imported = import_model(source, home / "out", steps.append, Training(passes))
+    kind, imported = import_here(source, home / "out", steps.append, Training(passes))
     assert kind == "state-dict"
     first, second = imported.trained
     assert first[0].startswith("channels: 8 -> 4")

@@ -52,6 +52,17 @@ def asked(server, model, inputs):
         return type(error).__name__
 
 
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """`planted(code)`: what the processes that start now run first."""
+
+    def plant(code):
+        (tmp_path / "sitecustomize.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return plant
+
+
 def workers(server):
     return {child.pid for child in psutil.Process(server.process.pid).children()}
 
@@ -162,9 +173,9 @@ following.load_model = late
 """
 
 
-def test_a_successor_that_loads_slowly_keeps_nobody_from_being_watched(serving, tiny_onnx, until, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(_SLOW_START)
-    with serving(tiny_onnx, "--workers", 2, PYTHONPATH=str(tmp_path)) as server:
+def test_a_successor_that_loads_slowly_keeps_nobody_from_being_watched(planted, serving_settings, tiny_onnx, until):
+    planted(_SLOW_START)
+    with serving_settings(tiny_onnx, workers=2) as server:
         first, second = map(psutil.Process, server.workers)
         first.kill()
         until(lambda: not psutil.pid_exists(first.pid))
@@ -192,10 +203,13 @@ opening.OnnxEngine = engine
 """
 
 
-def test_a_worker_that_is_killed_leaves_nothing_in_the_servers_folder(serving, tiny_onnx, until, tmp_path):
+def test_a_worker_that_is_killed_leaves_nothing_in_the_servers_folder(
+    planted, serving_settings, tiny_onnx, until, tmp_path, monkeypatch
+):
     stuck, temporary = tmp_path / "stuck", tmp_path / "temporary"
     temporary.mkdir()
-    (tmp_path / "sitecustomize.py").write_text(_STUCK_LOAD.format(stuck=str(stuck)))
+    planted(_STUCK_LOAD.format(stuck=str(stuck)))
+    monkeypatch.setenv("TMPDIR", str(temporary))
 
     def copies():
         return [path.name for path in temporary.glob("mlserve-run-*/mlserve-loading-*")]
@@ -204,7 +218,7 @@ def test_a_worker_that_is_killed_leaves_nothing_in_the_servers_folder(serving, t
         """Its folder is in the server's, where the path of that is not too long for a socket."""
         return [*temporary.glob(f"mlserve-run-*/grpc-{worker}-*"), *Path("/tmp").glob(f"grpc-mlserve-run-*-{worker}-*")]
 
-    with serving(tiny_onnx, PYTHONPATH=str(tmp_path), TMPDIR=str(temporary)) as server:
+    with serving_settings(tiny_onnx) as server:
         (first,) = map(psutil.Process, server.workers)
         assert sockets(first.pid)
         assert copies() == []
@@ -223,10 +237,10 @@ def test_a_worker_that_is_killed_leaves_nothing_in_the_servers_folder(serving, t
     assert not any(map(sockets, last))
 
 
-def test_a_server_with_many_descriptors_starts_and_replaces_workers(serving, tiny_onnx, until, tmp_path):
+def test_a_server_with_many_descriptors_starts_and_replaces_workers(planted, serving_settings, tiny_onnx, until):
     """More than `select.select` can take; whoever starts it may have left them open."""
-    (tmp_path / "sitecustomize.py").write_text("import os\nheld = [os.open(os.devnull, 0) for _ in range(1100)]\n")
-    with serving(tiny_onnx, PYTHONPATH=str(tmp_path)) as server:
+    planted("import os\nheld = [os.open(os.devnull, 0) for _ in range(1100)]\n")
+    with serving_settings(tiny_onnx) as server:
         psutil.Process(server.workers[0]).kill()
         until(lambda: asked(server, "tiny", ROW) == 200)
 

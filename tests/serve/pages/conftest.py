@@ -35,7 +35,7 @@ def followed_store(made_store, tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def store_server(serving_settings, tiny_onnx, followed_store):
     """Everybody may do everything; `management` is the port for management."""
     with socket.socket() as free:
@@ -46,7 +46,7 @@ def store_server(serving_settings, tiny_onnx, followed_store):
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def keyed_server(serving_settings, tiny_onnx, followed_store, tmp_path_factory):
     """Asks for keys; `secrets` has one of each kind."""
     from mlserve.serve.keys import add_key, new_key

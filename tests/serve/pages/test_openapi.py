@@ -20,6 +20,7 @@ from mlserve.serve.protocols.dialect import Dialect, Documentation, Page
 from mlserve.serve.service import Service
 from mlserve.wire.signature import Signature
 
+EXAMPLES = 6  # of every operation: so many find the page that breaks
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 # A server with a page that breaks for some of what it may be asked.
@@ -49,12 +50,12 @@ uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off")).run([l
 """
 
 
-def schemathesis(url, folder, *, examples):
+def schemathesis(url, folder):
     """The finished `schemathesis run`: by what the document says, every operation is asked, its limits first."""
     return subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", url, "--checks", CHECKS, "--phases", "examples,fuzzing"),
-            *("--max-examples", str(examples), "--seed", "7", "--continue-on-failure", "--warnings", "off"),
+            *("--max-examples", str(EXAMPLES), "--seed", "7", "--continue-on-failure", "--warnings", "off"),
             *("--suppress-health-check", "all", "--request-timeout", "20", "--generation-database", "none"),
         ],
         capture_output=True,
@@ -96,14 +97,14 @@ def test_the_validator_would_see_what_is_wrong(store_server):
 
 
 def test_what_it_says_holds_for_the_running_server(store_server, tmp_path):
-    done = schemathesis(f"http://{store_server.http}/openapi.json", tmp_path, examples=10)
+    done = schemathesis(f"http://{store_server.http}/openapi.json", tmp_path)
     assert done.returncode == 0, done.stdout[-8000:]
     assert "No issues found" in done.stdout
 
 
 def test_a_page_that_breaks_is_found(tmp_path):
     with breaking_server() as url:
-        done = schemathesis(url, tmp_path, examples=10)
+        done = schemathesis(url, tmp_path)
     assert done.returncode == 1
     assert "/share" in done.stdout
     assert "Server error" in done.stdout

@@ -16,7 +16,7 @@ VERTEX_HEALTH = "/v1/endpoints/1/deployedModels/2"
 VERTEX_PATH = f"{VERTEX_HEALTH}:predict"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lone_server(serving_settings, tiny_onnx):
     """One model alone, the tiny MLP, and a path for it in each cloud's dialect."""
     routes = tuple(
@@ -46,10 +46,10 @@ def mixed_onnx(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="session")
-def rows_server(serving, tiny_onnx, echo_onnx, mixed_onnx):
+@pytest.fixture(scope="module")
+def rows_server(serving_settings, tiny_onnx, echo_onnx, mixed_onnx):
     """The tiny MLP, the echo of every type, and a model whose inputs are a table's columns."""
-    with serving(tiny_onnx, echo_onnx, mixed_onnx) as server:
+    with serving_settings(tiny_onnx, echo_onnx, mixed_onnx) as server:
         yield server
 
 
@@ -63,7 +63,7 @@ def made_store():
     return module
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def task_server(serving_settings, made_store, tmp_path_factory):
     """`spam`, which reads texts, and `digits`, which reads images; each has a path in each cloud's dialect."""
     root = tmp_path_factory.mktemp("tasks") / "store"
@@ -166,9 +166,9 @@ def managed(managing):
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def managed_unchanged(managing):
-    """Such a server for all tests that change nothing, so that it still serves `twice` 1 alone."""
+    """Such a server for all tests of a module that leave it as it was: it serves `twice` 1 alone."""
     with managing() as server:
         yield server
         assert server.ask("GET", "/models") == (200, {"models": [{"modelName": "twice", "modelUrl": "twice@1"}]})

@@ -7,9 +7,9 @@ import pytest
 ASK = json.dumps([[1, 1]])
 
 
-def test_models_come_and_go(managed):
+def test_models_come_and_go(managed_unchanged):
     def ask(method, path, body=None):
-        return managed.ask(method, path, body, public=True)
+        return managed_unchanged.ask(method, path, body, public=True)
 
     spam = {"modelName": "spam", "modelUrl": "spam@1"}
     assert ask("POST", "/models/spam/invoke", ASK)[0] == 404
@@ -24,6 +24,7 @@ def test_models_come_and_go(managed):
     assert ask("GET", "/models/spam")[0] == 404
     assert ask("DELETE", "/models/spam")[0] == 404
     assert ask("POST", "/models", '{"model_name": "spam", "url": "spam@1"}') == (200, spam)
+    assert ask("DELETE", "/models/spam")[0] == 200
 
 
 @pytest.mark.parametrize(

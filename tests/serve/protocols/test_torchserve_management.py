@@ -53,16 +53,17 @@ def test_a_version_is_described_as_torchserve_describes_it(managed_unchanged):
     assert managed_unchanged.ask("GET", "/models/twice/1")[1][0]["modelVersion"] == "1"
 
 
-def test_the_list_comes_in_pages(managed):
-    managed.ask("POST", "/models?url=spam")
-    status, first = managed.ask("GET", "/models?limit=1")
+def test_the_list_comes_in_pages(managed_unchanged):
+    managed_unchanged.ask("POST", "/models?url=spam")
+    status, first = managed_unchanged.ask("GET", "/models?limit=1")
     assert (status, [model["modelName"] for model in first["models"]]) == (200, ["spam"])
-    rest = managed.ask("GET", f"/models?limit=1&next_page_token={first['nextPageToken']}")
+    rest = managed_unchanged.ask("GET", f"/models?limit=1&next_page_token={first['nextPageToken']}")
     assert rest == (200, {"models": [{"modelName": "twice", "modelUrl": "twice@1"}]})
-    assert managed.ask("GET", "/models?next_page_token=99") == (200, {"models": []})
+    assert managed_unchanged.ask("GET", "/models?next_page_token=99") == (200, {"models": []})
     for bad in ("limit=0", "limit=-1", "limit=x", "limit=%F0%9D%9F%99", "next_page_token=1e3", "limit=" + "9" * 30):
-        status, answer = managed.ask("GET", f"/models?{bad}")
+        status, answer = managed_unchanged.ask("GET", f"/models?{bad}")
         assert (status, answer["type"]) == (400, "BadRequestException")
+    assert managed_unchanged.ask("DELETE", "/models/spam")[0] == 200
 
 
 @pytest.mark.parametrize(

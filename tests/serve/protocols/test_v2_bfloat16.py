@@ -13,7 +13,7 @@ ROWS = np.array([[1.5, -2, 1e38], [-0.0, np.inf, np.nan]], ml_dtypes.bfloat16)
 
 
 @pytest.fixture(scope="module")
-def server(serving, tmp_path_factory):
+def server(serving_settings, tmp_path_factory):
     """`x` [batch, 3] -> `same`, and `twice` by way of float32; both bfloat16."""
     nodes = [
         helper.make_node("Identity", ["x"], ["same"]),
@@ -27,7 +27,7 @@ def server(serving, tmp_path_factory):
     graph = helper.make_graph(nodes, "half", tensors[:1], tensors[1:])
     path = tmp_path_factory.mktemp("models") / "half.onnx"
     save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    with serving(path) as made:
+    with serving_settings(path) as made:
         yield made
 
 

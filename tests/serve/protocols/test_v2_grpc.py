@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures
 import socket
 from contextlib import suppress
-from functools import partial
 
 import grpc
 import numpy as np
@@ -15,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from mlserve.model.tensors import DATATYPE_OF
 from mlserve.serve.dialects import CALLS, SLOW_CALLS
-from mlserve.serve.settings import Limits
+from mlserve.serve.settings import BatchSettings, Limits
 from mlserve.wire import messages
 
 ROWS = np.random.default_rng(0).standard_normal((3, 30)).astype(np.float32)
@@ -28,6 +27,14 @@ def server(request, serving_settings, tiny_onnx, echo_onnx, tokens_onnx):
     limits = Limits(max_request_bytes=LIMIT_BYTES)
     with serving_settings(tiny_onnx, echo_onnx, tokens_onnx, limits=limits, grpc_transport=request.param) as made:
         made.transport = request.param
+        yield made
+
+
+@pytest.fixture(scope="module")
+def patient(server, serving_settings, tiny_onnx, echo_onnx):
+    """Waits for more to run together, and takes requests of any length."""
+    batch = BatchSettings(16, 0.05)
+    with serving_settings(tiny_onnx, echo_onnx, batch=batch, grpc_transport=server.transport) as made:
         yield made
 
 
@@ -188,22 +195,16 @@ def test_calls_of_many_clients_at_once_each_get_their_own_answer(server, referen
         list(pool.map(ask, range(16)))
 
 
-def test_calls_that_wait_together_share_a_batch(serving_settings, tiny_onnx, reference, until):
-    from mlserve.serve.settings import BatchSettings
-
-    for transport in ("native", "grpcio"):
-        with (
-            serving_settings(tiny_onnx, batch=BatchSettings(16, 0.05), grpc_transport=transport) as batching,
-            grpc.insecure_channel(batching.grpc) as channel,
-        ):
-            invoke = channel.unary_unary(f"{SERVICE}/ModelInfer")
-            rows = [np.full((1, 30), number / 9, np.float32) for number in range(60)]
-            for row, answer in [(row, invoke.future(tiny_request(row), timeout=20)) for row in rows]:
-                check(answer.result(), reference, row)
-            ok = partial(batching.counted, "mlserve_requests_total", protocol="v2-grpc", outcome="ok")
-            until(lambda ok=ok: ok() == 60)
-            assert batching.counted("mlserve_rows_total") == 60
-            assert batching.counted("mlserve_batches_total") < 60
+def test_calls_that_wait_together_share_a_batch(patient, reference, until):
+    with grpc.insecure_channel(patient.grpc) as channel:
+        invoke = channel.unary_unary(f"{SERVICE}/ModelInfer")
+        rows = [np.full((1, 30), number / 9, np.float32) for number in range(60)]
+        for row, answer in [(row, invoke.future(tiny_request(row), timeout=20)) for row in rows]:
+            check(answer.result(), reference, row)
+    ok = {"model": "tiny", "protocol": "v2-grpc", "outcome": "ok"}
+    until(lambda: patient.counted("mlserve_requests_total", **ok) == 60)
+    assert patient.counted("mlserve_rows_total", model="tiny") == 60
+    assert patient.counted("mlserve_batches_total", model="tiny") < 60
 
 
 # The wrong ones
@@ -283,12 +284,9 @@ def test_a_very_large_message_is_refused(channel, still_right):
     assert fault(channel, "ModelInfer", b"\0" * (64 << 20))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_an_answer_longer_than_grpc_s_four_megabytes_is_sent_whole(serving_settings, echo_onnx, server):
+def test_an_answer_longer_than_grpc_s_four_megabytes_is_sent_whole(patient):
     """Only the request is limited, for the client chose it."""
-    with (
-        serving_settings(echo_onnx, grpc_transport=server.transport) as unlimited,
-        grpc.insecure_channel(unlimited.grpc, options=[("grpc.max_receive_message_length", -1)]) as channel,
-    ):
+    with grpc.insecure_channel(patient.grpc, options=[("grpc.max_receive_message_length", -1)]) as channel:
         request = messages.ModelInferRequest(model_name="echo")
         array = np.zeros((1, 700_000), np.float64)
         for dtype, datatype in DATATYPE_OF.items():

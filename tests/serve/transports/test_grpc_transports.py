@@ -303,7 +303,7 @@ def test_health_needs_no_key(locked):
 # The end
 
 
-def test_open_streams_end_with_unavailable_and_watchers_are_told_when_the_server_stops(
+def test_open_streams_end_with_unavailable_watchers_are_told_and_no_socket_is_left_when_the_server_stops(
     transport, serving_settings, tiny_onnx
 ):
     with ExitStack() as stack:
@@ -323,6 +323,8 @@ def test_open_streams_end_with_unavailable_and_watchers_are_told_when_the_server
         assert messages.ModelStreamInferResponse.FromString(next(stream)).infer_response.id == "first"
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(watching).status == health_pb2.HealthCheckResponse.SERVING
+        sockets = sockets_between(server.workers[0])
+        assert bool(sockets) == (transport != "grpcio")  # which is one server only
         server.process.send_signal(signal.SIGTERM)
         assert next(watching).status == health_pb2.HealthCheckResponse.NOT_SERVING
         for open_stream in (stream, watching):
@@ -330,18 +332,15 @@ def test_open_streams_end_with_unavailable_and_watchers_are_told_when_the_server
                 next(open_stream)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         stop.set()
+    assert not any(folder.exists() for folder in sockets)
 
 
-def test_the_socket_between_the_servers_is_private_and_removed(transport, serving_settings, tiny_onnx):
-    if transport == "grpcio":
-        pytest.skip("there is one server only")
-    with serving_settings(tiny_onnx, grpc_transport=transport) as server:
-        lines = Path(f"/proc/{server.workers[0]}/net/unix").read_text().splitlines()
-        folders = {Path(line.split()[-1]).parent for line in lines if "/grpc-" in line}
-        own = [folder for folder in folders if folder.is_dir() and _owned_by(folder, server.workers[0])]
-        assert own
-        assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in folders)
-    assert not any(folder.exists() for folder in own)
+def sockets_between(worker):
+    """The folders of the sockets between the two servers that a worker is, which must be private."""
+    lines = Path(f"/proc/{worker}/net/unix").read_text().splitlines()
+    folders = {Path(line.split()[-1]).parent for line in lines if "/grpc-" in line}
+    assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in folders if folder.is_dir())
+    return [folder for folder in folders if folder.is_dir() and _owned_by(folder, worker)]
 
 
 def _owned_by(folder, process):

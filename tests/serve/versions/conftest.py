@@ -95,6 +95,9 @@ def fault_of_fixture():
     return fault_of
 
 
+PAUSE_S = 0.01  # between the requests of one client: what the load is made of is how many answers cross a swap
+
+
 class Load:
     """What steady clients saw: how many answers of which version, what was lost, what was wrong."""
 
@@ -135,7 +138,7 @@ def _rest(server, name, asked, load, seed):
             load.count(asked, number, document["model_version"], np.float32(document["outputs"][0]["data"]))
         else:
             load.lose((status, body))
-        time.sleep(0.002)
+        time.sleep(PAUSE_S)
     connection.close()
 
 
@@ -155,7 +158,7 @@ def _grpc(server, name, asked, load, seed):
                 load.count(asked, number, answer.model_version, found)
             except grpc.RpcError as error:
                 load.lose(f"{error.code()}: {error.details()}")
-            time.sleep(0.002)
+            time.sleep(PAUSE_S)
 
 
 @pytest.fixture(scope="session")

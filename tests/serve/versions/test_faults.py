@@ -191,6 +191,12 @@ def test_a_worker_killed_during_a_swap_comes_back_with_the_new_state(server, mod
     scale_everywhere(model.name, 30)
 
 
+def test_clients_may_load_and_unload_nothing_where_the_store_decides(server):
+    for what in ("load", "unload"):
+        status, _, body = server.request("POST", f"/v2/repository/models/untouched/{what}", b"{}")
+        assert (status, b"explicit model load / unload is not allowed" in body) == (403, True)
+
+
 # At the start
 
 

@@ -15,7 +15,7 @@ def test_swapping_the_alias_and_publishing_under_load_loses_nothing_and_crosses_
         serving("--store", scaling.root, "--workers", 2) as server,
         steady_load(server, ["", "1", "production"]) as load,
     ):
-        for turn in range(8):
+        for turn in range(6):
             version = 2 - turn % 2
             scaling.promote(version)
             until(lambda version=version: scale_of(server) == 10 * version)
@@ -66,7 +66,7 @@ def test_the_checker_finds_a_wrong_answer_and_a_lost_one(serving_settings, scali
 # One command
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_promoting_and_rolling_back_take_effect_in_a_running_server(
     serving, scaling, mlserve, everywhere, scale_of, workers
 ):

@@ -96,17 +96,19 @@ def test_a_request_is_a_span_with_its_wait_and_its_run_inside(serving_settings, 
     assert found["mlserve.rows"] == found["mlserve.batch_rows"] == 2
 
 
-@pytest.mark.parametrize("path", ["/v2/models/tiny/infer", "/v2/models/tiny/infer?lane=slow"])
-def test_the_client_decides_where_it_traces(serving_settings, tiny_onnx, collector, path):
+def test_the_client_decides_where_it_traces(serving_settings, tiny_onnx, collector):
+    paths = {TRACE: "/v2/models/tiny/infer", "b" * 32: "/v2/models/tiny/infer?lane=slow"}
     address, spans = collector
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 30], "data": ROW}]})
     with serving_settings(tiny_onnx, watch=WatchSettings(otlp_endpoint=address, trace_share=0.0)) as server:
-        assert server.request("POST", path, body, {"traceparent": f"00-{TRACE}-{SPAN}-01"})[0] == 200
-        assert server.request("POST", path, body, {"traceparent": f"00-{'a' * 32}-{SPAN}-00"})[0] == 200
-        assert server.request("POST", path, body)[0] == 200
-    assert {span.trace_id.hex() for span in spans} == {TRACE}
-    (root,) = [span for span in spans if span.name == "infer tiny"]
-    assert root.parent_span_id.hex() == SPAN
+        for trace, path in paths.items():
+            assert server.request("POST", path, body, {"traceparent": f"00-{trace}-{SPAN}-01"})[0] == 200
+            assert server.request("POST", path, body, {"traceparent": f"00-{'a' * 32}-{SPAN}-00"})[0] == 200
+            assert server.request("POST", path, body)[0] == 200
+    assert {span.trace_id.hex() for span in spans} == paths.keys()
+    roots = [span for span in spans if span.name == "infer tiny"]
+    assert [root.trace_id.hex() for root in roots] == list(paths)
+    assert {root.parent_span_id.hex() for root in roots} == {SPAN}
 
 
 def test_a_collector_that_is_not_there_costs_no_request(serving_settings, tiny_onnx):
