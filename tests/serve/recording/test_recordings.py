@@ -205,7 +205,8 @@ def test_a_recording_that_was_filled_to_its_last_place_ends_with_the_next_reques
             recorder.take(Signature("m", "1", [], []), [Taken(), Taken()])
             await asyncio.sleep(2.5 * LOOK_EVERY_S)
             goes_on.append((folder.now() is not None, folder.parts(number)[os.getpid()].full))
-        assert not following.done() and recorder.recording is None
+        assert not following.done()
+        assert recorder.recording is None
         following.cancel()
 
     goes_on = []
