@@ -41,15 +41,16 @@ from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Plan, Protocol
 from mlserve.runs.machine import read_machine
 from mlserve.runs.samples import read_samples
+from mlserve.tuning.calibrated import CalibratedRuns, SideLoad
 from mlserve.tuning.gating.asked import LiveGate
-from mlserve.tuning.gating.calibrated import CalibratedRuns, SideLoad
 from mlserve.tuning.gating.live import run_gate
 from mlserve.tuning.gating.pairs import Course
 from mlserve.tuning.gating.side import Side, side_of
-from mlserve.tuning.gating.turn import Turn, shared_plan, slot_of
+from mlserve.tuning.gating.turn import Turn
 from mlserve.tuning.measuring import read_recorded
 from mlserve.tuning.opening import Source
 from mlserve.tuning.serving import ServerOptions, file_subject, serving
+from mlserve.tuning.slots import shared_plan, slot_of
 from mlserve.units import format_duration, parse_duration_s
 
 LAYERS, WIDTH = 600, 256
@@ -176,7 +177,7 @@ def _p50_s(paths: Sequence[Path], folder: Path) -> list[float]:
             place = folder / f"probe-{path.stem}"
             place.mkdir()
             loads.append(SideLoad(subject_of=partial(_always, subject), plan=plan, folder=place, label=path.stem))
-        faults = [fault for fault in CalibratedRuns().both(loads, slot_s, lambda _: None) if fault is not None]
+        faults = [fault for fault in CalibratedRuns().at_once(loads, slot_s, lambda _: None) if fault is not None]
     if faults:
         raise faults[0]
     return [_run_p50_s(load.folder) for load in loads]

@@ -38,6 +38,7 @@ from mlserve.optimize.variants import Wish, optimize
 from mlserve.report.choice import Verdict
 from mlserve.runs.load import Plan, Protocol
 from mlserve.stats import quantile
+from mlserve.tuning.calibrated import CalibratedRuns, SideLoad
 from mlserve.tuning.campaign import is_finished, make_room
 from mlserve.tuning.choosing.aim import Aim
 from mlserve.tuning.choosing.attempt import Attempt, Trial
@@ -48,12 +49,11 @@ from mlserve.tuning.choosing.simulated import SimulatedSystem
 from mlserve.tuning.choosing.space import Space, settings_of, this_machine, versions_for
 from mlserve.tuning.choosing.tune import Tuning
 from mlserve.tuning.evidence import Objective, parse_slo
-from mlserve.tuning.gating.calibrated import CalibratedRuns, SideLoad
-from mlserve.tuning.gating.turn import shared_plan, slot_of
 from mlserve.tuning.measuring import read_recorded
 from mlserve.tuning.opening import Contender, Source, opener
 from mlserve.tuning.prediction.predict import open_predictor
 from mlserve.tuning.setting import Setting
+from mlserve.tuning.slots import shared_plan, slot_of
 
 OBJECTIVE = Objective(percentile=0.99, limit_s=0.02, max_errors=0.001)
 RATE_PER_S = 200.0
@@ -322,7 +322,7 @@ def together(bench: Bench, numbers: Sequence[int], folder: Path, runs: Calibrate
                         label=label_of(setting, bench.space.settings),
                     )
                 )
-            faults = [fault for fault in runs.both(loads, slot_s, lambda _: None) if fault is not None]
+            faults = [fault for fault in runs.at_once(loads, slot_s, lambda _: None) if fault is not None]
         if faults:
             raise faults[0]
     found = {number: read_recorded(place) for number, place in places.items()}

@@ -28,10 +28,10 @@ from mlserve.runs.load import Plan, Protocol
 from mlserve.runs.machine import read_machine
 from mlserve.runs.samples import read_samples
 from mlserve.stats import quantile
-from mlserve.tuning.gating.calibrated import CalibratedRuns, SideLoad
-from mlserve.tuning.gating.turn import shared_plan, slot_of
+from mlserve.tuning.calibrated import CalibratedRuns, SideLoad
 from mlserve.tuning.measuring import read_recorded
 from mlserve.tuning.serving import ServerOptions, file_subject, serving
+from mlserve.tuning.slots import shared_plan, slot_of
 
 LAYERS = 600
 PERCENTILES = (0.5, 0.9)
@@ -96,7 +96,7 @@ def _pair(runs: CalibratedRuns, model: Path, plan: Plan, folder: Path, way: str)
             subject_of = partial(_always, file_subject(served, model, "rest", PayloadWish()))
             loads.append(SideLoad(subject_of=subject_of, plan=shared, folder=place, label=place.name))
         if way == "in turns":
-            for fault in runs.both(loads, slot_s, lambda _: None):
+            for fault in runs.at_once(loads, slot_s, lambda _: None):
                 if fault is not None:
                     raise fault
         else:

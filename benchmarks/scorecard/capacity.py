@@ -14,6 +14,8 @@ _QUIET_PER_S = 20.0
 _FIRST_PER_S = 200.0
 _GROWTH = 2.0
 _HALVINGS = 3
+# One quick second is no capacity: what was found has to hold for so many steps more, or a little less does.
+_STEPS_HELD, _LESS, _MOST_TIMES_LESS = 3, 0.9, 10
 # Below a millisecond the machine's own hiccups are ten times the p50.
 _LEAST_BOUND_S = 0.01
 # The driver itself falls behind from there on.
@@ -48,7 +50,8 @@ def find_capacity(
     halvings: int = _HALVINGS,
     most_per_s: float = 20_000.0,
 ) -> Capacity:
-    """Doubles the rate until the server does not keep up, then halves the gap `halvings` times, `step_s` at each rate.
+    """Doubles the rate until the server does not keep up, then halves the gap `halvings` times, `step_s` at each rate;
+    what it kept up with it has to keep up with for longer.
 
     `like` says how is asked; its rate and duration are not used. Raises ValueError when even the unloaded server does
     not answer everything rightly.
@@ -61,17 +64,30 @@ def find_capacity(
     best, held = quiet, _QUIET_PER_S
     rate, too_much = first_per_s, 0.0
     for _ in range(20):
-        driven = _at(endpoints, like, rate, step_s)
-        if not keeps_up(driven, bound_s):  # a second time, for other work on the machine disturbs, too
-            driven = _at(endpoints, like, rate, step_s)
-        if keeps_up(driven, bound_s):
+        driven = _kept_up(endpoints, like, rate, step_s, bound_s)
+        if driven is not None:
             best, held = driven, rate
         else:
             too_much = rate
         if rate >= most_per_s or (too_much and too_much / held < _GROWTH ** (1.01 / 2**halvings)):
             break
         rate = min(held * _GROWTH, most_per_s) if not too_much else (held * too_much) ** 0.5
+    for _ in range(_MOST_TIMES_LESS):
+        steady = _kept_up(endpoints, like, held, _STEPS_HELD * step_s, bound_s)
+        if steady is not None:
+            best = steady
+            break
+        held = max(_LESS * held, _QUIET_PER_S)
     return Capacity(held, p50_s, best.quantile_s(0.99), best.cpu_share, best.cpu_share > _DRIVER_FULL)
+
+
+def _kept_up(endpoints: Endpoints, like: Load, per_s: float, seconds: float, bound_s: float) -> Driven | None:
+    """The load that the server kept up with, None for none of two: other work on the machine disturbs, too."""
+    for _ in range(2):
+        driven = _at(endpoints, like, per_s, seconds)
+        if keeps_up(driven, bound_s):
+            return driven
+    return None
 
 
 def keeps_up(driven: Driven, bound_s: float) -> bool:

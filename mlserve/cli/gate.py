@@ -322,7 +322,7 @@ def _live_gate(
     from mlserve.report.gating.rate_resolution import resolution_for
     from mlserve.tuning.evidence import parse_slo
     from mlserve.tuning.gating.asked import LiveGate
-    from mlserve.tuning.gating.turn import slot_of
+    from mlserve.tuning.slots import slot_of
 
     told = [
         side if side.options is None else msgspec.structs.replace(side, options=with_cores(side.options, plan))

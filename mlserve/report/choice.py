@@ -46,9 +46,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     help. `figure` names what `value`s are: requests/s, good answers/s, seconds, price or machine seconds of 1,000
     requests, joules.
 
-    `flip` is the probability that the runner-up is better after all, by what was measured; None where there is none, or
-    nothing tells. `importance` is the share of the variance over all settings that each knob explains by itself.
-    `near` of `compared` predictions were within 20% of what was measured.
+    `flip` is the probability that the runner-up is better after all, by all that is believed of both; None where there
+    is none, or nothing tells. `importance` is the share of the variance over all settings that each knob explains by
+    itself. `near` of `compared` predictions were within 20% of what was measured.
     """
 
     pick: Tried | None

@@ -124,3 +124,19 @@ class Quiet:
 
     def of(self, what):
         return [said for kind, said in self.told if kind == what]
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+class Clock:
+    """Time that passes by a second whenever somebody looks."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        self.now_s += 1.0
+        return self.now_s

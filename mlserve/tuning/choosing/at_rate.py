@@ -1,7 +1,7 @@
 """Which setting to try next at a rate that is given, and when enough is known. Pure.
 
 Short runs go to the setting that is expected to gain most over the best so far, by what is believed of all; where the
-two best cannot be told apart, longer runs decide; one of fresh arrivals confirms the winner.
+best cannot be told apart, longer runs of them decide, made at once in turns; one of fresh arrivals confirms the winner.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 
 from mlserve.stats import Floats
 from mlserve.tuning.choosing.attempt import Attempt, Fidelity, Trial
-from mlserve.tuning.choosing.belief import Belief, Seen, believe, expected_gain, resemblance
+from mlserve.tuning.choosing.belief import MOMENT, Belief, Seen, believe, expected_gain, resemblance
 from mlserve.tuning.choosing.contest import Contest
 from mlserve.tuning.choosing.standing import (
     SPENT,
@@ -30,18 +30,21 @@ __all__ = ["believed_latency", "believed_loss", "met_settings", "next_at_rate"]
 
 _WORTH_TRYING = 0.005
 """An expected gain below this share is none: nobody would notice it."""
-_CLOSE = 0.02
-"""Two settings that differ by less than this share are as good as each other."""
 _LITTLE_HOPE, _FEWEST_TRIED = 0.02, 3
-_FLIP = 0.2
-# What a setting's latency differs by from run to run, and how far beyond the limit a latency without end lies.
-_RUN_TO_RUN, _FAR = 0.04, 3.0
+# More servers at once take more memory, and each has a smaller part of the time.
+_MOST_RIVALS = 2
+# Requests queue less where loads take turns, so that such runs tell how settings compare, and little else.
+_IN_TURNS = 0.15
+# How far beyond the limit a latency without end lies.
+_FAR = 3.0
 # The first measurement tells what a prediction of energy is counted in.
 _UNKNOWN_SCALE = 2.0
 
 
 def next_at_rate(contest: Contest, attempts: Sequence[Attempt], *, hurry: bool) -> Trial | Settled:
     """The run to make after `attempts`, or what they come to. `hurry`: nothing new is begun, the best is confirmed."""
+    if attempts and (beside := attempts[-1].trial.next_beside) is not None:
+        return beside
     again = died(attempts) or blamed(attempts)
     if again is not None and not hurry:
         return again
@@ -49,7 +52,7 @@ def next_at_rate(contest: Contest, attempts: Sequence[Attempt], *, hurry: bool) 
     met = met_settings(attempts)
     found = None if hurry else _untried(contest, attempts, loss, met) or _undecided(contest, attempts, loss, met)
     if found is not None:
-        return Trial(number=found[0], rate_per_s=_rate(contest), fidelity=found[1], why=found[2])
+        return found
     if not met:
         return Settled(number=None, why="nothing meets the objective" if not hurry else SPENT)
     order = loss.mean + 1e-3 * believed_latency(contest, attempts).mean
@@ -79,12 +82,16 @@ def met_settings(attempts: Sequence[Attempt]) -> list[int]:
 def believed_latency(contest: Contest, attempts: Sequence[Attempt]) -> Belief:
     """Of the logarithm of the objective's percentile at the aim's rate."""
     seen = []
-    for one in attempts:
+    moment = 0
+    for place, one in enumerate(attempts):
+        moment = moment if one.in_turns and place and attempts[place - 1].trial.beside else place
         if one.failure or one.blame:
             continue
-        endless = one.percentile_s is None
-        value = _FAR * contest.aim.objective.limit_s if one.percentile_s is None else one.percentile_s
-        seen.append(Seen(one.number, math.log(value), 0.5 if endless else math.hypot(one.error, _RUN_TO_RUN)))
+        if one.percentile_s is None:
+            seen.append(Seen(one.number, math.log(_FAR * contest.aim.objective.limit_s), 0.5))
+        else:
+            common = _IN_TURNS if one.in_turns else MOMENT
+            seen.append(Seen(one.number, math.log(one.percentile_s), one.error, common, moment))
     return believe(contest.log_latency_s(), resemblance(contest.settings), seen)
 
 
@@ -93,7 +100,7 @@ def believed_loss(contest: Contest, attempts: Sequence[Attempt]) -> Belief:
     match contest.aim.goal:
         case "cost":
             cores = [float(contest.cores_of(number)) for number in range(len(contest.predictions))]
-            return Belief(np.log(cores), np.full(len(cores), 1e-6))
+            return Belief(np.log(cores), 1e-12 * np.eye(len(cores)))
         case "energy":
             seen = [Seen(one.number, math.log(one.joules_a_request), 0.1) for one in attempts if one.joules_a_request]
             return believe(contest.log_energy_j(), resemblance(contest.settings) + _UNKNOWN_SCALE**2, seen)
@@ -105,9 +112,7 @@ def _rate(contest: Contest) -> float:
     return contest.aim.rate_per_s
 
 
-def _untried(
-    contest: Contest, attempts: Sequence[Attempt], loss: Belief, met: Sequence[int]
-) -> tuple[int, Fidelity, str] | None:
+def _untried(contest: Contest, attempts: Sequence[Attempt], loss: Belief, met: Sequence[int]) -> Trial | None:
     """A short run of the setting that promises most."""
     tried = {one.number for one in attempts}
     left = np.array([number not in tried for number in range(len(contest.predictions))])
@@ -118,9 +123,9 @@ def _untried(
     gain[~left] = -1.0
     best = int(np.argmax(gain))
     if not met and (hope[best] >= _LITTLE_HOPE or len(tried) < _FEWEST_TRIED):
-        return best, "short", "looking for one that meets it"
+        return _trial(contest, best, "short", "looking for one that meets it")
     if met and gain[best] > _WORTH_TRYING:
-        return best, "short", "may be better"
+        return _trial(contest, best, "short", "may be better")
     return None
 
 
@@ -132,17 +137,24 @@ def _gain(contest: Contest, loss: Belief, hope: Floats, met: Sequence[int]) -> F
     return gain if contest.aim.goal == "latency" else gain * hope
 
 
-def _undecided(
-    contest: Contest, attempts: Sequence[Attempt], loss: Belief, met: Sequence[int]
-) -> tuple[int, Fidelity, str] | None:
-    """A long run of one of the two best, where they may as well be the other way round."""
-    if contest.aim.goal == "cost" or len(met) < 2:
+def _undecided(contest: Contest, attempts: Sequence[Attempt], loss: Belief, met: Sequence[int]) -> Trial | None:
+    """Long runs of the best and of those that may as well be better, each of which has one: for the latency, where what
+    tells them apart is less than what a machine differs by from run to run, at once.
+    """
+    fit = sorted((one for one in met if not spoilt(one, attempts)), key=lambda number: float(loss.mean[number]))
+    if contest.aim.goal == "cost" or len(fit) < 2:
         return None
-    first, second = sorted(met, key=lambda number: float(loss.mean[number]))[:2]
-    apart = float(loss.mean[second] - loss.mean[first])
-    unsure = math.hypot(loss.spread[first], loss.spread[second])
-    if apart < _CLOSE or 0.5 * math.erfc(apart / unsure / math.sqrt(2)) < _FLIP:
-        return None
+    best, *others = fit
+    gain = expected_gain(loss.over(best), 0.0)
+    rivals = [number for number in others if gain[number] > _WORTH_TRYING][:_MOST_RIVALS]
     longer = {one.number for one in attempts if one.trial.fidelity != "short"}
-    shorter = [number for number in (first, second) if number not in longer and not spoilt(number, attempts)]
-    return (shorter[0], "long", "the two best are close") if shorter else None
+    new = [number for number in (best, *rivals) if number not in longer]
+    if not set(new) & set(rivals):
+        return None
+    if contest.aim.goal == "latency":
+        return _trial(contest, best, "long", "the best are close", beside=tuple(rivals))
+    return _trial(contest, new[0], "long", "the best are close")
+
+
+def _trial(contest: Contest, number: int, fidelity: Fidelity, why: str, beside: tuple[int, ...] = ()) -> Trial:
+    return Trial(number=number, rate_per_s=_rate(contest), fidelity=fidelity, why=why, beside=beside)

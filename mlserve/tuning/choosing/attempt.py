@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from mlserve.report.measurement import Recorded
+from mlserve.runs.load import Bursts
 from mlserve.stats import bootstrap_interval, quantile_of
 from mlserve.tuning.choosing.aim import Aim
 from mlserve.tuning.evidence import conclude, weigh
@@ -24,12 +25,23 @@ _RESAMPLES = 500
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that is to be made: of the setting `number`, at `rate_per_s`. `why` is one of a few words."""
+    """A run that is to be made: of the setting `number`, at `rate_per_s`. `why` is one of a few words.
+
+    The runs of the settings `beside` are made at once with it, in turns; they are the trials that come next.
+    """
 
     number: int
     rate_per_s: float
     fidelity: Fidelity
     why: str = ""
+    beside: tuple[int, ...] = ()
+
+    @property
+    def next_beside(self) -> "Trial | None":
+        """The next of those that are made at once, None after the last."""
+        if not self.beside:
+            return None
+        return msgspec.structs.replace(self, number=self.beside[0], beside=self.beside[1:])
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +53,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     where the machine does not tell. `seconds` is what the run took with everything. `blame` says why a run that missed
     shows the generator, or one that was to confirm other work, and not the server; `failure` why there is no run, and
     `died` whether that is because the server's process ended. `generator_cpu` is the share of a core that the busiest
-    generator used. `past`: the search has ended since without a proof, and what confirms may be tried as often again.
+    generator used. `in_turns`: it shared its time with the runs beside it, which count no seconds of their own but for
+    the first. `past`: the search has ended since without a proof, and what confirms may be tried as often again.
     """
 
     trial: Trial
@@ -67,6 +80,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     failure: str = ""
     died: bool = False
     generator_cpu: float = 0.0
+    in_turns: bool = False
     past: bool = False
 
     @property
@@ -122,6 +136,7 @@ def judge_attempt(trial: Trial, recorded: Recorded, aim: Aim, seconds: float) ->
         why="memory" if too_large else verdict.why,
         blame="" if verdict.met or not blamed else f"{blamed[0].name}: {blamed[0].found}",
         generator_cpu=run.counts.generator_cpu,
+        in_turns=isinstance(run.plan.shape, Bursts),
     )
 
 

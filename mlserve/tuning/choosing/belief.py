@@ -15,10 +15,12 @@ import numpy as np
 from mlserve.stats import Floats
 from mlserve.tuning.setting import Setting
 
-__all__ = ["Belief", "Seen", "believe", "expected_gain", "resemblance"]
+__all__ = ["MOMENT", "Belief", "Seen", "believe", "expected_gain", "resemblance"]
 
 # By how much, as a share, predictions err together, and what a knob's value adds to that.
 _ALL, _OWN = 0.25, 0.15
+MOMENT = 0.04
+"""By how much, as a share, a latency differs from run to run, whatever is measured: runs made at once share that."""
 # How many measurements the spreads that are known beforehand are worth.
 _TRUST = 2.0
 _SPREADS: Mapping[str, float] = {
@@ -31,18 +33,35 @@ _SPREADS: Mapping[str, float] = {
 
 
 class Seen(NamedTuple):
-    """A measurement of setting `number`: a logarithm, and its standard error."""
+    """A measurement of setting `number`: a logarithm, and its standard error.
+
+    Those with the same `moment` err together by `common` beside that; None for a measurement that shares it with none.
+    """
 
     number: int
     value: float
     error: float
+    common: float = 0.0
+    moment: int | None = None
 
 
 class Belief(NamedTuple):
-    """[n] each: mean and standard deviation of a logarithm."""
+    """Of logarithms: their mean [n] and their covariance [n, n]."""
 
     mean: Floats
-    spread: Floats
+    covariance: Floats
+
+    @property
+    def spread(self) -> Floats:
+        """[n] standard deviations."""
+        found: Floats = np.sqrt(np.maximum(np.diag(self.covariance), 1e-8))
+        return found
+
+    def over(self, number: int) -> "Belief":
+        """How much each lies above `number`."""
+        shared = self.covariance[number]
+        covariance = self.covariance - shared[:, None] - shared[None, :] + shared[number]
+        return Belief(self.mean - self.mean[number], covariance)
 
     def below(self, limit: float) -> Floats:
         """[n] the probability to be below `limit`."""
@@ -71,19 +90,27 @@ def resemblance(settings: Sequence[Setting]) -> Floats:
 
 def believe(foretold: Floats, covariance: Floats, seen: Sequence[Seen]) -> Belief:
     """What `seen` makes of what was `foretold` [n]."""
-    prior = np.sqrt(np.diag(covariance))
     if not seen:
-        return Belief(foretold, prior)
+        return Belief(foretold, covariance)
     numbers = [one.number for one in seen]
     surprise = np.array([one.value for one in seen]) - foretold[numbers]
-    noisy = covariance[np.ix_(numbers, numbers)] + np.diag([one.error**2 for one in seen])
+    noisy = covariance[np.ix_(numbers, numbers)] + _errors(seen)
     weights = np.linalg.solve(noisy, covariance[numbers])
     mean = foretold + weights.T @ surprise
-    variance = np.diag(covariance) - np.einsum("sn,sn->n", weights, covariance[numbers])
+    left = covariance - weights.T @ covariance[numbers]
     # Predictions may be worse than they use to be, which what was seen tells: one factor for all spreads.
     misfit = float(surprise @ np.linalg.solve(noisy, surprise))
     factor = max(1.0, (_TRUST + misfit) / (_TRUST + len(seen)))
-    return Belief(mean, np.sqrt(np.maximum(factor * variance, 1e-8)))
+    return Belief(mean, factor * left)
+
+
+def _errors(seen: Sequence[Seen]) -> Floats:
+    """[s, s] the covariance of the measurements' errors."""
+    moments = [-1 - place if one.moment is None else one.moment for place, one in enumerate(seen)]
+    together = np.equal.outer(moments, moments)
+    common = np.array([one.common for one in seen])
+    errors: Floats = together * np.outer(common, common) + np.diag([one.error**2 for one in seen])
+    return errors
 
 
 def expected_gain(belief: Belief, best: float) -> Floats:

@@ -18,6 +18,8 @@ __all__ = ["Pace", "choose", "next_trial"]
 
 # Stops a search that would go on for ever, whatever it was asked; as many more may confirm what it found.
 _MOST_ATTEMPTS = 500
+# Longer ones leave no time for others, and shorter ones have too few requests (1,500 simulated searches of each).
+_AT_ONCE = 1.5
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,9 +35,12 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
     def duration_s(self, trial: Trial, least_requests: int) -> float:
         """How long to measure. What confirms goes on until so many requests were surely due; others are a little longer
-        than planned where the rate is so low that too few would be seen.
+        than planned where the rate is so low that too few would be seen; of those that are made at once, each has its
+        part of a time that is a little longer than that of one.
         """
         planned_s = self.short_s if trial.fidelity == "short" else self.long_s
+        if trial.beside:
+            planned_s = max(self.short_s, _AT_ONCE * planned_s / (1 + len(trial.beside)))
         enough_s = _surely(least_requests) / trial.rate_per_s
         return max(planned_s, enough_s if trial.fidelity == "confirm" else min(enough_s, 2 * planned_s))
 
@@ -55,14 +60,15 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
         """Whether `trial` leaves time to confirm the best. One run is always made; what confirms may go over the budget
         by a long run.
         """
-        if not attempts:
+        if not attempts or attempts[-1].trial.beside:  # of runs that are made at once all are there
             return True
         left_s = self.budget_s - sum(one.seconds for one in attempts)
         confirm = msgspec.structs.replace(trial, fidelity="confirm")
         confirm_s = self.run_s(self.duration_s(confirm, least_requests), attempts)
         if trial.fidelity == "confirm":
             return confirm_s <= left_s + self.run_s(self.long_s, attempts)
-        return self.run_s(self.duration_s(trial, least_requests), attempts) + confirm_s <= left_s
+        runs_s = (1 + len(trial.beside)) * self.run_s(self.duration_s(trial, least_requests), attempts)
+        return runs_s + confirm_s <= left_s
 
 
 def choose(

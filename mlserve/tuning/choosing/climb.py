@@ -157,7 +157,7 @@ def _challenge(
 ) -> Trial | None:
     """Another setting above the leader's rate, whichever is expected to gain most; None where none is worth a run."""
     best = math.log(brackets[leader].passed_per_s) - float(handicap[leader])
-    gain = expected_gain(Belief(handicap - belief.mean, belief.spread), -best)
+    gain = expected_gain(Belief(handicap - belief.mean, belief.covariance), -best)
     needed = np.exp(best + handicap) * _ABOVE
     out, most = out_of_contest(attempts) | {leader}, held_per_s(attempts)
     for number in range(len(gain)):

@@ -23,18 +23,17 @@ from mlserve.tuning.setting import Setting
 __all__ = ["SimulatedSystem"]
 
 _CORES = 2
-_RUN_TO_RUN = 0.03
 
 
 class SimulatedSystem:
     """60 settings. Each serves at most `capacity[i]` requests a second, and its latency at the percentile is
     `base_s[i] / (1 - rate / capacity[i])`, as behind one queue. Both are drawn from `seed`, the parts by which
     predictions err too: shared by a variant and by a protocol, and one of each setting's own, `error` times as large
-    as usual.
+    as usual. From run to run the machine differs by `run_to_run`, as a share; runs that are made at once share that.
     """
 
-    def __init__(self, seed: int, aim: Aim, pace: Pace, error: float = 1.0) -> None:
-        self.aim, self.pace = aim, pace
+    def __init__(self, seed: int, aim: Aim, pace: Pace, error: float = 1.0, run_to_run: float = 0.03) -> None:
+        self.aim, self.pace, self._run_to_run = aim, pace, run_to_run
         self._rng = np.random.default_rng(seed)
         self.settings = _settings()
         count = len(self.settings)
@@ -43,6 +42,7 @@ class SimulatedSystem:
         wrong = error * self._shared(0.2, 0.1, 0.08), error * self._shared(0.2, 0.1, 0.08)
         self._foretold = self.capacity * np.exp(wrong[0]), self.base_s * np.exp(wrong[1])
         self.spent_s, self.measured_s = 0.0, 0.0
+        self._machine, self._duration_s, self._beside = 0.0, 0.0, False
         assert count == 60
 
     def predict(self, settings: Sequence[Setting], objective: Objective, rate_per_s: float | None) -> list[Prediction]:
@@ -74,13 +74,18 @@ class SimulatedSystem:
         return Contest(predictions=tuple(predictions), aim=self.aim, cores=_CORES)
 
     def attempt(self, trial: Trial, number: int) -> Attempt:
-        """A run: the truth, and chance, which is less the more requests it has."""
-        duration_s = self.pace.duration_s(trial, 459)
+        """A run: the truth, and chance, which is less the more requests it has, and what the machine did then."""
+        in_turns = self._beside or bool(trial.beside)
+        if not self._beside:
+            self._machine = self._rng.normal(0.0, self._run_to_run)
+            self._duration_s = self.pace.duration_s(trial, 459)
+        self._beside = bool(trial.beside)
+        duration_s = self._duration_s
         objective = self.aim.objective
         latency_s = self.latency_s(trial.number, trial.rate_per_s)
         requests = max(10, round(trial.rate_per_s * duration_s))
         error = 0.3 / math.sqrt(requests * (1 - objective.percentile))
-        found_s = latency_s * math.exp(self._rng.normal(0.0, math.hypot(error, _RUN_TO_RUN)))
+        found_s = latency_s * math.exp(self._machine + self._rng.normal(0.0, error))
         met = found_s <= objective.limit_s
         # A run of which the outcome is plain is ended early.
         clear = not 0.5 < found_s / objective.limit_s < 2 and self.aim.rate_per_s is None
@@ -101,6 +106,7 @@ class SimulatedSystem:
             good_per_s=trial.rate_per_s if met else 0.0,
             requests=requests,
             valid=True,
+            in_turns=in_turns,
         )
 
     def latency_s(self, number: int, rate_per_s: float) -> float:

@@ -93,11 +93,16 @@ def refuted(number: int, attempts: Sequence[Attempt]) -> float:
 
 def proof_of(attempts: Sequence[Attempt], number: int | None) -> list[Attempt]:
     """The runs of a setting that met the objective at rates that nothing refuted, the best proof last: what confirms
-    stands behind the others, and of that what is VALID.
+    stands behind the others, and of that what is VALID; what had the machine to itself stands behind what shared it.
     """
     below_per_s = math.inf if number is None else refuted(number, attempts)
     met = [one for one in attempts if one.number == number and one.met and one.rate_per_s < below_per_s]
-    return sorted(met, key=lambda one: (one.trial.fidelity == "confirm", one.trial.fidelity == "confirm" and one.valid))
+    return sorted(met, key=_weight)
+
+
+def _weight(one: Attempt) -> tuple[bool, bool, bool]:
+    confirms = one.trial.fidelity == "confirm"
+    return confirms, confirms and one.valid, not one.in_turns
 
 
 def confirming(number: int, rate_per_s: float, attempts: Sequence[Attempt]) -> Trial | Settled:

@@ -19,7 +19,9 @@ from mlserve.runs.load import Plan
 from mlserve.runs.run import RUN_FILE
 from mlserve.runs.samples import Samples
 from mlserve.stats import minimum_samples
+from mlserve.tuning.calibrated import CalibratedRuns, Runs
 from mlserve.tuning.campaign import is_finished, make_room, open_campaign
+from mlserve.tuning.choosing.at_once import made_at_once
 from mlserve.tuning.choosing.attempt import Attempt, Trial, failed_attempt, judge_attempt
 from mlserve.tuning.choosing.choose import Pace, next_trial
 from mlserve.tuning.choosing.contest import Contest, label_of
@@ -29,7 +31,7 @@ from mlserve.tuning.choosing.servers import Servers
 from mlserve.tuning.choosing.space import Space
 from mlserve.tuning.choosing.verdict import best_so_far, conclude_search
 from mlserve.tuning.find_max import Judge
-from mlserve.tuning.measuring import Measure, measure_run, read_recorded
+from mlserve.tuning.measuring import read_recorded
 from mlserve.tuning.opening import Opens
 from mlserve.tuning.setting import Setting
 
@@ -59,14 +61,12 @@ class Tuning:
     Raises UsageError where the folder holds another search, or none that can be read.
     """
 
-    def __init__(
-        self, search: Search, pace: Pace, directory: Path, opens: Opens, measure: Measure = measure_run
-    ) -> None:
+    def __init__(self, search: Search, pace: Pace, directory: Path, opens: Opens, runs: Runs | None = None) -> None:
         self.attempts: list[Attempt] = []
         self.left_out: dict[str, str] = {}
         self.settled: Settled | None = None
         self._search, self._pace, self._directory = search, pace, directory
-        self._opens, self._measure = opens, measure
+        self._opens, self._runs = opens, runs or CalibratedRuns()
         open_campaign(directory, SEARCH_FILE, search)
         _sweep(directory)
         self._before = read_record(directory)
@@ -135,7 +135,7 @@ class Tuning:
 
     def verdict(self) -> Verdict:
         """What is known by now."""
-        return conclude_search(self.contest, self.attempts, self.settled, self.read)
+        return conclude_search(self.contest, self.attempts, self.settled)
 
     def keep(self) -> Verdict | None:
         """The verdict of a search that was cut short, written as that of one that ended is.
@@ -193,10 +193,14 @@ class Tuning:
         began_s = time.monotonic()
         watcher.begins(trial, self._label(trial.number), self.spent_s)
         setting, plan = self.contest.settings[trial.number], self._plan(trial, number)
+        if len(at_once := self._at_once(trial)) > 1:
+            servers.close()
+            if made_at_once(at_once, plan, self._opens, self._runs, watcher.moves):
+                return judge_attempt(trial, self.read(name), self._search.aim, time.monotonic() - began_s)
         make_room(folder)
         fault = ""
         try:
-            self._measure(servers.open(setting), plan, folder, name, watcher.moves, self._decide(trial, plan))
+            self._runs.one(servers.open(setting), plan, folder, name, watcher.moves, self._decide(trial, plan))
         except UsageError:
             raise  # every run would say so
         except MlserveError as error:
@@ -208,6 +212,20 @@ class Tuning:
             _write_failure(folder, failed)
             return failed_attempt(trial, name, failed.reason, time.monotonic() - began_s, died=failed.died)
         return judge_attempt(trial, self.read(name), self._search.aim, time.monotonic() - began_s)
+
+    def _at_once(self, trial: Trial) -> dict[Path, Setting]:
+        """The folders of the runs to make at once, beginning with `trial`; of those there are some of already, each is
+        made by itself.
+        """
+        if self.attempts and self.attempts[-1].trial.beside:
+            return {}
+        found: dict[Path, Setting] = {}
+        one: Trial | None = trial
+        while one is not None:
+            setting = self.contest.settings[one.number]
+            found[self._directory / _folder(len(self.attempts) + len(found), one, setting)] = setting
+            one = one.next_beside
+        return found
 
     def _plan(self, trial: Trial, number: int) -> Plan:
         objective = self._search.aim.objective

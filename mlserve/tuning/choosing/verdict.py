@@ -1,13 +1,12 @@
 """What a search found, and how sure that is. Pure functions of its attempts and of the runs they left."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlserve.report.choice import NEAR, Tried, Verdict
-from mlserve.report.measurement import Recorded
-from mlserve.stats import Floats, quantile_of, ratio_interval
 from mlserve.tuning.choosing.at_rate import believed_latency, believed_loss, met_settings
 from mlserve.tuning.choosing.attempt import Attempt
 from mlserve.tuning.choosing.belief import Belief
@@ -16,17 +15,17 @@ from mlserve.tuning.choosing.contest import Contest, label_of
 from mlserve.tuning.choosing.standing import SPENT, Settled, is_confirmed, out_of_contest, proof_of
 from mlserve.tuning.choosing.words import blamed_words, missed_words, needed_words, unmeasured_words
 
+if TYPE_CHECKING:
+    from mlserve.stats import Floats
+
 __all__ = ["best_so_far", "chance_of_flip", "conclude_search", "importance"]
 
-_RESAMPLES = 1000
 # The variance of logarithms that differ by 1%.
 _ALIKE = 1e-4
 
 
-def conclude_search(
-    contest: Contest, attempts: Sequence[Attempt], settled: Settled | None, read: Callable[[str], Recorded]
-) -> Verdict:
-    """What `attempts` come to; `settled` is None where the search was cut short. `read` gives the run of a folder."""
+def conclude_search(contest: Contest, attempts: Sequence[Attempt], settled: Settled | None) -> Verdict:
+    """What `attempts` come to; `settled` is None where the search was cut short."""
     settled = settled or _cut_short(contest, attempts)
     belief = believed_rate(contest, attempts) if contest.seeks_rate else believed_latency(contest, attempts)
     pick = settled.number
@@ -45,7 +44,7 @@ def conclude_search(
         figure=_figure(contest),
         why=settled.why,
         runner_up=runner_up,
-        flip=chance_of_flip(contest, attempts, chosen.number, runner_up.number, read) if chosen and runner_up else None,
+        flip=chance_of_flip(contest, attempts, chosen.number, runner_up.number) if chosen and runner_up else None,
         tried=tuple(order),
         untried=unmeasured_words(contest, attempts, belief),
         importance=importance(contest.knobs(), belief),
@@ -74,46 +73,22 @@ def importance(knobs: Mapping[str, Sequence[str]], belief: Belief) -> dict[str, 
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def chance_of_flip(
-    contest: Contest, attempts: Sequence[Attempt], pick: int, other: int, read: Callable[[str], Recorded]
-) -> float | None:
-    """How likely `other` is better than `pick`, from what was measured.
+def chance_of_flip(contest: Contest, attempts: Sequence[Attempt], pick: int, other: int) -> float | None:
+    """How likely `other` is better than `pick`, by what is believed of both: what was foretold weighs as little as it
+    is known badly, runs that were made at once tell most, and none counts more for having been chosen by.
 
-    Where latency is the goal, by the block bootstrap over their runs; the pick's are only those that confirmed it, if
-    any, for the others were looked at to choose it. Else by what is believed of both.
+    None where the cost at a rate is the goal: that is known, not measured.
     """
     if contest.seeks_rate:
         belief, sign = believed_rate(contest, attempts), -1.0
         offset = contest.handicap()
-    else:
-        if contest.aim.goal == "latency":
-            return _bootstrapped(contest, attempts, pick, other, read)
-        if contest.aim.goal == "cost":  # it is known, not measured
-            return None
-        belief, sign, offset = believed_loss(contest, attempts), 1.0, np.zeros(len(contest.predictions))
-    ahead = sign * float((belief.mean - offset)[other] - (belief.mean - offset)[pick])
-    unsure = math.hypot(belief.spread[pick], belief.spread[other])
-    return 0.5 * math.erfc(ahead / unsure / math.sqrt(2))
-
-
-def _bootstrapped(
-    contest: Contest, attempts: Sequence[Attempt], pick: int, other: int, read: Callable[[str], Recorded]
-) -> float | None:
-    """The share of re-drawn ratios other/pick below 1: where the interval's lower end is 1, its tail is that share."""
-    ours = [one for one in attempts if one.number == pick and not one.failure]
-    ours = [one for one in ours if one.trial.fidelity == "confirm"] or ours
-    theirs = [one for one in attempts if one.number == other and not one.failure]
-    sides = [[read(one.folder).latency_blocks for one in side] for side in (ours, theirs)]
-    if any(sum(map(len, side)) < 2 for side in sides):
+    elif contest.aim.goal == "cost":
         return None
-    low, high = 0.0, 1.0
-    while high - low > 0.01:
-        tail = (low + high) / 2
-        statistic = quantile_of(contest.aim.objective.percentile)
-        ends = ratio_interval(sides[0], sides[1], statistic, confidence=abs(1 - 2 * tail), resamples=_RESAMPLES)
-        end = ends[0] if tail <= 0.5 else ends[1]
-        low, high = (tail, high) if end < 1 else (low, tail)
-    return (low + high) / 2
+    else:
+        belief, sign, offset = believed_loss(contest, attempts), 1.0, np.zeros(len(contest.predictions))
+    over = belief.over(pick)
+    ahead = sign * float(over.mean[other] - offset[other] + offset[pick])
+    return 0.5 * math.erfc(ahead / float(over.spread[other]) / math.sqrt(2))
 
 
 def best_so_far(contest: Contest, attempts: Sequence[Attempt]) -> int | None:
@@ -163,7 +138,8 @@ def _tried(contest: Contest, attempts: Sequence[Attempt], number: int, pick: int
         measured = math.sqrt(bracket.passed_per_s * bracket.failed_per_s) if bracket and whole else None
         predicted: float | None = prediction.max_rate_per_s
     else:
-        measured = next((one.percentile_s for one in reversed(ran) if one.percentile_s), None)
+        by_itself = [one for one in ran if not one.in_turns] or ran
+        measured = next((one.percentile_s for one in reversed(by_itself) if one.percentile_s), None)
         predicted = prediction.objective_s if math.isfinite(prediction.objective_s) else None
     if contest.seeks_rate:
         met = last is not None and bracket is not None and bracket.passed_per_s > 0

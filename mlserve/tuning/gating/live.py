@@ -15,9 +15,9 @@ from mlserve.report.gating.calibration import GateCalibration
 from mlserve.report.gating.decision import broken, decide_pairs, with_hiccups
 from mlserve.report.gating.figures import KeptFigures
 from mlserve.report.gating.result import GateResult
+from mlserve.tuning.calibrated import CalibratedRuns, Runs
 from mlserve.tuning.campaign import open_campaign
 from mlserve.tuning.gating.asked import GATE_FILE, LiveGate, check_gate
-from mlserve.tuning.gating.calibrated import CalibratedRuns, GateRuns
 from mlserve.tuning.gating.pairs import ENOUGH_BREAKS, Budget, Pairs, Watcher
 from mlserve.tuning.gating.servers import OpensSide, Servers
 from mlserve.tuning.gating.turn import Turn
@@ -36,7 +36,7 @@ def run_gate(
     budget_s: float,
     *,
     calibration: GateCalibration | None = None,
-    runs: GateRuns | None = None,
+    runs: Runs | None = None,
     now_s: Callable[[], float] = time.monotonic,
 ) -> GateResult:
     """Measures into `directory` what is not there yet, and decides.

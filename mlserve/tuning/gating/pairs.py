@@ -14,14 +14,15 @@ from mlserve.report.gating.evidence import Pair
 from mlserve.report.gating.result import GateResult
 from mlserve.report.measurement import Recorded
 from mlserve.runs.load import Plan
+from mlserve.tuning.calibrated import Runs, SideLoad
 from mlserve.tuning.campaign import is_finished, make_room
 from mlserve.tuning.gating.asked import LiveGate
-from mlserve.tuning.gating.calibrated import GateRuns, SideLoad
 from mlserve.tuning.gating.highest_rate import RateSearch
 from mlserve.tuning.gating.servers import Servers, SideBroke
 from mlserve.tuning.gating.side import Side
-from mlserve.tuning.gating.turn import SIDES, Turn, pair_plan, shared_plan
+from mlserve.tuning.gating.turn import SIDES, Turn, pair_plan
 from mlserve.tuning.measuring import read_recorded
+from mlserve.tuning.slots import shared_plan
 
 __all__ = ["ENOUGH_BREAKS", "Budget", "Course", "Pairs", "Watcher"]
 
@@ -96,7 +97,7 @@ class Pairs:
         directory: Path,
         servers: Servers,
         watcher: Watcher,
-        runs: GateRuns,
+        runs: Runs,
     ) -> None:
         self._asked, self._directory, self._servers = asked, directory, servers
         self._watcher, self._runs = watcher, runs
@@ -182,7 +183,7 @@ class Pairs:
                 make_room(folder)
                 label = self._side(side).name
                 loads.append(SideLoad(subject_of=subject_of, plan=plan, folder=folder, label=label))
-            raised = self._runs.both(loads, self._asked.slot_s, self._watcher.moves)
+            raised = self._runs.at_once(loads, self._asked.slot_s, self._watcher.moves)
         for side, error in zip(folders, raised, strict=True):
             if error is not None:
                 with self._servers.blaming(side):

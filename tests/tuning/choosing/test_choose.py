@@ -2,7 +2,6 @@
 
 import math
 from itertools import islice
-from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -26,13 +25,13 @@ STEPS = 9
 SEEDS = 6
 
 
-def search(seed, goal, rate_per_s=None, budget_share=0.1, error=1.0):
+def search(seed, goal, rate_per_s=None, budget_share=0.1, **unlike):
     """What a search with a tenth of the exhaustive time found in a system of 60 settings: (end, system, attempts)."""
     whole = Pace(budget_s=math.inf, overhead_s=4.0)
     each_s = whole.warm_up_s + whole.long_s + whole.overhead_s
     exhaustive_s = 60 * each_s * (STEPS if rate_per_s is None else 1)
     pace = Pace(budget_s=budget_share * exhaustive_s, overhead_s=4.0)
-    system = SimulatedSystem(seed, Aim(objective=P99, goal=goal, rate_per_s=rate_per_s), pace, error)
+    system = SimulatedSystem(seed, Aim(objective=P99, goal=goal, rate_per_s=rate_per_s), pace, **unlike)
     attempts, end = list(choose(system.contest(), pace, system.attempt))[-1]
     assert sum(one.seconds for one in attempts) <= budget_share * exhaustive_s + each_s
     return end, system, attempts
@@ -60,13 +59,25 @@ def test_the_cheapest_rate_counts_the_cores_that_it_takes():
 def test_at_a_rate_the_pick_is_mostly_within_5_percent_and_the_rest_near():
     """A p99 of so few requests is known to 4% at best, so that the nearest settings cannot all be told apart."""
     worse = []
-    for seed in range(2 * SEEDS):
+    for seed in range(100):
         end, system, _ = search(seed, "latency", 200.0)
         truth = [system.latency_s(number, 200.0) for number in range(60)]
         assert end.confirmed
         worse.append(truth[end.number] / min(truth) - 1)
     assert sum(found <= 0.05 for found in worse) >= 0.8 * len(worse)
     assert max(worse) < 0.3
+
+
+def test_a_machine_that_is_another_in_every_run_is_met_by_runs_at_once():
+    """By runs one after the other 62 of these 100 were within 5%."""
+    near, at_once = 0, 0
+    for seed in range(100):
+        end, system, attempts = search(seed, "latency", 200.0, run_to_run=0.15)
+        truth = [system.latency_s(number, 200.0) for number in range(60)]
+        near += truth[end.number] <= 1.05 * min(truth)
+        at_once += any(one.in_turns for one in attempts)
+    assert near >= 70
+    assert at_once >= 50
 
 
 def test_the_cheapest_setting_that_bears_a_rate_is_found_with_a_few_runs():
@@ -298,9 +309,9 @@ def test_where_nothing_was_picked_nothing_is_a_runner_up(contest):
     one = contest(("a", 0.005, 110.0), ("b", 0.006, 110.0), goal="throughput", rate_per_s=None)
     done = [ran(0, 100.0, True), ran(1, 90.0, True)]
     nothing = Settled(number=None, why="no rate meets the objective")
-    assert conclude_search(one, done, nothing, None).runner_up is None
+    assert conclude_search(one, done, nothing).runner_up is None
     picked = msgspec.structs.replace(nothing, number=0, rate_per_s=100.0)
-    assert conclude_search(one, done, picked, None).runner_up.number == 1
+    assert conclude_search(one, done, picked).runner_up.number == 1
 
 
 def test_a_search_that_is_stopped_as_it_goes_on_keeps_what_was_confirmed(contest):
@@ -308,10 +319,10 @@ def test_a_search_that_is_stopped_as_it_goes_on_keeps_what_was_confirmed(contest
         two = contest(("a", 0.005, 110.0), ("b", 0.006, 110.0), goal=goal, rate_per_s=rate)
         proven = [ran(0, 100.0, True), ran(0, 100.0, True, fidelity="confirm")]
         better = [ran(0, 120.0, True), ran(1, 150.0, True)] if rate is None else [ran(1, 100.0, True, latency_s=0.001)]
-        found = conclude_search(two, [*proven, *better], None, lambda _: SimpleNamespace(latency_blocks=()))
+        found = conclude_search(two, [*proven, *better], None)
         assert (found.pick.number, found.confirmed, found.valid, found.rate_per_s) == (0, True, True, 100.0)
         assert found.pick.value == (100.0 if rate is None else 0.01)
         assert found.runner_up.number == 1
         assert found.why == "confirmed by a fresh run; the search was stopped as it went on"
         refuted = [ran(0, 100.0, False, fidelity="confirm")] * 2
-        assert not conclude_search(two, [*proven, *refuted], None, None).confirmed
+        assert not conclude_search(two, [*proven, *refuted], None).confirmed

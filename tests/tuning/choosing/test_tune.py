@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from mlserve.errors import EngineError, UsageError
+from mlserve.errors import BenchError, EngineError, UsageError
 from mlserve.report.measurement import read_runs
 from mlserve.runs.load import Plan
 from mlserve.runs.production import read_production, write_production
@@ -59,12 +59,14 @@ class Running(NamedTuple):
 
 class Servers:
     """Each version's own formula server, beside a process that stands for it. What was run is in `runs`; `stop_at`
-    raises at that run, and those `killed`, from 1, lose their process. `faults` are as FormulaServer has them.
+    raises at that run, and those `killed`, from 1, lose their process. `faults` are as FormulaServer has them. Runs
+    that are made at once are in `at_once_runs`, too; they break down unless there are `turns`.
     """
 
-    def __init__(self, make, stop_at=None, broken=(), killed=(), faults=None):
+    def __init__(self, make, stop_at=None, broken=(), killed=(), faults=None, service_s=SERVICE_S, turns=True):
         self._server, self._stop_at, self._broken, self._killed = make(faults=faults), stop_at, broken, killed
-        self.runs, self.foretold, self.opened = [], 0, []
+        self._service_s, self._turns = service_s, turns
+        self.runs, self.at_once_runs, self.foretold, self.opened = [], [], 0, []
 
     @contextmanager
     def opens(self, contender, options):
@@ -77,15 +79,24 @@ class Servers:
             finally:
                 process.kill()
 
-    def measure(self, subject_of, plan, folder, label, on_progress, decide):
+    def one(self, subject_of, plan, folder, label, on_progress, decide):
         if len(self.runs) == self._stop_at:
             (folder / "samples.arrow").write_bytes(b"")
             raise KeyboardInterrupt
         self.runs.append(label)
         if len(self.runs) in self._killed:
             os.kill(subject_of(plan.protocol).pids[0], signal.SIGKILL)
-        self._server.service_s = SERVICE_S[subject_of(plan.protocol).name]
+        self._server.service_s = self._service_s[subject_of(plan.protocol).name]
         return self._server.measure(subject_of, plan, folder, label, on_progress, decide)
+
+    def at_once(self, loads, slot_s, on_progress):
+        """As if they had taken turns: whoever breaks down ends all."""
+        if not self._turns:
+            return [BenchError("it broke down") for _ in loads]
+        self.at_once_runs.append([load.label for load in loads])
+        for load in loads:
+            self.one(load.subject_of, load.plan, load.folder, load.label, on_progress, None)
+        return [None for _ in loads]
 
     def predictor(self, settings):
         self.foretold += 1
@@ -100,7 +111,7 @@ class Servers:
             short_s=pace.short_s,
             long_s=pace.long_s,
         )
-        tuning = Tuning(search, pace, folder, self.opens, self.measure)
+        tuning = Tuning(search, pace, folder, self.opens, self)
         tuning.foretell(SPACE, self.predictor, 2, lambda _: None)
         return tuning
 
@@ -210,6 +221,51 @@ def test_what_cannot_be_served_is_left_behind_with_the_servers_own_words(tmp_pat
     assert (failed.label[:5], failed.why) == ("quick", "quick@1 does not load")
     again = servers(broken=["quick@1"])
     assert again.tuning(tmp_path / "out", at_100).run(quiet) == verdict
+
+
+ALIKE = {"service_s": SERVICE_S | {"quick@1": 0.00195}}
+
+
+def test_the_best_that_are_close_are_measured_at_once_and_that_decides(tmp_path, servers, quiet, at_100):
+    mine = servers(**ALIKE)
+    tuning = mine.tuning(tmp_path / "out", at_100)
+    verdict = tuning.run(quiet)
+    assert (verdict.pick.label[:5], verdict.runner_up.label[:5], verdict.confirmed) == ("quick", "other", True)
+    first, second = (one for one in tuning.attempts if one.in_turns)
+    assert mine.at_once_runs == [[first.folder, second.folder]]
+    assert (first.trial.beside, second.trial.beside) == ((second.number,), ())
+    plans = [tuning.read(one.folder).run.plan for one in (first, second)]
+    assert plans[0] == plans[1]
+    assert verdict.flip < 0.2
+    # What shared the machine is no figure of a setting that had it to itself.
+    other = next(one for one in verdict.tried if one.number == second.number)
+    alone = next(one for one in tuning.attempts if one.number == second.number and not one.in_turns)
+    assert (other.measured, other.value) == (alone.percentile_s, alone.percentile_s)
+    again = servers(**ALIKE)
+    assert again.tuning(tmp_path / "out", at_100).run(quiet) == verdict
+    assert again.runs == []
+
+
+def test_what_cannot_be_measured_at_once_is_measured_one_by_one(tmp_path, servers, quiet, at_100):
+    mine = servers(**ALIKE, turns=False)
+    tuning = mine.tuning(tmp_path / "out", at_100)
+    verdict = tuning.run(quiet)
+    assert (verdict.pick.label[:5], verdict.confirmed) == ("quick", True)
+    assert not any(one.in_turns for one in tuning.attempts)
+    assert [one.trial.fidelity for one in tuning.attempts].count("long") == 2
+
+
+def test_two_that_were_cut_short_at_once_are_made_again_at_once(tmp_path, servers, quiet, at_100):
+    whole = servers(**ALIKE)
+    there = whole.tuning(tmp_path / "whole", at_100).run(quiet)
+    together = whole.at_once_runs[0]
+    first = servers(**ALIKE, stop_at=whole.runs.index(together[1]))
+    with pytest.raises(KeyboardInterrupt):
+        first.tuning(tmp_path / "cut", at_100).run(quiet)
+    second = servers(**ALIKE)
+    found = second.tuning(tmp_path / "cut", at_100).run(quiet)
+    assert found.pick == there.pick
+    assert second.at_once_runs in ([together], [])
 
 
 def test_what_cannot_be_timed_is_left_out(tmp_path, servers, at_100):

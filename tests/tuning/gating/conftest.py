@@ -52,7 +52,7 @@ class TwoServers:
         self._fail(folder / "samples.parquet", self._failed.get(name, 0.0))
         return run
 
-    def both(self, loads, slot_s, on_progress):
+    def at_once(self, loads, slot_s, on_progress):
         """Both runs of a pair, as if they had taken turns: whoever breaks down ends both."""
         broken = [self._broken.get(load.folder.name) for load in loads]
         if any(broken):
@@ -90,25 +90,9 @@ class Told:
         self.courses.append(course)
 
 
-class Clock:
-    """Time that passes by a second whenever somebody looks."""
-
-    def __init__(self):
-        self.now_s = 0.0
-
-    def __call__(self):
-        self.now_s += 1.0
-        return self.now_s
-
-
 @pytest.fixture
 def told():
     return Told()
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

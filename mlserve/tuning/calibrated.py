@@ -1,5 +1,5 @@
-"""How the runs of a gate are measured: one by one, or both of a pair at once; the generators are calibrated now and
-then, and not before every run.
+"""How runs that are compared are measured: one by one, or several at once in turns; the generators are calibrated now
+and then, and not before every run.
 """
 
 import time
@@ -17,14 +17,14 @@ from mlserve.runs.run import Calibration, Run
 from mlserve.tuning.measuring import OnProgress
 from mlserve.tuning.opening import SubjectOf
 
-__all__ = ["CalibratedRuns", "GateRuns", "SideLoad"]
+__all__ = ["CalibratedRuns", "Runs", "SideLoad"]
 
 # A calibration takes 460 requests, which may be as long as the run that it is for.
 _HOLDS_S = 300.0
 
 
 class SideLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """One of two runs that are made at once: what is open, its plan, an empty folder, and what it is called."""
+    """One of the runs that are made at once: what is open, its plan, an empty folder, and what it is called."""
 
     subject_of: SubjectOf
     plan: Plan
@@ -32,8 +32,8 @@ class SideLoad(msgspec.Struct, frozen=True, kw_only=True):
     label: str
 
 
-class GateRuns(Protocol):
-    """Makes the runs of a gate."""
+class Runs(Protocol):
+    """Makes runs that are compared."""
 
     def one(
         self,
@@ -47,8 +47,10 @@ class GateRuns(Protocol):
         """A `Measure`: one run by itself."""
         ...
 
-    def both(self, loads: Sequence[SideLoad], slot_s: float, on_progress: OnProgress) -> Sequence[BaseException | None]:
-        """Those of a pair at once, of which each begins `slot_s` after the one before: what went wrong with each."""
+    def at_once(
+        self, loads: Sequence[SideLoad], slot_s: float, on_progress: OnProgress
+    ) -> Sequence[BaseException | None]:
+        """Several, of which each begins `slot_s` after the one before: what went wrong with each."""
         ...
 
 
@@ -76,8 +78,10 @@ class CalibratedRuns:
         asked = SideLoad(subject_of=subject_of, plan=plan, folder=folder, label=label)
         return self._run(asked, on_progress, decide, None)
 
-    def both(self, loads: Sequence[SideLoad], slot_s: float, on_progress: OnProgress) -> Sequence[BaseException | None]:
-        """See GateRuns. Progress is that of the last."""
+    def at_once(
+        self, loads: Sequence[SideLoad], slot_s: float, on_progress: OnProgress
+    ) -> Sequence[BaseException | None]:
+        """See Runs. Progress is that of the last."""
 
         def run(seat: Seat) -> None:
             tell = on_progress if seat.number == len(loads) - 1 else _tell_nobody
@@ -98,4 +102,4 @@ class CalibratedRuns:
 
 
 def _tell_nobody(_: Progress) -> None:
-    """Of two runs at once, one is followed."""
+    """Of runs at once, one is followed."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mlserve.bench.load.schedule import schedule
 from mlserve.runs.load import Plan, Ramp
-from mlserve.tuning.gating.turn import shared_plan, slot_of
+from mlserve.tuning.slots import shared_plan, slot_of
 
 plans = st.builds(
     Plan,

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from mlserve.runs.run import Calibration, Certificate
-from mlserve.tuning.gating.calibrated import CalibratedRuns
+from mlserve.tuning.calibrated import CalibratedRuns
 
 
 class Bench:
