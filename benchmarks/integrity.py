@@ -56,14 +56,14 @@ if __name__ == "__main__":
 _CROSSED = """
 import mlserve.serve.batching.batcher as batcher
 
-right = batcher._split
+right = batcher.split
 
 def crossed(tickets, outputs):
     results = right(tickets, outputs)
     answers = [answer for _, answer in results]
     return [(ticket, answers[position - 1]) for position, (ticket, _) in enumerate(results)]
 
-batcher._split = crossed
+batcher.split = crossed
 """
 
 
@@ -98,6 +98,8 @@ def serving(
         if not line:
             raise RuntimeError(f"the server ended with {process.wait(30)}: {log.read_text()}")
         told = json.loads(line)
+        if "Error in sitecustomize" in log.read_text():  # a control that controls nothing
+            raise RuntimeError(f"the fault could not be planted: {log.read_text()}")
         yield Endpoints(told["http"].removeprefix("http://"), told["grpc"])
     finally:
         process.send_signal(signal.SIGTERM)
@@ -164,11 +166,12 @@ def ask_all(
 def main() -> None:
     arguments = _arguments()
     console = Console()
-    control = make_questions(min(arguments.requests, 2000), seed=1)
+    ids = arguments.requests * CELLS
+    control = make_questions(min(arguments.requests, 2000), seed=1, ids=ids)
     questions = make_questions(arguments.requests)
     with tempfile.TemporaryDirectory(prefix="mlserve-integrity-") as name:
         folder = Path(name)
-        models = make_models(folder, arguments.requests * CELLS)
+        models = make_models(folder, ids)
         seen = _run(models, folder, control, arguments, "crossed on purpose", crossed=True)
         if not seen.total("crossed"):
             console.print("[bold red]nothing is shown:[/] no answer of a server that crosses them was caught")

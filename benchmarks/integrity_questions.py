@@ -78,8 +78,11 @@ class Answer(NamedTuple):
     fault: str = ""
 
 
-def make_questions(count: int, seed: int = 0) -> list[Question]:
-    """`count` questions of all kinds, in a random order of kinds; the same ones for the same seed."""
+def make_questions(count: int, seed: int = 0, ids: int = 0) -> list[Question]:
+    """`count` questions of all kinds, in a random order of kinds; the same ones for the same seed.
+
+    The model knows `ids` ids, 0 for those of these questions.
+    """
     rng = np.random.default_rng(seed)
     return [
         Question(
@@ -89,7 +92,7 @@ def make_questions(count: int, seed: int = 0) -> list[Question]:
             rows=rows,
             wide=wide,
             bad=bool(bad == 0 and not texts),
-            ids=count * CELLS,
+            ids=ids or count * CELLS,
         )
         for number, (texts, version, rows, wide, bad) in enumerate(
             zip(

@@ -168,7 +168,8 @@ def serving(
     """`mlserve serve ARGUMENTS...` on free ports, on its own cores; its log is in `folder`.
 
     `plant` is Python that every process of it runs first: a fault for a negative control, put in from outside.
-    Raises NotStarted. Whoever has stopped the server inside finds nothing done at the end; whatever is left is killed.
+    Raises NotStarted, and RuntimeError where the plant itself failed: that control would control nothing. Whoever has
+    stopped the server inside finds nothing done at the end; whatever is left is killed.
     """
     descriptor, name = tempfile.mkstemp(prefix="server-", suffix=".log", dir=folder)
     os.close(descriptor)
@@ -190,7 +191,10 @@ def serving(
         )
     below: list[psutil.Process] = []
     try:
-        yield Server(process, _first_document(process, log_path), log_path)
+        server = Server(process, _first_document(process, log_path), log_path)
+        if plant and "Error in sitecustomize" in server.log:
+            raise RuntimeError(f"the fault could not be planted: {server.log[:1000]}")
+        yield server
         below = _below(process)
         if process.poll() is None:
             process.terminate()

@@ -47,9 +47,10 @@ def test_64_clients_each_get_their_own_answers_and_bad_requests_fail_alone(integ
 def test_a_server_that_crosses_answers_is_caught_over_every_protocol(integrity, models, tmp_path):
     """The negative control: it also shows that these requests do share batches, for only there can answers cross."""
     with integrity.serving(models, tmp_path, crossed=True) as endpoints:
-        tally = integrity.ask_all(endpoints, integrity.make_questions(1000, seed=1), CLIENTS)
+        tally = integrity.ask_all(endpoints, integrity.make_questions(1000, 1, REQUESTS * integrity.CELLS), CLIENTS)
     assert {way for way, verdict in tally.counts if verdict == "crossed"} == {way.__name__ for way in integrity.WAYS}
     assert tally.total("lost") == 0
+    assert tally.total("crossed") > 100
 
 
 def test_no_two_questions_hold_the_same_value(integrity):

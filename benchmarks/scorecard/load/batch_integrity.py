@@ -14,15 +14,16 @@ _CONTROL = 600
 
 def run(stage: Stage) -> Outcome:
     rounds, requests = _REQUESTS[stage.form]
-    models = make_models(stage.folder, max(requests, _CONTROL) * CELLS)
+    ids = max(requests, _CONTROL) * CELLS
+    models = make_models(stage.folder, ids)
     tallies, bad = [], 0
     with serving(models, stage.folder) as endpoints:
         for seed in range(rounds):
-            questions = make_questions(requests, seed)
+            questions = make_questions(requests, seed, ids)
             bad += sum(question.bad for question in questions)
             tallies.append(ask_all(endpoints, questions, _CLIENTS))
     outcome = _judge(tallies, bad)
-    control = make_questions(_CONTROL, seed=1)
+    control = make_questions(_CONTROL, seed=1, ids=ids)
     with serving(models, stage.folder, crossed=True) as endpoints:
         spoilt = _judge([ask_all(endpoints, control, _CLIENTS)], sum(question.bad for question in control))
     return Outcome(
