@@ -123,19 +123,22 @@ def _fuzz(folder: Path, files: int) -> tuple[Counter[str], float, list[str]]:
 
 def _crash_servers(folder: Path) -> tuple[str, str]:
     """What is wrong with a server that meets a file which crashes, and with one that loads it untried."""
-    store = publish(folder / "store")
-    plants = (_CRASHES, _CRASHES + _UNTRIED)
+    # A store each: what one is told to serve, the other would meet before its turn.
+    folders = {folder / "tried": _CRASHES, folder / "untried": _CRASHES + _UNTRIED}
+    stores = [publish(each / "store") for each in folders]
     with ExitStack() as stack, ThreadPoolExecutor(2) as threads:
         starting = [
-            threads.submit(stack.enter_context, serving_known(folder, "--no-cache", plant=plant)) for plant in plants
+            threads.submit(stack.enter_context, serving_known(each, "--no-cache", plant=plant))
+            for each, plant in folders.items()
         ]
-        tried, untried = (each.result() for each in starting)
-        put_version(store.root, 2)
-        return _meet(tried, store), _meet(untried, store)
+        servers = [each.result() for each in starting]
+        tried, untried = (_meet(server, store) for server, store in zip(servers, stores, strict=True))
+        return tried, untried
 
 
 def _meet(server: Server, store: Store) -> str:
     """What was wrong while version 2 was wanted; empty for nothing."""
+    put_version(store.root, 2)
     store.promote(MODEL, 1)
     workers = {worker.pid for worker in server.workers}
     refused = False
