@@ -205,7 +205,7 @@ def _say_large(server: Server) -> Heard:
     block = b"\x83\x86" + _literal(b":path", INFER_CALL.encode()) + _literal(b":authority", b"x")
     block += _literal(b"content-type", b"application/grpc") + _literal(b"te", b"trailers")
     calls = range(1, 201, 2)
-    with connect(server.endpoints.grpc, 1.0) as connection:
+    with connect(server.endpoints.grpc, 3.0) as connection:
         connection.sendall(_PREFACE + _frame(4, 0, 0, b""))
         for stream in calls:
             connection.sendall(_frame(1, 4, stream, block) + _frame(0, 0, stream, b"\0\xff\xff\xff\xffmore"))
