@@ -7,7 +7,7 @@ from scorecard.case import Form
 from scorecard.driver import Driven, Load, drive
 from scorecard.server import Endpoints
 
-__all__ = ["Capacity", "find_capacity"]
+__all__ = ["Capacity", "find_capacity", "most_sought_per_s"]
 
 _TIMES_UNLOADED = 10.0
 _QUIET_PER_S = 20.0
@@ -22,6 +22,7 @@ _LEAST_BOUND_S = 0.01
 _DRIVER_FULL = 0.9
 # What a few seconds find out of a capacity is a guess, and a rate far above the server's would test nothing.
 _MOST_IN_SECONDS_PER_S = 800.0
+_MOST_PER_S = 20_000.0
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -41,6 +42,11 @@ class Capacity(msgspec.Struct, frozen=True):
         return min(share * self.per_s, _MOST_IN_SECONDS_PER_S if form == "seconds" else self.per_s)
 
 
+def most_sought_per_s(share: float, form: Form) -> float:
+    """A capacity above which `Capacity.share` asks for no more."""
+    return _MOST_IN_SECONDS_PER_S / share if form == "seconds" else _MOST_PER_S
+
+
 def find_capacity(
     endpoints: Endpoints,
     like: Load,
@@ -48,7 +54,7 @@ def find_capacity(
     *,
     first_per_s: float = _FIRST_PER_S,
     halvings: int = _HALVINGS,
-    most_per_s: float = 20_000.0,
+    most_per_s: float = _MOST_PER_S,
 ) -> Capacity:
     """Doubles the rate until the server does not keep up, then halves the gap `halvings` times, `step_s` at each rate;
     what it kept up with it has to keep up with for longer.

@@ -3,7 +3,7 @@
 import time
 
 import psutil
-from scorecard.capacity import find_capacity
+from scorecard.capacity import find_capacity, most_sought_per_s
 from scorecard.case import Case, Figure, Outcome, Stage
 from scorecard.driver import Driven, Load, driving
 from scorecard.server import Server, serving_both
@@ -52,9 +52,14 @@ def run(stage: Stage) -> Outcome:
         mixed = Load(per_s=1, seconds=1, ways=_WAYS)
         coarse = stage.form == "seconds"
         capacity = find_capacity(
-            sound.endpoints, mixed, _STEP_S[stage.form], first_per_s=400.0, halvings=1 if coarse else 3
+            sound.endpoints,
+            mixed,
+            _STEP_S[stage.form],
+            first_per_s=400.0,
+            halvings=1 if coarse else 3,
+            most_per_s=most_sought_per_s(_SHARE, stage.form),
         )
-        per_s = _SHARE * capacity.per_s
+        per_s = capacity.share(_SHARE, stage.form)
         outcome = _play(sound, per_s, start_s, _KILLS[stage.form], _EVERY_S[stage.form])
         spoilt = _play(broken, min(per_s, 500.0), start_s, 1, 0.5)
     return Outcome(

@@ -1,6 +1,6 @@
 """A1: a steady load that the server can bear does not wear it out."""
 
-from scorecard.capacity import Capacity, find_capacity
+from scorecard.capacity import Capacity, find_capacity, most_sought_per_s
 from scorecard.case import Case, Figure, Form, Outcome, Stage
 from scorecard.drift import Judged, judge_twice, quarters
 from scorecard.driver import Driven, Load, drive
@@ -47,6 +47,7 @@ def run(stage: Stage) -> Outcome:
             _STEP_S[stage.form],
             first_per_s=800.0,
             halvings=1 if stage.form == "seconds" else 3,
+            most_per_s=most_sought_per_s(_SHARE, stage.form),
         )
         outcome = judge_twice(
             lambda: _judge(drive(sound.endpoints, _steady(mixed, capacity, stage)), capacity, stage.form)
