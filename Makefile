@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 IN_TURN := $(addprefix tests/bench/,watching measuring/test_truth.py) \
 	$(addprefix tests/bench/generator/test_,calibration.py dispatcher.py generator.py pacer.py server_timing.py) \
 	$(addprefix tests/tuning/,gating/test_real_servers.py prediction/test_predict.py prediction/test_processor.py test_find_max.py test_tax.py) \
-	tests/scorecard/test_driver.py tests/scorecard/test_judging.py tests/scorecard/test_scorecard.py
+	tests/scorecard/test_driver.py tests/scorecard/test_scorecard.py
 
 # What mostly waits bears a few of its kind beside it.
 UNHURRIED := tests/scorecard/test_unhurried.py

@@ -22,6 +22,9 @@ _LEAST_BOUND_S = 0.01
 _DRIVER_FULL = 0.9
 # What a few seconds find out of a capacity is a guess, and a rate far above the server's would test nothing.
 _MOST_IN_SECONDS_PER_S = 800.0
+# Beyond this the driver's own core, 80% full at 6,000/s, needs long to catch up after every stall of the machine; what
+# it holds up it would call lost.
+_MOST_STEADY_PER_S = 3000.0
 _MOST_PER_S = 20_000.0
 
 
@@ -38,13 +41,17 @@ class Capacity(msgspec.Struct, frozen=True):
     driver_bound: bool = False
 
     def share(self, share: float, form: Form) -> float:
-        """That share of the capacity, in requests a second."""
-        return min(share * self.per_s, _MOST_IN_SECONDS_PER_S if form == "seconds" else self.per_s)
+        """That share of the capacity, in requests a second, and not more than the driver can ask steadily."""
+        return min(share * self.per_s, _most_asked_per_s(form))
 
 
 def most_sought_per_s(share: float, form: Form) -> float:
     """A capacity above which `Capacity.share` asks for no more."""
-    return _MOST_IN_SECONDS_PER_S / share if form == "seconds" else _MOST_PER_S
+    return _most_asked_per_s(form) / share
+
+
+def _most_asked_per_s(form: Form) -> float:
+    return _MOST_IN_SECONDS_PER_S if form == "seconds" else _MOST_STEADY_PER_S
 
 
 def find_capacity(

@@ -110,7 +110,8 @@ def _lives(process: psutil.Process) -> bool:
 CASE = Case(
     id="C2",
     title="A worker stands still (SIGSTOP)",
-    criterion="found within --hang-after and replaced; what waited in it is told so or moved; of n workers' requests "
+    criterion="at half the capacity, and 3,000/s at most: "
+    "found within --hang-after and replaced; what waited in it is told so or moved; of n workers' requests "
     "at least (n-1)/n are answered",
     source="TorchServe's response timeout is 120 s",
     run=run,

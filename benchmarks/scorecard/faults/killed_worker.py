@@ -131,7 +131,8 @@ def listens(worker: psutil.Process) -> bool:
 CASE = Case(
     id="C1",
     title="Workers killed at 50% of capacity",
-    criterion="only requests of the killed worker fail, each told so by 503 or UNAVAILABLE; it is replaced within 2 s "
+    criterion="at half the capacity, and 3,000/s at most: "
+    "only requests of the killed worker fail, each told so by 503 or UNAVAILABLE; it is replaced within 2 s "
     "and the time that starting takes; no zombie",
     source="TorchServe recovers within 5 minutes, Ray checks health every 10 s",
     run=run,
