@@ -91,6 +91,8 @@ def find_capacity(
             best = steady
             break
         held = max(_LESS * held, _QUIET_PER_S)
+    else:
+        best, held = quiet, _QUIET_PER_S
     return Capacity(held, p50_s, best.quantile_s(0.99), best.cpu_share, best.cpu_share > _DRIVER_FULL)
 
 

@@ -9,7 +9,7 @@ from scorecard.case import Form, Outcome
 from scorecard.driver import Driven
 from scorecard.judging import Answered
 
-from mlserve.stats import Blocks, Floats, measured, quantile, quantile_of, ratio_interval, split_blocks
+from mlserve.stats import Blocks, measured, quantile_of, ratio_interval, split_blocks
 
 __all__ = ["Drift", "Judged", "compare", "judge_twice", "quarters"]
 
@@ -20,7 +20,7 @@ _OPENING = 0.1
 
 
 class Drift(NamedTuple):
-    """How many times as slow the later was, and the 95% interval of that, (nan, nan) where there is too little."""
+    """`ratio` of the later p99 to the earlier, and its 95% interval, (nan, nan) where there is too little of either."""
 
     ratio: float
     interval: tuple[float, float]
@@ -51,24 +51,12 @@ def judge_twice(play: Callable[[], Judged]) -> Outcome:
 
 
 def quarters(driven: Driven) -> Drift:
-    """The p99 of the last quarter of a load beside that of its first, without what connections took to open: the median
-    of those of its tenths, for a second in which the machine stands still is the p99 of a whole quarter.
-    """
+    """The p99 of the last quarter of a load beside that of its first, without what connections took to open."""
     quarter_s = driven.load.seconds / 4
     good = [one for one in driven.answers if one.kind == "ok"]
     first = [one for one in good if _OPENING * driven.load.seconds <= one.due_s < quarter_s]
     last = [one for one in good if one.due_s >= 3 * quarter_s]
-    before, after = _p99s(first), _p99s(last)
-    if min(len(before), len(after)) < 2:
-        return Drift(math.nan, (math.nan, math.nan))
-    rng = np.random.default_rng(0)
-    drawn = [np.median(rng.choice(side, (_RESAMPLES, len(side))), axis=1) for side in (before, after)]
-    low, high = np.quantile(drawn[1] / drawn[0], [0.025, 0.975])
-    return Drift(float(np.median(after) / np.median(before)), (float(low), float(high)))
-
-
-def _p99s(answers: Sequence[Answered]) -> Floats:
-    return np.array([quantile(block, 0.99) for block in _blocks(answers)])
+    return compare(first, last)
 
 
 def compare(before: Sequence[Answered], after: Sequence[Answered]) -> Drift:

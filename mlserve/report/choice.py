@@ -179,6 +179,12 @@ class _Attempt(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     met: bool = False
     failure: str = ""
+    in_turns: bool = False
+
+    @property
+    def shows(self) -> bool:
+        """Whether it met the objective with the machine to itself."""
+        return self.met and not self.in_turns
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,13 +238,13 @@ def _proof(attempts: Sequence[_Attempt], verdict: Verdict) -> tuple[str, ...]:
     if verdict.pick is None:
         return ()
     place = verdict.pick.number, verdict.rate_per_s
-    mine = [one for one in attempts if one.met and (one.trial.number, one.trial.rate_per_s) == place]
+    mine = [one for one in attempts if one.shows and (one.trial.number, one.trial.rate_per_s) == place]
     return tuple(one.folder for one in ([one for one in mine if one.trial.fidelity == "confirm"] or mine))
 
 
 def _best(attempts: Sequence[_Attempt], tried: Tried | None) -> tuple[str, ...]:
     """The runs of a setting that met the objective at the highest rate at which one did."""
-    mine = [one for one in attempts if one.met and tried is not None and one.trial.number == tried.number]
+    mine = [one for one in attempts if one.shows and tried is not None and one.trial.number == tried.number]
     highest = max((one.trial.rate_per_s for one in mine), default=0.0)
     return tuple(one.folder for one in mine if one.trial.rate_per_s == highest)
 

@@ -15,7 +15,7 @@ from scorecard.server import Endpoints, Server, serving_both
 
 __all__ = ["CASE"]
 
-_SECONDS = {"seconds": 1.2, "short": 30.0, "long": 600.0}
+_SECONDS = {"seconds": 2.5, "short": 30.0, "long": 600.0}
 _SEED = 7
 _CONTROL_S = 15.0
 _HANG_S = 1.0

@@ -32,7 +32,7 @@ from mlserve.serve.trial import Trial, limit_process, load_and_run
 
 __all__ = ["CASE", "mutated", "seeds"]
 
-_FILES = {"seconds": 20, "short": 600, "long": 2000}
+_FILES = {"seconds": 60, "short": 600, "long": 2000}
 _LONGEST_S = 10.0
 _PER_S = 150.0
 _PATIENCE_S = 40.0

@@ -33,7 +33,7 @@ class _Size(NamedTuple):
 
 
 _SIZES = {
-    "seconds": _Size(4, 20_000, 2, 2),
+    "seconds": _Size(4, 50_000, 3, 3),
     "short": _Size(64, 1_000_000, 3, 10),
     "long": _Size(64, 1_000_000, 100, 100),
 }

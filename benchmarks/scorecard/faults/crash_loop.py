@@ -15,7 +15,7 @@ from scorecard.server import Server, serving
 
 __all__ = ["CASE", "write_deadly"]
 
-_WATCHED_S = {"seconds": 4.0, "short": 22.0, "long": 600.0}
+_WATCHED_S = {"seconds": 8.0, "short": 22.0, "long": 600.0}
 _PER_S, _DEADLY_EVERY_S = 50.0, 0.15
 _DEADLY = 5000.0
 _HELD, _PATIENCE_S = "held back", 30.0

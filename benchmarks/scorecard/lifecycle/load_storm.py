@@ -15,7 +15,7 @@ from scorecard.server import Server, serving
 __all__ = ["CASE"]
 
 _CLIENTS = 8
-_STORM_S = {"seconds": 0.6, "short": 15.0, "long": 60.0}
+_STORM_S = {"seconds": 1.5, "short": 15.0, "long": 60.0}
 # Rounds of so many cycles, each of a model of its own: a freed model takes a second to go.
 _TOGETHER = 8
 _ROUNDS = {"seconds": 1, "short": 8, "long": 125}

@@ -93,8 +93,8 @@ CASE = Case(
     id="A1",
     title="Steady load at 70% of capacity",
     criterion="at 0.7 of the capacity, and 3,000/s at most, which the driver can ask steadily: every answer right over "
-    "HTTP and gRPC; the p99 of the last quarter, the median over its tenths, is at most 1.2 times that of the first "
-    "(in the form of seconds: not shown to be more, by a 95% interval over them)",
+    "HTTP and gRPC; the p99 of the last quarter is at most 1.2 times that of the first (in the form of seconds: not "
+    "shown to be more, by a 95% interval over blocks of time)",
     source="Triton's perf and stress tests",
     run=run,
     foreign=True,

@@ -23,8 +23,8 @@ from scorecard.server import Server, Tls, serving_both
 
 __all__ = ["CASE"]
 
-_RELOADS = {"seconds": 2, "short": 20, "long": 300}
-_PER_S = {"seconds": 60.0, "short": 300.0, "long": 300.0}
+_RELOADS = {"seconds": 3, "short": 20, "long": 300}
+_PER_S = {"seconds": 150.0, "short": 300.0, "long": 300.0}
 _MOST_EFFECT_S = 1.0
 _PATIENCE_S = 5.0
 _HOSTS = ("localhost", "127.0.0.1")

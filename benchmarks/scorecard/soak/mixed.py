@@ -249,8 +249,7 @@ CASE = Case(
     criterion="at 0.6 of the capacity, and 3,000/s at most, which the driver can ask for minutes: "
     "lost = wrong = shed = 0; memory is not shown to grow by more than 1 MiB/h in the second half "
     "(Theil-Sen, 95%; below 2 MiB in all is noise); descriptors, threads, shared memory and temporary files stay; the "
-    "p99, the median over the tenths of a quarter, drifts by at most 1.2 times from the first to the last (in the form "
-    "of seconds: is not shown to drift by more)",
+    "p99 drifts by at most 1.2 times (in the form of seconds: is not shown to drift by more)",
     source="Triton's L0_memory_growth and its 7-hour stress test",
     run=run,
 )

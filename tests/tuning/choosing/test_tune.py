@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from mlserve.errors import BenchError, EngineError, UsageError
+from mlserve.report.choice import read_choice
 from mlserve.report.measurement import read_runs
 from mlserve.runs.load import Plan
 from mlserve.runs.production import read_production, write_production
@@ -241,6 +242,7 @@ def test_the_best_that_are_close_are_measured_at_once_and_that_decides(tmp_path,
     other = next(one for one in verdict.tried if one.number == second.number)
     alone = next(one for one in tuning.attempts if one.number == second.number and not one.in_turns)
     assert (other.measured, other.value) == (alone.percentile_s, alone.percentile_s)
+    assert read_choice(tuning.runs()).runner_up_folders == (alone.folder,)
     again = servers(**ALIKE)
     assert again.tuning(tmp_path / "out", at_100).run(quiet) == verdict
     assert again.runs == []
