@@ -16,12 +16,17 @@ from mlserve.tuning.serving import ServerOptions, artifact_subject, file_subject
 
 @pytest.fixture
 def children():
-    """The processes that were started since the test began: servers of other tests may still be up."""
-    before = set(psutil.Process(os.getpid()).children(recursive=True))
+    """The processes that this one started since the test began, and theirs.
+
+    Servers of other tests may still be up, and start processes of their own meanwhile.
+    """
+    own = psutil.Process(os.getpid())
+    before = set(own.children())
 
     def look():
-        found = set(psutil.Process(os.getpid()).children(recursive=True)) - before
-        return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+        started = set(own.children()) - before
+        found = [process for child in started for process in (child, *child.children(recursive=True))]
+        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
     return look
 
