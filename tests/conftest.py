@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("COLUMNS", None)  # a console that is made while it is set heeds no other width afterwards
 if "PYTEST_XDIST_WORKER" in os.environ:  # what waits for its share of a product leaves its core to the tests beside it
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 TESTS = Path(__file__).parent

@@ -5,13 +5,17 @@ and then, and not before every run.
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from mlserve.bench.driver import Crew, Decide, run_bench
+from mlserve.bench.generator.calibration import calibration_plan
 from mlserve.bench.meeting import Meeting, Seat, side_by_side
+from mlserve.bench.payload.payload import PayloadWish
 from mlserve.bench.progress import Progress
+from mlserve.bench.subject import Subject
+from mlserve.model.tensors import TensorSpec
 from mlserve.runs.load import Plan
 from mlserve.runs.run import Calibration, Run
 from mlserve.tuning.measuring import OnProgress
@@ -55,8 +59,8 @@ class Runs(Protocol):
 
 
 class CalibratedRuns:
-    """Real runs: what the generators cost by themselves in a VALID run holds for five minutes of runs of the same
-    side under the same load, whatever their seed.
+    """Real runs: what the generators cost by themselves in a VALID run holds for five minutes of runs with the same
+    requests at the same rate, whatever their seed, their length and the server's setting; until one is not VALID.
 
     Machine, generators and requests are the same in them. What disturbs one of them is seen by the checks that it has
     of its own: generator on time, other work.
@@ -64,7 +68,7 @@ class CalibratedRuns:
 
     def __init__(self, bench: Callable[..., Run] = run_bench, now_s: Callable[[], float] = time.monotonic) -> None:
         self._bench, self._now_s = bench, now_s
-        self._known: dict[tuple[str, Plan], tuple[float, Calibration]] = {}
+        self._known: dict[_Load, tuple[float, Calibration]] = {}
 
     def one(
         self,
@@ -90,15 +94,42 @@ class CalibratedRuns:
         return side_by_side(Meeting(slot_s, len(loads)), run)
 
     def _run(self, asked: SideLoad, on_progress: OnProgress, decide: Decide | None, seat: Seat | None) -> Run:
-        load = asked.label, msgspec.structs.replace(asked.plan, seed=0)
+        subject = asked.subject_of(asked.plan.protocol)
+        load = _load_of(subject, asked.plan)
         made_s, known = self._known.get(load, (float("-inf"), None))
         calibration = known if self._now_s() - made_s < _HOLDS_S else None
         crew = Crew(calibration=calibration, seat=seat)
-        subject = asked.subject_of(asked.plan.protocol)
         run = self._bench(subject, asked.plan, asked.folder, asked.label, on_progress, decide, crew)
-        if calibration is None and run.calibration is not None and run.certificate.valid:
+        if not run.certificate.valid:
+            self._known.pop(load, None)
+        elif calibration is None and run.calibration is not None:
             self._known[load] = self._now_s(), run.calibration
         return run
+
+
+class _Load(NamedTuple):
+    """What a calibration is of: how requests are sent, and what they hold. Of a tokenizer nothing: each version of a
+    model has its own copy.
+    """
+
+    sent: Plan
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    wish: PayloadWish
+    trace_sha256: str
+    cpus: tuple[int, ...]
+
+
+def _load_of(subject: Subject, plan: Plan) -> _Load:
+    wish = subject.wish
+    return _Load(
+        sent=msgspec.structs.replace(calibration_plan(plan, plan.generators), seed=0),
+        inputs=subject.inputs,
+        outputs=subject.outputs,
+        wish=msgspec.structs.replace(wish, tokenizer=None, trace=None),
+        trace_sha256=wish.trace.sha256 if wish.trace else "",
+        cpus=subject.cpus,
+    )
 
 
 def _tell_nobody(_: Progress) -> None:

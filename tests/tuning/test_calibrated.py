@@ -1,9 +1,17 @@
 """How long what the generators cost by themselves holds. The bench is a formula that says what it was told."""
 
+from pathlib import Path
+
 import msgspec
+import numpy as np
 import pytest
 
-from mlserve.runs.run import Calibration, Certificate
+from mlserve.bench.load.trace import Trace
+from mlserve.bench.payload.payload import PayloadWish
+from mlserve.bench.subject import Subject
+from mlserve.bench.target import parse_target
+from mlserve.model.tensors import TensorSpec
+from mlserve.runs.run import Calibration, Certificate, ServedModel
 from mlserve.tuning.calibrated import CalibratedRuns
 
 
@@ -31,25 +39,67 @@ def bench(made_runs):
 
 @pytest.fixture
 def measured(bench, clock, tmp_path, made_runs):
-    """Measures a run of a side, under a load of `rate_per_s`, at a time."""
+    """Measures a run of a model, under a load of `rate_per_s`, at a time."""
     runs = CalibratedRuns(bench, lambda: clock.now_s)
 
-    def measure(side="a", seed=0, rate_per_s=50.0, at_s=0.0):
+    def measure(at_s=0.0, subject=None, label="a", **plan):
         clock.now_s = at_s
-        plan = made_runs.make_plan(rate_per_s=rate_per_s, seed=seed)
-        return runs.one(lambda _: None, plan, tmp_path, side, lambda _: None, None)
+        asked = made_runs.make_plan(**{"rate_per_s": 50.0} | plan)
+        return runs.one(lambda _: subject or subject_of(), asked, tmp_path, label, lambda _: None, None)
 
     return measure
 
 
-def test_a_side_is_calibrated_once_whatever_the_seed(bench, measured):
-    first, second = measured(seed=1), measured(seed=2)
+TRACE = Trace(
+    source="log",
+    sha256="12",
+    arrivals_ns=np.arange(3),
+    kinds=(),
+    kind_of=np.zeros(3, int),
+    bodies=(),
+    body_of=np.full(3, -1),
+)
+
+
+def subject_of(version="1", wide=30, **wish):
+    inputs = (TensorSpec("x", "float32", ("batch", wide)),)
+    return Subject(
+        target=parse_target("http://127.0.0.1:8080", "tiny"),
+        model=ServedModel(url="http://127.0.0.1:8080", name="tiny", version=version),
+        inputs=inputs,
+        wish=PayloadWish(**wish),
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 2},
+        {"duration_s": 77.0},
+        {"label": "b"},
+        {"subject": subject_of(version="2")},
+        {"subject": subject_of(tokenizer=Path("another/tokenizer.json"))},
+    ],
+)
+def test_requests_are_calibrated_once_whatever_the_seed_the_length_and_the_version(bench, measured, other):
+    first, second = measured(), measured(**other)
     assert bench.told == [None, first.calibration]
     assert second.calibration == first.calibration
 
 
-@pytest.mark.parametrize("other", [{"side": "b"}, {"rate_per_s": 60.0}, {"at_s": 301.0}])
-def test_another_side_another_load_and_a_later_time_are_calibrated_anew(bench, measured, other):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rate_per_s": 60.0},
+        {"protocol": "grpc"},
+        {"batch_rows": 4},
+        {"at_s": 301.0},
+        {"subject": subject_of(wide=31)},
+        {"subject": subject_of(timed="all")},
+        {"subject": subject_of(trace=TRACE)},
+    ],
+)
+def test_other_requests_and_a_later_time_are_calibrated_anew(bench, measured, other):
     measured()
     measured(**other)
     measured(**other)
@@ -64,3 +114,12 @@ def test_what_an_invalid_run_found_is_not_believed(bench, measured, made_runs):
     measured()
     measured()
     assert [one is None for one in bench.told] == [True, True, False]
+
+
+def test_what_an_invalid_run_was_told_is_believed_no_more(bench, measured, made_runs):
+    measured()
+    bench.faults = (made_runs.LATE,)
+    measured()
+    bench.faults = ()
+    measured()
+    assert [one is None for one in bench.told] == [True, False, True]

@@ -26,13 +26,11 @@ from mlserve.tuning.choosing.standing import (
     voice_of,
 )
 
-__all__ = ["believed_latency", "believed_loss", "met_settings", "next_at_rate"]
+__all__ = ["believed_latency", "believed_loss", "comparison_at_rate", "met_settings", "next_at_rate"]
 
 _WORTH_TRYING = 0.005
 """An expected gain below this share is none: nobody would notice it."""
 _LITTLE_HOPE, _FEWEST_TRIED = 0.02, 3
-# More servers at once take more memory, and each has a smaller part of the time.
-_MOST_RIVALS = 2
 # Requests queue less where loads take turns, so that such runs tell how settings compare, and little else.
 _IN_TURNS = 0.15
 # How far beyond the limit a latency without end lies.
@@ -50,7 +48,7 @@ def next_at_rate(contest: Contest, attempts: Sequence[Attempt], *, hurry: bool) 
         return again
     loss = believed_loss(contest, attempts)
     met = met_settings(attempts)
-    found = None if hurry else _untried(contest, attempts, loss, met) or _undecided(contest, attempts, loss, met)
+    found = None if hurry else _untried(contest, attempts, loss, met) or comparison_at_rate(contest, attempts)
     if found is not None:
         return found
     if not met:
@@ -60,6 +58,28 @@ def next_at_rate(contest: Contest, attempts: Sequence[Attempt], *, hurry: bool) 
     sure = [number for number in met if is_confirmed(number, _rate(contest), attempts)] if hurry else []
     best = min(sure or met, key=lambda number: (float(order[number]), number))
     return confirming(best, _rate(contest), attempts)
+
+
+def comparison_at_rate(contest: Contest, attempts: Sequence[Attempt], most_rivals: int = 2) -> Trial | None:
+    """Long runs of the best and of those that may as well be better, `most_rivals` at most, each of which has one: for
+    the latency, where what tells them apart is less than what a machine differs by from run to run, at once. None where
+    nothing is to be compared.
+    """
+    loss = believed_loss(contest, attempts)
+    met = met_settings(attempts)
+    fit = sorted((one for one in met if not spoilt(one, attempts)), key=lambda number: float(loss.mean[number]))
+    if contest.aim.goal == "cost" or len(fit) < 2:
+        return None
+    best, *others = fit
+    gain = expected_gain(loss.over(best), 0.0)
+    rivals = [number for number in others if gain[number] > _WORTH_TRYING][:most_rivals]
+    longer = {one.number for one in attempts if one.trial.fidelity != "short"}
+    new = [number for number in (best, *rivals) if number not in longer]
+    if not set(new) & set(rivals):
+        return None
+    if contest.aim.goal == "latency":
+        return _trial(contest, best, "long", "the best are close", beside=tuple(rivals))
+    return _trial(contest, new[0], "long", "the best are close")
 
 
 def met_settings(attempts: Sequence[Attempt]) -> list[int]:
@@ -135,25 +155,6 @@ def _gain(contest: Contest, loss: Belief, hope: Floats, met: Sequence[int]) -> F
         return hope - 1e-3 * loss.mean
     gain = expected_gain(loss, min(float(loss.mean[number]) for number in met))
     return gain if contest.aim.goal == "latency" else gain * hope
-
-
-def _undecided(contest: Contest, attempts: Sequence[Attempt], loss: Belief, met: Sequence[int]) -> Trial | None:
-    """Long runs of the best and of those that may as well be better, each of which has one: for the latency, where what
-    tells them apart is less than what a machine differs by from run to run, at once.
-    """
-    fit = sorted((one for one in met if not spoilt(one, attempts)), key=lambda number: float(loss.mean[number]))
-    if contest.aim.goal == "cost" or len(fit) < 2:
-        return None
-    best, *others = fit
-    gain = expected_gain(loss.over(best), 0.0)
-    rivals = [number for number in others if gain[number] > _WORTH_TRYING][:_MOST_RIVALS]
-    longer = {one.number for one in attempts if one.trial.fidelity != "short"}
-    new = [number for number in (best, *rivals) if number not in longer]
-    if not set(new) & set(rivals):
-        return None
-    if contest.aim.goal == "latency":
-        return _trial(contest, best, "long", "the best are close", beside=tuple(rivals))
-    return _trial(contest, new[0], "long", "the best are close")
 
 
 def _trial(contest: Contest, number: int, fidelity: Fidelity, why: str, beside: tuple[int, ...] = ()) -> Trial:

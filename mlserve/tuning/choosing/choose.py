@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from mlserve.stats import minimum_samples
-from mlserve.tuning.choosing.at_rate import next_at_rate
+from mlserve.tuning.choosing.at_rate import comparison_at_rate, next_at_rate
 from mlserve.tuning.choosing.attempt import Attempt, Trial
 from mlserve.tuning.choosing.climb import next_climb
 from mlserve.tuning.choosing.contest import Contest
@@ -56,18 +56,24 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
         both_s = sum(self.run_s(self.duration_s(one, least_requests)) for one in (short, confirm))
         return both_s - self.run_s(self.long_s)
 
-    def affords(self, trial: Trial, attempts: Sequence[Attempt], least_requests: int) -> bool:
-        """Whether `trial` leaves time to confirm the best. One run is always made; what confirms may go over the budget
-        by a long run.
+    def affords(
+        self, trial: Trial, attempts: Sequence[Attempt], least_requests: int, then: Trial | None = None
+    ) -> bool:
+        """Whether `trial` leaves time for what comes `then`, if anything, and to confirm the best. One run is always
+        made; what confirms may go over the budget by a long run.
         """
         if not attempts or attempts[-1].trial.beside:  # of runs that are made at once all are there
             return True
         left_s = self.budget_s - sum(one.seconds for one in attempts)
-        confirm = msgspec.structs.replace(trial, fidelity="confirm")
+        confirm = msgspec.structs.replace(trial, fidelity="confirm", beside=())
         confirm_s = self.run_s(self.duration_s(confirm, least_requests), attempts)
         if trial.fidelity == "confirm":
             return confirm_s <= left_s + self.run_s(self.long_s, attempts)
-        runs_s = (1 + len(trial.beside)) * self.run_s(self.duration_s(trial, least_requests), attempts)
+        runs_s = sum(
+            (1 + len(one.beside)) * self.run_s(self.duration_s(one, least_requests), attempts)
+            for one in (trial, then)
+            if one is not None
+        )
         return runs_s + confirm_s <= left_s
 
 
@@ -94,11 +100,32 @@ def next_trial(contest: Contest, pace: Pace, attempts: Sequence[Attempt]) -> Tri
     found = step(contest, attempts, hurry=False)
     if isinstance(found, Settled):
         return found
+    if (comparison := _due_comparison(contest, pace, attempts, found, least)) is not None:
+        return comparison
     if not pace.affords(found, attempts, least) or len(attempts) >= _MOST_ATTEMPTS:
         found = step(contest, attempts, hurry=True)
     if isinstance(found, Settled) or (pace.affords(found, attempts, least) and len(attempts) < 2 * _MOST_ATTEMPTS):
         return found
     return unconfirmed(found.number, found.rate_per_s, attempts)
+
+
+def _due_comparison(
+    contest: Contest, pace: Pace, attempts: Sequence[Attempt], found: Trial, least_requests: int
+) -> Trial | None:
+    """The best and their rivals at once, as many as there is time for, where they are to be compared now, and where
+    `found`, a short run, would leave no time for that. None where it would, and where there is nothing to compare.
+    """
+    if contest.seeks_rate or found.fidelity == "confirm" or (attempts and attempts[-1].trial.beside):
+        return None
+    fewest = comparison_at_rate(contest, attempts, most_rivals=1)
+    if fewest is None or not fewest.beside:
+        return None
+    if found.fidelity == "short" and pace.affords(found, attempts, least_requests, then=fewest):
+        return None
+    for comparison in (comparison_at_rate(contest, attempts), fewest):
+        if comparison is not None and pace.affords(comparison, attempts, least_requests):
+            return comparison
+    return None
 
 
 def _surely(requests: int) -> float:

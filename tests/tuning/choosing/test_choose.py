@@ -76,8 +76,26 @@ def test_a_machine_that_is_another_in_every_run_is_met_by_runs_at_once():
         truth = [system.latency_s(number, 200.0) for number in range(60)]
         near += truth[end.number] <= 1.05 * min(truth)
         at_once += any(one.in_turns for one in attempts)
-    assert near >= 70
-    assert at_once >= 50
+    assert near >= 75
+    assert at_once >= 70
+
+
+def test_a_small_budget_keeps_time_to_compare_the_best_at_once():
+    """That of 60 settings with long runs of 5 seconds. Without it 19 of these 200 compared, and 126
+    were within 5%; so it is 174 and 142.
+    """
+    pace = Pace(budget_s=51.0, short_s=1.0, long_s=5.0, overhead_s=2.5)
+    near, at_once = 0, 0
+    for seed in range(200):
+        aim = Aim(objective=P99, goal="latency", rate_per_s=200.0)
+        system = SimulatedSystem(seed, aim, pace, run_to_run=0.15)
+        attempts, end = list(choose(system.contest(), pace, system.attempt))[-1]
+        truth = [system.latency_s(number, 200.0) for number in range(60)]
+        near += truth[end.number] <= 1.05 * min(truth)
+        at_once += any(one.in_turns for one in attempts)
+        assert sum(one.seconds for one in attempts) <= pace.budget_s + pace.run_s(pace.long_s)
+    assert near >= 135
+    assert at_once >= 160
 
 
 def test_the_cheapest_setting_that_bears_a_rate_is_found_with_a_few_runs():
@@ -274,6 +292,21 @@ def test_a_spent_budget_leaves_time_to_confirm_the_best_and_nothing_else(contest
     assert next_trial(two, poor, []).fidelity == "short"
     found = next_trial(two, poor, [ran(0, 100.0, True)])
     assert (found.number, found.fidelity) == (0, "confirm")
+
+
+def test_a_short_run_is_left_where_the_best_could_not_be_compared_after_it(contest):
+    """With everything, a short run takes 11.5 s here, one that confirms 26 s, two at once 42 s, and three 48 s."""
+    four = contest(*((name, 0.005, 200.0) for name in "abcd"))
+    tried = [ran(number, 100.0, True, latency_s=0.005) for number in range(3)]
+
+    def after(left_s):
+        return next_trial(four, Pace(budget_s=30.0 + left_s), tried)
+
+    assert (after(81.0).fidelity, after(81.0).number) == ("short", 3)
+    assert (after(78.0).fidelity, len(after(78.0).beside)) == ("long", 2)
+    assert (after(70.0).fidelity, len(after(70.0).beside)) == ("long", 1)
+    assert after(60.0).fidelity == "short"
+    assert after(30.0).fidelity == "confirm"
 
 
 @settings(max_examples=10)
