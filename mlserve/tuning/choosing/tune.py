@@ -261,10 +261,13 @@ class Tuning:
         return known.get(name, False)
 
     def _seconds_before(self, name: str) -> float:
-        """What a run took that was made earlier; where nobody wrote that down, what such a run usually takes."""
+        """What a run took that was made earlier; where nobody wrote that down, what such a run usually takes. Of those
+        that are made at once the first takes all the time.
+        """
         known = {one.folder: one.seconds for one in self._before.attempts} if self._before else {}
-        folder_s = self._pace.warm_up_s + self._pace.short_s + self._pace.overhead_s
-        return known.get(name, folder_s)
+        if self.attempts and self.attempts[-1].trial.beside:
+            return known.get(name, 0.0)
+        return known.get(name, self._pace.warm_up_s + self._pace.short_s + self._pace.overhead_s)
 
     def _label(self, number: int) -> str:
         return label_of(self.contest.settings[number], self.contest.settings)

@@ -235,6 +235,7 @@ def test_the_best_that_are_close_are_measured_at_once_and_that_decides(tmp_path,
     first, second = (one for one in tuning.attempts if one.in_turns)
     assert mine.at_once_runs == [[first.folder, second.folder]]
     assert (first.trial.beside, second.trial.beside) == ((second.number,), ())
+    assert (first.seconds > 0, second.seconds) == (True, 0.0)  # the first counts the time of both
     plans = [tuning.read(one.folder).run.plan for one in (first, second)]
     assert plans[0] == plans[1]
     assert verdict.flip < 0.2
