@@ -184,9 +184,10 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     keys; without one, and without tokens (`access`) and identities (`tls`), everybody may do everything. `health_paths`
     are further paths that tell whether the server is ready, of a platform's own choice. `run_directory` is the workers'
     common folder, made by the supervisor, and `slate` the descriptor of the memory that a worker shares with it, -1 for
-    none. `resumes`: the worker takes the place of one that died. `tls` None: the ports speak plain text; the management
-    port always does. `trial_s`: how long a small model may take to load and to run once, in a process of its own,
-    before a server that serves takes it up; 0 for no such trial.
+    none; `doors` are those of the sockets where workers let HTTP clients in, if they share them, and `door` is the
+    place of the worker's own among them. `resumes`: the worker takes the place of one that died. `tls` None: the ports
+    speak plain text; the management port always does. `trial_s`: how long a small model may take to load and to run
+    once, in a process of its own, before a server that serves takes it up; 0 for no such trial.
     """
 
     models: tuple[ModelSource, ...] = ()
@@ -214,6 +215,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     signatures: SignatureSettings = SignatureSettings()
     trial_s: float = 9.0
     slate: int = -1
+    doors: tuple[int, ...] = ()
+    door: int = 0
     grpc_transport: GrpcTransport = "native"
 
     @property

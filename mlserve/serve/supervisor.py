@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from types import FrameType
@@ -19,6 +19,7 @@ from mlserve.errors import EngineError, UsageError
 from mlserve.model.private_copy import remove_copies
 from mlserve.serve.common_folder import CommonFolder, open_common_folder
 from mlserve.serve.life.breaker import Breaker, culprit
+from mlserve.serve.life.doors import open_doors
 from mlserve.serve.life.process import WorkerProcess
 from mlserve.serve.life.shedding import Shedding
 from mlserve.serve.life.sockets_folder import remove_sockets_folders
@@ -58,6 +59,7 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
         _reserve(address, settings.grpc_port, "--grpc-port") as grpc,
         _reserve_management(settings.management_port) as management_port,
         open_common_folder() as folder,
+        open_doors((address, http.getsockname()[1]), settings.workers) as doors,
     ):
         supervisor = _Supervisor(
             folder,
@@ -69,6 +71,7 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
                 management_port=management_port,
                 grpc_transport=_grpc_transport(settings),
                 run_directory=str(folder.path),
+                doors=doors,
             ),
         )
         try:
@@ -82,7 +85,8 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
 class _Slot:
     """The place of one worker: who has it, or when the next one shall."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.worker: WorkerProcess | None = None
         self.pause_s, self.start_at_s = 0.0, 0.0
         self.hung = False
@@ -92,7 +96,7 @@ class _Supervisor:
     def __init__(self, folder: CommonFolder, settings: ServeSettings) -> None:
         self._folder, self._settings = folder, settings
         self._served: tuple[tuple[str, str], ...] = ()
-        self._slots = [_Slot() for _ in range(settings.workers)]
+        self._slots = [_Slot(number) for number in range(settings.workers)]
         self._stopping = self._hurry = False
         self._executors: list[int] = []
         self._breaker = Breaker(settings.life.deaths_to_hold)
@@ -111,7 +115,7 @@ class _Supervisor:
         """
         for slot in self._slots:
             if not self._stopping:
-                slot.worker = self._spawn(self._settings)
+                slot.worker = self._spawn(slot, self._settings)
         while not self._stopping and any(worker.served_s is None for worker in self._workers):
             self._await_reports()
             for worker in self._workers:
@@ -149,6 +153,8 @@ class _Supervisor:
                 if not self._stopping:
                     self._look(slot, now_s)
             serving = [worker for worker in self._workers if worker.served_s is not None]
+            if self._settings.doors:
+                self._tell_away(serving)
             if not self._breaker.quiet:
                 for change in self._breaker.look({worker.pid: worker.slate.runs() for worker in serving}, now_s):
                     _log.warning("%s", change)
@@ -172,7 +178,8 @@ class _Supervisor:
                 remove_sockets_folders(str(self._folder.path), worker.pid)  # it may be outside of our folder
             worker.close()
 
-    def _spawn(self, settings: ServeSettings) -> WorkerProcess:
+    def _spawn(self, slot: _Slot, settings: ServeSettings) -> WorkerProcess:
+        settings = msgspec.structs.replace(settings, door=slot.number)
         worker = WorkerProcess(
             settings, self._folder.lock, {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder.metrics)}
         )
@@ -180,9 +187,11 @@ class _Supervisor:
         return worker
 
     def _await_reports(self) -> None:
-        """Waits for a moment, or until a starting worker has something to say."""
+        """Waits for a moment, or until a starting worker has something to say, or one ends."""
         waiting = select.poll()
         for worker in self._workers:
+            if worker.end is not None:
+                waiting.register(worker.end, select.POLLIN)
             if worker.served_s is None and not worker.ended:
                 waiting.register(worker.output, select.POLLIN)
         waiting.poll(_LOOK_EVERY_S * 1000)
@@ -206,7 +215,7 @@ class _Supervisor:
 
     def _start_again(self, slot: _Slot) -> None:
         try:
-            slot.worker = self._spawn(msgspec.structs.replace(self._settings, resumes=True))
+            slot.worker = self._spawn(slot, msgspec.structs.replace(self._settings, resumes=True))
         except OSError as error:  # no process, or no file, to be had
             slot.pause_s = min(max(2 * slot.pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             slot.start_at_s = time.monotonic() + slot.pause_s
@@ -234,6 +243,12 @@ class _Supervisor:
         slot.start_at_s, slot.hung, slot.worker = now_s + slot.pause_s, False, None
         self._executors.append(worker.slate.executor)
         worker.close()
+
+    def _tell_away(self, serving: Sequence[WorkerProcess]) -> None:
+        """Lets those that serve stand in for the others."""
+        away = sum(1 << slot.number for slot in self._slots if slot.worker not in serving)
+        for worker in serving:
+            worker.tell_away(away)
 
     def _hold(self) -> None:
         """Tells every worker which models it shall not serve."""

@@ -29,9 +29,10 @@ from mlserve.serve.browsers import BrowserGuard
 from mlserve.serve.catalog import Catalog
 from mlserve.serve.credentials import Credentials
 from mlserve.serve.dialects import CALLS, SLOW_CALLS, http_dialects
+from mlserve.serve.life.doors import Doors, bound
 from mlserve.serve.life.last_words import Will
 from mlserve.serve.life.leaving import LAST_ANSWERS_S, leave, live
-from mlserve.serve.life.slate import open_slate
+from mlserve.serve.life.slate import Slate, open_slate
 from mlserve.serve.recording.recorder import open_recorder
 from mlserve.serve.service import Service
 from mlserve.serve.settings import ServeSettings, WorkerReport
@@ -59,7 +60,7 @@ _log = logging.getLogger("mlserve.serve")
 async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     """Loads the models, serves until told to stop, answers what was accepted, and returns."""
     loop = asyncio.get_running_loop()
-    stop = _stop_event(loop)
+    stop, nudged = _supervisors_words(loop)
     turn = LoopTurn(loop)
     certificates = Certificates(settings.tls) if settings.tls else None
     audit = Audit(settings.access.audit_file)
@@ -72,7 +73,8 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     answering = Answering(service, turn)
     receiving = Receiving(settings.limits.max_receiving_bytes)
     grpc_server = _grpc_server(service, settings, answering, receiving, certificates)
-    http_servers = _http_servers(service, settings, answering, receiving, certificates)
+    doors = Doors(settings.doors, settings.door) if settings.doors else None
+    http_servers = _http_servers(service, settings, answering, receiving, certificates, doors)
     serving = [asyncio.create_task(server.serve([listener])) for server, listener in http_servers.items()]
     sweeping = [asyncio.create_task(sweep_connections(each.server_state.connections)) for each in http_servers]
     await grpc_server.start()
@@ -83,6 +85,8 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
         follows.append(certificates.follow())
     if settings.store is not None:
         follows.append(notice_changes(Path(settings.store.root), follower.wake))
+    if doors is not None:
+        follows.append(_stand_in(next(iter(http_servers)), doors, slate, nudged))
     following = [asyncio.create_task(each) for each in follows]
     served = tuple((model.signature.name, model.signature.version) for model in service.models)
     _report(WorkerReport(served=served), reports)
@@ -138,7 +142,8 @@ def main(will: Will | None = None) -> None:
     settings = msgspec.structs.replace(settings, limits=affordable(settings.limits))
     Overloaded.http_status = settings.batch.overload_status  # a process serves by one set of settings
     if will is not None and settings.tls is None:
-        will.write([settings.http_port, settings.management_port or 0], [settings.grpc_port])
+        shared = [settings.http_port] if settings.doors else []
+        will.write([settings.http_port, settings.management_port or 0], [settings.grpc_port], shared)
         open_slate(settings.slate).executor = will.pid
     try:
         with _runner() as runner:
@@ -156,37 +161,61 @@ def _runner() -> asyncio.Runner:
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
-def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
-    """Set on SIGTERM, and when the supervisor's end of stdin closes. Ctrl-C is the supervisor's to handle."""
-    stop = asyncio.Event()
+def _supervisors_words(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Event, asyncio.Event]:
+    """One that is set on SIGTERM, and when the supervisor's end of stdin closes; one that is set when the slate says
+    anew who is away. Ctrl-C is the supervisor's to handle.
+    """
+    stop, nudged = asyncio.Event(), asyncio.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
 
     def look() -> None:
-        if not os.read(sys.stdin.fileno(), 1024):
+        if os.read(sys.stdin.fileno(), 1024):
+            nudged.set()
+        else:
             loop.remove_reader(sys.stdin.fileno())
             stop.set()
 
     loop.add_reader(sys.stdin.fileno(), look)
-    return stop
+    return stop, nudged
+
+
+async def _stand_in(server: "_Server", doors: Doors, slate: Slate, nudged: asyncio.Event) -> None:
+    """Lets in who comes to the doors of workers that are away, for ever."""
+    while True:
+        await nudged.wait()
+        nudged.clear()
+        await doors.stand_in(slate.away, server.let_in)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the worker decides when it ends. `listening` says how it speaks TLS."""
+    """uvicorn without its signal handlers: the worker decides when it ends. `listening` says how it speaks TLS; `doors`
+    are the sockets that it shares, if it does.
+    """
 
-    def __init__(self, config: uvicorn.Config, listening: dict[str, Any]) -> None:
+    def __init__(self, config: uvicorn.Config, listening: dict[str, Any], doors: Doors | None) -> None:
         super().__init__(config)
-        self._listening = listening
+        self._listening, self._doors = listening, doors
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, which would give a handshake as much time as it likes."""
+        self.servers: list[asyncio.Server] = [await self.let_in(each) for each in sockets or []]
+        self.started = True
+
+    async def let_in(self, listener: socket.socket) -> asyncio.Server:
+        """Accepts the clients that come to `listener`."""
         loop, config = asyncio.get_running_loop(), self.config
         protocol: Any = config.http_protocol_class
         make = partial(protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state)
-        self.servers: list[asyncio.Server] = []
-        for each in sockets or []:
-            self.servers.append(await loop.create_server(make, sock=each, backlog=config.backlog, **self._listening))
-        self.started = True
+        return await loop.create_server(make, sock=listener, backlog=config.backlog, **self._listening)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which could not close what others have copies of."""
+        if self._doors is not None:
+            for server in self.servers:
+                server.close()
+            self._doors.shut()
+        await super().shutdown(sockets)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         await self._serve(sockets)
@@ -198,13 +227,14 @@ def _http_servers(
     answering: Answering,
     receiving: Receiving,
     certificates: Certificates | None,
-) -> dict[uvicorn.Server, socket.socket]:
+    doors: Doors | None,
+) -> "dict[_Server, socket.socket]":
     """The server of all pages and, where there is one, that of the management pages; and where each listens."""
-    everything = _http_server(service, settings, answering, receiving, certificates)
-    servers = {everything: _listen(settings.host, settings.http_port)}
+    everything = _http_server(service, settings, answering, receiving, certificates, doors)
+    servers = {everything: doors.own() if doors else bound(settings.host, settings.http_port)}
     if settings.management_port is not None:
         management = _http_server(service, settings, answering, receiving, management=True)
-        servers[management] = _listen("127.0.0.1", settings.management_port)
+        servers[management] = bound("127.0.0.1", settings.management_port)
     return servers
 
 
@@ -214,9 +244,10 @@ def _http_server(
     answering: Answering,
     receiving: Receiving,
     certificates: Certificates | None = None,
+    doors: Doors | None = None,
     *,
     management: bool = False,
-) -> uvicorn.Server:
+) -> _Server:
     guard = BrowserGuard(
         "127.0.0.1" if management else settings.host,
         open_to_all=service.access.open,
@@ -246,7 +277,7 @@ def _http_server(
         timeout_graceful_shutdown=round(settings.limits.drain_s) + LAST_ANSWERS_S,
         backlog=2048,
     )
-    server = _Server(config, listening(certificates.http if certificates else None, settings.limits.head_s))
+    server = _Server(config, listening(certificates.http if certificates else None, settings.limits.head_s), doors)
     if certificates is not None:
         certificates.http.limit(server.server_state.connections, settings.limits.max_connections)
     return server
@@ -271,21 +302,13 @@ def _grpc_server(
     from mlserve.serve.transports.grpc_guard import GrpcGuard
     from mlserve.serve.transports.grpc_guarded import GuardedGrpcServer
 
-    listener = _listen(settings.host, settings.grpc_port)
+    listener = bound(settings.host, settings.grpc_port)
     native = NativeGrpcServer(service, answering, calls, "", settings.limits, settings.run_directory)
     context = certificates.grpc if certificates else None
     guard = GrpcGuard(listener, native.path, settings.limits, receiving, context)
     if context is not None:
         context.limit(guard.connections, settings.limits.max_connections)
     return GuardedGrpcServer(native, guard)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
-    return listener
 
 
 def _report(report: WorkerReport, reports: BinaryIO) -> None:

@@ -54,9 +54,9 @@ class Will:
     def __init__(self, content: mmap.mmap, pid: int) -> None:
         self._content, self.pid = content, pid
 
-    def write(self, http_ports: Sequence[int], grpc_ports: Sequence[int]) -> None:
-        """From now on there is something to be said."""
-        words = json.dumps([list(http_ports), list(grpc_ports)]).encode()
+    def write(self, http_ports: Sequence[int], grpc_ports: Sequence[int], shared_ports: Sequence[int] = ()) -> None:
+        """From now on there is something to be said. Who comes to one of `shared_ports` is let in by others."""
+        words = json.dumps([list(http_ports), list(grpc_ports), list(shared_ports)]).encode()
         self._content[1 : 1 + len(words)] = words
         self._content[0] = 1
 
@@ -89,9 +89,9 @@ def _execute(content: mmap.mmap, worker: int) -> None:
     sleep.register(worker, select.POLLIN)
     sleep.poll()
     if content[0]:
-        http_ports, grpc_ports = json.loads(content[1:].rstrip(b"\0"))
+        ports = json.loads(content[1:].rstrip(b"\0"))
         os.close(worker)  # there may be no other room for what is opened next
-        _speak(frozenset(http_ports), frozenset(grpc_ports))
+        _speak(*map(frozenset, ports))
 
 
 class _Connection:
@@ -111,14 +111,15 @@ class _Connection:
         self.told = True
 
 
-def _speak(http_ports: frozenset[int], grpc_ports: frozenset[int]) -> None:
+def _speak(http_ports: frozenset[int], grpc_ports: frozenset[int], shared_ports: frozenset[int]) -> None:
     listening, connections = [], list[_Connection]()
     for each in _sockets():
         port = each.getsockname()[1]
         if port in http_ports or port in grpc_ports:
             each.setblocking(False)
             if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                listening.append((each, port in http_ports))
+                if port not in shared_ports:
+                    listening.append((each, port in http_ports))
             else:
                 connections.append(_Connection(each, is_http=port in http_ports, is_new=False))
     for listener, is_http in listening:

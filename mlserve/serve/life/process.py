@@ -25,7 +25,8 @@ _ASK_EVERY_S = 0.5
 
 
 class WorkerProcess:
-    """A worker that is starting, serving, or has ended. `environment` is all of its environment.
+    """A worker that is starting, serving, or has ended. `environment` is all of its environment. `end` is a descriptor
+    that can be read from once it has ended, where the system has such.
 
     Raises OSError where there is no process, or no file, to be had.
     """
@@ -45,7 +46,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
-                pass_fds=(lock, self.slate.descriptor),
+                pass_fds=(lock, self.slate.descriptor, *settings.doors),
                 process_group=0,  # so that Ctrl-C in a terminal reaches the supervisor alone, which then drains
             )
         except BaseException:  # or each further try would cost a descriptor
@@ -59,6 +60,10 @@ class WorkerProcess:
             self._input.write(msgspec.json.encode(told) + b"\n")
             self._input.flush()
         os.set_blocking(self.output.fileno(), False)
+        self.end: int | None = None
+        if hasattr(os, "pidfd_open"):
+            with suppress(OSError):  # it is looked at now and then all the same
+                self.end = os.pidfd_open(self.pid)
 
     @property
     def pid(self) -> int:
@@ -119,6 +124,14 @@ class WorkerProcess:
             self.slate.hurry = hurry
             self.process.terminate()
 
+    def tell_away(self, away: int) -> None:
+        """Tells it which workers are away, a bit for each, where that has changed."""
+        if away != self.slate.away:
+            self.slate.away = away
+            with suppress(OSError):  # it has just ended
+                self._input.write(b"\n")
+                self._input.flush()
+
     def kill(self) -> None:
         """Ends it at once."""
         self.process.kill()
@@ -128,6 +141,9 @@ class WorkerProcess:
         for pipe in (self._input, self.output):
             with suppress(OSError):
                 pipe.close()
+        if self.end is not None:
+            os.close(self.end)
+            self.end = None
         self.slate.close()
 
     def cause(self) -> str:

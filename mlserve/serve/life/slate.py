@@ -1,7 +1,7 @@
 """A page of memory that one worker shares with its supervisor: what each has to tell the other, while either may die.
 
     the worker writes      its heartbeat; which models it runs at this moment; who speaks for it when it is dead
-    the supervisor writes  whether to hurry, whether memory is short, which models are held back
+    the supervisor writes  whether to hurry, whether memory is short, which models are held back, which workers are away
 
 It is memory alone, in no folder: it works on a full disk, and goes with its processes, however they end.
 """
@@ -23,7 +23,7 @@ Key = tuple[str, str]
 _BYTES = 128 << 10
 _WORD = 8
 # Numbers of the head.
-_BEATS, _HURRY, _SHORT, _HELD_CHANGES, _HELD_SIZE, _EXECUTOR = range(6)
+_BEATS, _HURRY, _SHORT, _HELD_CHANGES, _HELD_SIZE, _EXECUTOR, _AWAY = range(7)
 # Then what is held back, then the places: numbers of runs begun and ended, the length of the key, the key.
 _HELD_AT, _PLACES_AT, _PLACE_BYTES = 64, 16 << 10, 512
 _KEY_LENGTH, _KEY_AT = 2, 24
@@ -159,6 +159,15 @@ class Slate:
     @short_of_memory.setter
     def short_of_memory(self, value: bool) -> None:
         self._numbers[_SHORT] = value
+
+    @property
+    def away(self) -> int:
+        """At whose doors another is to stand in: a bit for each worker, by its number."""
+        return self._numbers[_AWAY]
+
+    @away.setter
+    def away(self, value: int) -> None:
+        self._numbers[_AWAY] = value
 
     def hold(self, held: Mapping[Key, str]) -> None:
         """Holds back the models `held`, each for a reason. What there is no room for is not held."""
