@@ -1,6 +1,7 @@
 """`tune` against exhaustive search: how near its pick comes to the best, and in what share of the measuring time.
 
     python benchmarks/tuning.py --simulate                      # rules of choice against each other, truth known
+    python benchmarks/tuning.py --simulate --seeds 1000 --only-ours --run-to-run 0.08 --duration 5 --overhead 2.5
     python benchmarks/tuning.py --tiny --out /tmp/tiny          # real servers: a tiny MLP, fp32 and int8
     python benchmarks/tuning.py minilm --store store --out /tmp/minilm
 
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -75,38 +77,45 @@ def main() -> None:
         "--slo",
         help="p90=200ms: at 20/s, a p99 is that of too few requests; p50=20ms of a tiny MLP, its p99 is the machine's",
     )
-    parser.add_argument("--duration", type=float, default=8.0, help="seconds of a long run")
+    parser.add_argument("--duration", type=float, help="seconds of a long run: 8, simulated 20")
+    parser.add_argument("--run-to-run", type=float, default=0.03, help="simulated: by what share runs differ")
+    parser.add_argument("--overhead", type=float, default=4.0, help="simulated: seconds of a run beside its load")
+    parser.add_argument("--only-ours", action="store_true", help="simulated: no other rules, no other errors")
     parser.add_argument("--most", type=int, default=60, help="settings, at most")
     parser.add_argument("--rounds", type=int, default=3, help="of measuring the best again")
     parser.add_argument("--store", type=Path, default=Path("store"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", type=Path)
     said = parser.parse_args()
+    said.duration = said.duration or (8.0 if said.tiny or said.model else 20.0)
     if said.tiny or said.model:
         said.rps = said.rps or (500.0 if said.tiny else 20.0)
         said.slo = said.slo or ("p50=20ms" if said.tiny else "p90=200ms")
         measure(said, said.out or Path(tempfile.mkdtemp(prefix="tuning-")))
     else:
-        simulate(said.seeds)
+        simulate(said)
 
 
-def simulate(seeds: int) -> None:
+def simulate(said: argparse.Namespace) -> None:
     """Every rule of choice with the same time, a tenth of what measuring all settings takes; latency at a rate."""
-    pace = Pace(budget_s=math.inf, overhead_s=4.0)
+    seeds = said.seeds
+    pace = Pace(budget_s=math.inf, short_s=said.duration / 5, long_s=said.duration, overhead_s=said.overhead)
     exhaustive_s = 60 * (pace.warm_up_s + pace.long_s + pace.overhead_s)
-    budgeted = Pace(budget_s=SHARE * exhaustive_s, overhead_s=4.0)
+    budgeted = msgspec.structs.replace(pace, budget_s=SHARE * exhaustive_s)
     rules: dict[str, Callable[[SimulatedSystem, Pace, int], int | None]] = {
         "what is believed (mlserve)": by_belief,
         "Optuna, TPE": by_optuna,
         "predictions, best first": in_foretold_order,
     }
+    if said.only_ours:
+        rules = dict(islice(rules.items(), 1))
     print(f"{'rule':28} {'error':>5} {'within 5%':>10} {'mean loss':>10} {'worst':>7} {'time used':>10}")
-    for error in (0.5, 1.0, 2.0):
+    for error in (1.0,) if said.only_ours else (0.5, 1.0, 2.0):
         for name, rule in rules.items():
             losses, used = [], []
             for seed in range(seeds):
                 aim = Aim(objective=OBJECTIVE, goal="latency", rate_per_s=RATE_PER_S)
-                system = SimulatedSystem(seed, aim, budgeted, error)
+                system = SimulatedSystem(seed, aim, budgeted, error, said.run_to_run)
                 truth = [system.latency_s(number, RATE_PER_S) for number in range(60)]
                 pick = rule(system, budgeted, seed)
                 losses.append(math.inf if pick is None else truth[pick] / min(truth) - 1)

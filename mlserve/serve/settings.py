@@ -34,9 +34,9 @@ EVERY_NAME = "*"
 class BatchSettings(msgspec.Struct, frozen=True):
     """At most `max_rows` rows run together; a batch waits up to `max_delay_s` for more, counted from its oldest.
 
-    At most `max_waiting_rows` rows wait, and no more than are expected to take `max_wait_s`; who comes beyond that is
-    answered `overload_status`, 503 or 429. `by_length`: rows of tokens share a batch with those of about their own
-    length; else with any, in order of arrival.
+    At most `max_waiting_rows` rows wait, and no more than are expected to take nine tenths of `max_wait_s`; who comes
+    beyond that is answered `overload_status`, 503 or 429. `by_length`: rows of tokens share a batch with those of about
+    their own length; else with any, in order of arrival.
     """
 
     max_rows: int = 32

@@ -19,7 +19,7 @@ from mlserve.errors import EngineError, UsageError
 from mlserve.model.private_copy import remove_copies
 from mlserve.serve.common_folder import CommonFolder, open_common_folder
 from mlserve.serve.life.breaker import Breaker, culprit
-from mlserve.serve.life.doors import open_doors
+from mlserve.serve.life.doors import open_doors, shut
 from mlserve.serve.life.process import WorkerProcess
 from mlserve.serve.life.shedding import Shedding
 from mlserve.serve.life.sockets_folder import remove_sockets_folders
@@ -31,7 +31,7 @@ __all__ = ["Endpoints", "resolve_host", "run_server"]
 # A worker that dies at once, again and again, is started again ever more slowly.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _HEALTHY_AFTER_S = 2.0
-_LOOK_EVERY_S = 0.1
+_LOOK_EVERY_S, _LOOK_AT_THE_END_S = 0.1, 0.02
 _STOP_MARGIN_S = 5.0
 
 _log = logging.getLogger("mlserve.serve")
@@ -63,6 +63,7 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
     ):
         supervisor = _Supervisor(
             folder,
+            doors,
             msgspec.structs.replace(
                 settings,
                 host=address,
@@ -71,7 +72,7 @@ def run_server(settings: ServeSettings, on_ready: Callable[[Endpoints], None]) -
                 management_port=management_port,
                 grpc_transport=_grpc_transport(settings),
                 run_directory=str(folder.path),
-                doors=doors,
+                doors=tuple(door.fileno() for door in doors),
             ),
         )
         try:
@@ -93,8 +94,8 @@ class _Slot:
 
 
 class _Supervisor:
-    def __init__(self, folder: CommonFolder, settings: ServeSettings) -> None:
-        self._folder, self._settings = folder, settings
+    def __init__(self, folder: CommonFolder, doors: Sequence[socket.socket], settings: ServeSettings) -> None:
+        self._folder, self._doors, self._settings = folder, doors, settings
         self._served: tuple[tuple[str, str], ...] = ()
         self._slots = [_Slot(number) for number in range(settings.workers)]
         self._stopping = self._hurry = False
@@ -149,12 +150,12 @@ class _Supervisor:
         """
         while not self._stopping:
             now_s = time.monotonic()
+            if self._doors:
+                self._tell_away()
             for slot in self._slots:
                 if not self._stopping:
                     self._look(slot, now_s)
             serving = [worker for worker in self._workers if worker.served_s is not None]
-            if self._settings.doors:
-                self._tell_away(serving)
             if not self._breaker.quiet:
                 for change in self._breaker.look({worker.pid: worker.slate.runs() for worker in serving}, now_s):
                     _log.warning("%s", change)
@@ -167,9 +168,13 @@ class _Supervisor:
         """Ends every worker: drained if it can, killed if it does not end in time."""
         self._terminate()
         deadline_s = time.monotonic() + self._settings.limits.drain_s + _STOP_MARGIN_S
+        self._shut_doors()
+        while time.monotonic() < deadline_s and not all(worker.ended for worker in self._workers):
+            time.sleep(_LOOK_AT_THE_END_S)
+            self._shut_doors()
         for worker in self._workers:
             try:
-                worker.process.wait(max(deadline_s - time.monotonic(), 0.1))
+                worker.process.wait(0.1)
             except subprocess.TimeoutExpired:
                 _log.warning("worker %d did not end in time and is killed", worker.pid)
                 worker.kill()
@@ -190,7 +195,7 @@ class _Supervisor:
         """Waits for a moment, or until a starting worker has something to say, or one ends."""
         waiting = select.poll()
         for worker in self._workers:
-            if worker.end is not None:
+            if worker.end is not None and worker.process.returncode is None:
                 waiting.register(worker.end, select.POLLIN)
             if worker.served_s is None and not worker.ended:
                 waiting.register(worker.output, select.POLLIN)
@@ -244,11 +249,25 @@ class _Supervisor:
         self._executors.append(worker.slate.executor)
         worker.close()
 
-    def _tell_away(self, serving: Sequence[WorkerProcess]) -> None:
-        """Lets those that serve stand in for the others."""
-        away = sum(1 << slot.number for slot in self._slots if slot.worker not in serving)
-        for worker in serving:
+    def _tell_away(self) -> None:
+        """Lets those that serve stand in for the others: first of all, for clients wait."""
+        serving = {
+            slot.number: slot.worker
+            for slot in self._slots
+            if slot.worker is not None
+            and slot.worker.served_s is not None
+            and not slot.worker.faulty
+            and not slot.worker.ended
+        }
+        away = sum(1 << slot.number for slot in self._slots if slot.number not in serving)
+        for worker in serving.values():
             worker.tell_away(away)
+
+    def _shut_doors(self) -> None:
+        """Those where nobody lets anybody in any more: who leaves shuts its own, who was killed cannot."""
+        for slot, door in zip(self._slots, self._doors, strict=False):  # a worker that is alone has none
+            if slot.worker is None or slot.worker.ended:
+                shut(door)
 
     def _hold(self) -> None:
         """Tells every worker which models it shall not serve."""

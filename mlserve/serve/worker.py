@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -54,12 +55,16 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+# Where there was no file to be had for it, somebody stands in after so long.
+_TRIED_AGAIN_S = 1.0
+
 _log = logging.getLogger("mlserve.serve")
 
 
 async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     """Loads the models, serves until told to stop, answers what was accepted, and returns."""
     loop = asyncio.get_running_loop()
+    doors = Doors(settings.doors, settings.door) if settings.doors else None
     stop, nudged = _supervisors_words(loop)
     turn = LoopTurn(loop)
     certificates = Certificates(settings.tls) if settings.tls else None
@@ -73,7 +78,6 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     answering = Answering(service, turn)
     receiving = Receiving(settings.limits.max_receiving_bytes)
     grpc_server = _grpc_server(service, settings, answering, receiving, certificates)
-    doors = Doors(settings.doors, settings.door) if settings.doors else None
     http_servers = _http_servers(service, settings, answering, receiving, certificates, doors)
     serving = [asyncio.create_task(server.serve([listener])) for server, listener in http_servers.items()]
     sweeping = [asyncio.create_task(sweep_connections(each.server_state.connections)) for each in http_servers]
@@ -139,7 +143,7 @@ def main(will: Will | None = None) -> None:
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print
     settings = msgspec.json.decode(line, type=ServeSettings)
-    settings = msgspec.structs.replace(settings, limits=affordable(settings.limits))
+    settings = msgspec.structs.replace(settings, limits=affordable(settings.limits, len(settings.doors)))
     Overloaded.http_status = settings.batch.overload_status  # a process serves by one set of settings
     if will is not None and settings.tls is None:
         shared = [settings.http_port] if settings.doors else []
@@ -182,10 +186,13 @@ def _supervisors_words(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Event, 
 
 async def _stand_in(server: "_Server", doors: Doors, slate: Slate, nudged: asyncio.Event) -> None:
     """Lets in who comes to the doors of workers that are away, for ever."""
+    done = True
     while True:
-        await nudged.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if done else _TRIED_AGAIN_S):
+                await nudged.wait()
         nudged.clear()
-        await doors.stand_in(slate.away, server.let_in)
+        done = await doors.stand_in(slate.away, server.let_in)
 
 
 class _Server(uvicorn.Server):
@@ -214,7 +221,7 @@ class _Server(uvicorn.Server):
         if self._doors is not None:
             for server in self.servers:
                 server.close()
-            self._doors.shut()
+            self._doors.leave()
         await super().shutdown(sockets)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

@@ -57,13 +57,18 @@ class Runs(Protocol):
         """Several, of which each begins `slot_s` after the one before: what went wrong with each."""
         ...
 
+    def forget(self) -> None:
+        """The next run calibrates its generators itself."""
+        ...
+
 
 class CalibratedRuns:
     """Real runs: what the generators cost by themselves in a VALID run holds for five minutes of runs with the same
     requests at the same rate, whatever their seed, their length and the server's setting; until one is not VALID.
 
-    Machine, generators and requests are the same in them. What disturbs one of them is seen by the checks that it has
-    of its own: generator on time, other work.
+    Machine, generators and requests are the same in them. Where a shape leaves more open than the rows, requests and
+    answers may differ in size, and it holds for runs of the same label only. What disturbs one run is seen by the
+    checks that it has of its own: generator on time, other work.
     """
 
     def __init__(self, bench: Callable[..., Run] = run_bench, now_s: Callable[[], float] = time.monotonic) -> None:
@@ -93,9 +98,13 @@ class CalibratedRuns:
 
         return side_by_side(Meeting(slot_s, len(loads)), run)
 
+    def forget(self) -> None:
+        """See Runs."""
+        self._known.clear()
+
     def _run(self, asked: SideLoad, on_progress: OnProgress, decide: Decide | None, seat: Seat | None) -> Run:
         subject = asked.subject_of(asked.plan.protocol)
-        load = _load_of(subject, asked.plan)
+        load = _load_of(subject, asked.plan, asked.label)
         made_s, known = self._known.get(load, (float("-inf"), None))
         calibration = known if self._now_s() - made_s < _HOLDS_S else None
         crew = Crew(calibration=calibration, seat=seat)
@@ -108,8 +117,9 @@ class CalibratedRuns:
 
 
 class _Load(NamedTuple):
-    """What a calibration is of: how requests are sent, and what they hold. Of a tokenizer nothing: each version of a
-    model has its own copy.
+    """What a calibration is of: how requests are sent, what they hold, who sends and who answers from which cores.
+
+    `label` is that of the run where sizes are open, by which tokenizers and models differ, "" where they are not.
     """
 
     sent: Plan
@@ -117,19 +127,26 @@ class _Load(NamedTuple):
     outputs: tuple[TensorSpec, ...]
     wish: PayloadWish
     trace_sha256: str
-    cpus: tuple[int, ...]
+    cores: tuple[tuple[int, ...], tuple[int, ...], bool]
+    label: str
 
 
-def _load_of(subject: Subject, plan: Plan) -> _Load:
-    wish = subject.wish
+def _load_of(subject: Subject, plan: Plan, label: str) -> _Load:
+    wish, server = subject.wish, subject.server
     return _Load(
         sent=msgspec.structs.replace(calibration_plan(plan, plan.generators), seed=0),
         inputs=subject.inputs,
         outputs=subject.outputs,
         wish=msgspec.structs.replace(wish, tokenizer=None, trace=None),
         trace_sha256=wish.trace.sha256 if wish.trace else "",
-        cpus=subject.cpus,
+        cores=(subject.cpus, server.cpus if server else (), bool(subject.pids)),
+        label=label if any(map(_is_open, (*subject.inputs, *subject.outputs))) or not subject.outputs else "",
     )
+
+
+def _is_open(spec: TensorSpec) -> bool:
+    """Whether more than the rows of it may differ from request to request."""
+    return any(isinstance(dimension, str) for dimension in spec.shape[1:]) or spec.dtype == "string"
 
 
 def _tell_nobody(_: Progress) -> None:

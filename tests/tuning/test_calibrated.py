@@ -38,9 +38,13 @@ def bench(made_runs):
 
 
 @pytest.fixture
-def measured(bench, clock, tmp_path, made_runs):
+def runs(bench, clock):
+    return CalibratedRuns(bench, lambda: clock.now_s)
+
+
+@pytest.fixture
+def measured(runs, clock, tmp_path, made_runs):
     """Measures a run of a model, under a load of `rate_per_s`, at a time."""
-    runs = CalibratedRuns(bench, lambda: clock.now_s)
 
     def measure(at_s=0.0, subject=None, label="a", **plan):
         clock.now_s = at_s
@@ -61,14 +65,23 @@ TRACE = Trace(
 )
 
 
-def subject_of(version="1", wide=30, **wish):
-    inputs = (TensorSpec("x", "float32", ("batch", wide)),)
+def subject_of(version="1", wide=30, answer=2, cpus=(), pids=(), **wish):
     return Subject(
         target=parse_target("http://127.0.0.1:8080", "tiny"),
         model=ServedModel(url="http://127.0.0.1:8080", name="tiny", version=version),
-        inputs=inputs,
+        inputs=(TensorSpec("x", "float32", ("batch", wide)),),
+        outputs=(TensorSpec("scores", "float32", ("batch", answer)),),
         wish=PayloadWish(**wish),
+        cpus=cpus,
+        pids=pids,
     )
+
+
+OPEN_ANSWER, OPEN_REQUEST, UNKNOWN_ANSWER = (
+    subject_of(answer="classes"),
+    subject_of(wide="tokens"),
+    msgspec.structs.replace(subject_of(), outputs=()),
+)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +110,8 @@ def test_requests_are_calibrated_once_whatever_the_seed_the_length_and_the_versi
         {"subject": subject_of(wide=31)},
         {"subject": subject_of(timed="all")},
         {"subject": subject_of(trace=TRACE)},
+        {"subject": subject_of(cpus=(1,))},
+        {"subject": subject_of(pids=(12,))},
     ],
 )
 def test_other_requests_and_a_later_time_are_calibrated_anew(bench, measured, other):
@@ -105,6 +120,21 @@ def test_other_requests_and_a_later_time_are_calibrated_anew(bench, measured, ot
     measured(**other)
     assert bench.told[:2] == [None, None]
     assert bench.told[2] is not None
+
+
+@pytest.mark.parametrize("subject", [OPEN_ANSWER, OPEN_REQUEST, UNKNOWN_ANSWER])
+def test_where_sizes_are_open_each_label_is_calibrated_by_itself(bench, measured, subject):
+    measured(subject=subject)
+    measured(subject=subject, label="b")
+    measured(subject=subject, label="b")
+    assert [one is None for one in bench.told] == [True, True, False]
+
+
+def test_what_was_found_can_be_forgotten(bench, measured, runs):
+    measured()
+    runs.forget()
+    measured()
+    assert bench.told == [None, None]
 
 
 def test_what_an_invalid_run_found_is_not_believed(bench, measured, made_runs):

@@ -16,6 +16,8 @@ DEFAULT_PRIORITY = 2
 LOWEST_PRIORITY = 100
 """The last level; larger numbers are the same. Each level costs time."""
 
+# The share of the longest wait that is filled: a shared machine may be a tenth slower while somebody waits.
+_HEADROOM = 0.9
 # So many more deadlines may be of requests that left than of such as wait, until their heap is made anew.
 _MOST_STALE = 64
 
@@ -94,9 +96,10 @@ class BatchWindow(Generic[T]):
     @property
     def most_waiting_rows(self) -> int:
         """How many rows may wait, going by what they take at present."""
-        if self.row_s * self.max_waiting_rows <= self.max_wait_s:
+        promised_s = _HEADROOM * self.max_wait_s
+        if self.row_s * self.max_waiting_rows <= promised_s:
             return self.max_waiting_rows
-        return max(1, int(self.max_wait_s / self.row_s))
+        return max(1, int(promised_s / self.row_s))
 
     def wait_s(self, priority: int = 0) -> float:
         """How long those that wait and would run before another request of `priority` take; 0.0 if unknown."""

@@ -7,10 +7,11 @@ inherits all of them, and when a worker dies the others let in who comes to its 
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-__all__ = ["MOST_DOORS", "Doors", "bound", "open_doors"]
+__all__ = ["MOST_DOORS", "Doors", "bound", "open_doors", "shut"]
 
 MOST_DOORS = 64
 """So many workers' absences fit into a number that they share."""
@@ -19,14 +20,25 @@ _log = logging.getLogger("mlserve.serve")
 
 
 @contextmanager
-def open_doors(address: tuple[str, int], workers: int) -> Iterator[tuple[int, ...]]:
-    """The descriptors of a door for each of `workers`, at `address`, where none listens yet.
+def open_doors(address: tuple[str, int], workers: int) -> Iterator[list[socket.socket]]:
+    """A door for each of `workers`, at `address`, where none listens yet.
 
-    None for a worker that is alone, as nobody could stand in for it, and for more than share the news of who is away.
+    None for a worker that is alone, as nobody could stand in for it, for more than share the news of who is away, and
+    beyond Linux, where the system does not choose a door for each client by chance.
     """
     with ExitStack() as stack:
-        count = workers if 1 < workers <= MOST_DOORS else 0
-        yield tuple(stack.enter_context(bound(*address)).fileno() for _ in range(count))
+        count = workers if sys.platform == "linux" and 1 < workers <= MOST_DOORS else 0
+        yield [stack.enter_context(bound(*address)) for _ in range(count)]
+
+
+def shut(door: socket.socket) -> None:
+    """Lets nobody in there any more, whoever has a copy, until one listens anew; nothing where none listens now.
+
+    Who came to one that was shut twice would be let in to a connection that is shut as well.
+    """
+    with suppress(OSError):
+        if door.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            door.shutdown(socket.SHUT_RDWR)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -52,25 +64,29 @@ class Doors:
         """The worker's own."""
         return self._doors[self._own].dup()
 
-    async def stand_in(self, away: int, let_in: Callable[[socket.socket], Awaitable[asyncio.Server]]) -> None:
-        """Lets clients in by `let_in` at the doors of the workers that are `away`, a bit each, and at no others'."""
+    async def stand_in(self, away: int, let_in: Callable[[socket.socket], Awaitable[asyncio.Server]]) -> bool:
+        """Lets clients in by `let_in` at the doors of the workers that are `away`, a bit each, and at no others'.
+
+        Whether it could: without files to be had, who comes there waits.
+        """
+        all_open = True
         for number, door in enumerate(self._doors):
             is_away = number != self._own and bool(away >> number & 1)
             if is_away and number not in self._standing_in:
                 try:
                     self._standing_in[number] = await let_in(door.dup())
-                except OSError as error:  # no file to be had: who comes there waits for the successor
+                except OSError as error:
+                    all_open = False
                     _log.warning("nobody stands in for a worker that ended: %s", error.strerror)
             elif not is_away and number in self._standing_in:
                 self._standing_in.pop(number).close()
+        return all_open
 
-    def shut(self) -> None:
-        """Lets nobody in at the doors that it serves, whoever else has a copy, until one listens there anew."""
+    def leave(self) -> None:
+        """Shuts its own, and stands in for nobody any more: at those doors others may let clients in."""
         for server in self._standing_in.values():
             server.close()
-        for number in (self._own, *self._standing_in):
-            with suppress(OSError):  # nobody listens
-                self._doors[number].shutdown(socket.SHUT_RDWR)
+        self._standing_in.clear()
+        shut(self._doors[self._own])
         for door in self._doors:
             door.close()
-        self._standing_in.clear()

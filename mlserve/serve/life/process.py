@@ -25,8 +25,10 @@ _ASK_EVERY_S = 0.5
 
 
 class WorkerProcess:
-    """A worker that is starting, serving, or has ended. `environment` is all of its environment. `end` is a descriptor
-    that can be read from once it has ended, where the system has such.
+    """A worker that is starting, serving, or has ended. `environment` is all of its environment.
+
+    `end` is a descriptor that can be read from once it has ended, where the system has such. `faulty`: what it reported
+    is why it cannot serve.
 
     Raises OSError where there is no process, or no file, to be had.
     """
@@ -36,7 +38,7 @@ class WorkerProcess:
         assert self.slate.descriptor is not None
         self.started_s = time.monotonic()
         self.served_s: float | None = None
-        self.stopped = False
+        self.stopped = self.faulty = False
         self._pulse, self._rest = Pulse(self.started_s), b""
         self._cpu_s, self._asked_s = 0.0, 0.0
         self.busy = False
@@ -83,7 +85,7 @@ class WorkerProcess:
         for line in lines:
             with suppress(msgspec.DecodeError):
                 report = msgspec.json.decode(line, type=WorkerReport)
-                self.served_s = time.monotonic()
+                self.served_s, self.faulty = time.monotonic(), bool(report.fault)
                 return report
         return None
 

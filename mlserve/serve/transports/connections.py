@@ -17,8 +17,11 @@ _FILES_A_PAIR = 4
 _log = logging.getLogger("mlserve.serve")
 
 
-def affordable(limits: Limits) -> Limits:
-    """`limits` with no more connections than this process can open files for, after it has asked for all it may get."""
+def affordable(limits: Limits, doors: int = 0) -> Limits:
+    """`limits` with no more connections than this process can open files for, after it has asked for all it may get.
+
+    It may have to open each of `doors` twice.
+    """
     if sys.platform == "win32":
         return limits
     import resource
@@ -28,7 +31,7 @@ def affordable(limits: Limits) -> Limits:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return limits
-    most = max(1, (hard - _OWN_FILES) // _FILES_A_PAIR)
+    most = max(1, (hard - _OWN_FILES - 2 * doors) // _FILES_A_PAIR)
     if most >= limits.max_connections:
         return limits
     _log.warning("of %d connections, %d are let in: %d files may be open", limits.max_connections, most, hard)

@@ -4,6 +4,7 @@ what makes the runs.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median_low
 
 import msgspec
 
@@ -12,7 +13,7 @@ from mlserve.tuning.choosing.at_rate import comparison_at_rate, next_at_rate
 from mlserve.tuning.choosing.attempt import Attempt, Trial
 from mlserve.tuning.choosing.climb import next_climb
 from mlserve.tuning.choosing.contest import Contest
-from mlserve.tuning.choosing.standing import Settled, unconfirmed
+from mlserve.tuning.choosing.standing import Settled, blamed, died, unconfirmed
 
 __all__ = ["Pace", "choose", "next_trial"]
 
@@ -45,9 +46,11 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
         return max(planned_s, enough_s if trial.fidelity == "confirm" else min(enough_s, 2 * planned_s))
 
     def run_s(self, duration_s: float, attempts: Sequence[Attempt] = ()) -> float:
-        """What a run of `duration_s` takes with everything, as those so far tell."""
+        """What a run of `duration_s` takes with everything, as those so far tell: the lower half of them, for the first
+        over a protocol calibrates the generators.
+        """
         found = [one.seconds for one in attempts if one.trial.fidelity == "short" and not one.failure]
-        usual_s = max(0.0, sum(found) / len(found) - self.short_s - self.warm_up_s) if found else self.overhead_s
+        usual_s = max(0.0, median_low(found) - self.short_s - self.warm_up_s) if found else self.overhead_s
         return self.warm_up_s + duration_s + usual_s
 
     def least_budget_s(self, rate_per_s: float, least_requests: int) -> float:
@@ -116,6 +119,8 @@ def _due_comparison(
     `found`, a short run, would leave no time for that. None where it would, and where there is nothing to compare.
     """
     if contest.seeks_rate or found.fidelity == "confirm" or (attempts and attempts[-1].trial.beside):
+        return None
+    if died(attempts) or blamed(attempts):  # it is made again before anything else
         return None
     fewest = comparison_at_rate(contest, attempts, most_rivals=1)
     if fewest is None or not fewest.beside:

@@ -189,7 +189,8 @@ class Tuning:
         if (failed := _read_failure(folder)) is not None:
             return failed_attempt(trial, name, failed.reason, self._seconds_before(name), died=failed.died)
         if is_finished(folder):
-            return judge_attempt(trial, self.read(name), self._search.aim, self._seconds_before(name))
+            found = judge_attempt(trial, self.read(name), self._search.aim, 0.0)
+            return msgspec.structs.replace(found, seconds=self._seconds_before(name, found))
         began_s = time.monotonic()
         watcher.begins(trial, self._label(trial.number), self.spent_s)
         setting, plan = self.contest.settings[trial.number], self._plan(trial, number)
@@ -198,6 +199,8 @@ class Tuning:
             if made_at_once(at_once, plan, self._opens, self._runs, watcher.moves):
                 return judge_attempt(trial, self.read(name), self._search.aim, time.monotonic() - began_s)
         make_room(folder)
+        if trial.fidelity == "confirm":  # what production rests on rests on nothing of another run
+            self._runs.forget()
         fault = ""
         try:
             self._runs.one(servers.open(setting), plan, folder, name, watcher.moves, self._decide(trial, plan))
@@ -260,14 +263,16 @@ class Tuning:
         known = {one.folder: unproven or one.past for one in self._before.attempts} if self._before else {}
         return known.get(name, False)
 
-    def _seconds_before(self, name: str) -> float:
+    def _seconds_before(self, name: str, found: Attempt | None = None) -> float:
         """What a run took that was made earlier; where nobody wrote that down, what such a run usually takes. Of those
         that are made at once the first takes all the time.
         """
         known = {one.folder: one.seconds for one in self._before.attempts} if self._before else {}
-        if self.attempts and self.attempts[-1].trial.beside:
-            return known.get(name, 0.0)
-        return known.get(name, self._pace.warm_up_s + self._pace.short_s + self._pace.overhead_s)
+        usual_s = self._pace.warm_up_s + self._pace.short_s + self._pace.overhead_s
+        if found is not None and found.in_turns:
+            is_first = not (self.attempts and self.attempts[-1].trial.beside)
+            usual_s *= 1 + len(found.trial.beside) if is_first else 0
+        return known.get(name, usual_s)
 
     def _label(self, number: int) -> str:
         return label_of(self.contest.settings[number], self.contest.settings)

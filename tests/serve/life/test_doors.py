@@ -7,12 +7,12 @@ import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
 
-from mlserve.serve.life.doors import MOST_DOORS, Doors, open_doors
+from mlserve.serve.life.doors import MOST_DOORS, Doors, open_doors, shut
 from mlserve.serve.settings import BatchSettings
 
 ASKED = b"GET /v2/health/live HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
@@ -117,10 +117,11 @@ def test_a_worker_that_leaves_by_itself_shuts_its_door_and_the_next_one_opens_it
             head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n"
             busy.sendall(head % len(body) + body)
             here = busy.getsockname()
+            listening = {pid: _listening(pid, server.http_port) for pid in server.workers}
             until(lambda: any(_holds(pid, here) for pid in server.workers))
             leaving = next(pid for pid in server.workers if _holds(pid, here))
             psutil.Process(leaving).send_signal(signal.SIGTERM)
-            until(lambda: "Finished server process" in server.log or not _listens(leaving, server.http_port))
+            until(lambda: not _listening(leaving, server.http_port))
             for _ in range(MANY):  # it still computes, and lets nobody in
                 assert server.get_json("/v2/health/live") is not None
             assert psutil.pid_exists(leaving)
@@ -135,15 +136,39 @@ def test_a_worker_that_leaves_by_itself_shuts_its_door_and_the_next_one_opens_it
                 return _holds(successor, connection.getsockname())
 
         until(comes_to_the_successor)
+        # Who stood in meanwhile does so no more.
+        (other,) = set(server.workers) - {leaving}
+        until(lambda: _listening(other, server.http_port) == listening[other])
+
+
+def test_where_all_leave_the_door_of_one_that_was_killed_is_shut_too(serving_settings, slow_onnx, until):
+    with serving_settings(slow_onnx, batch=BatchSettings(1, 0.001), workers=2) as server:
+        with server.connect() as busy:
+            body = b'{"inputs":[{"name":"turns","datatype":"FP32","shape":[1,1],"data":[9000]}]}'
+            head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n"
+            busy.sendall(head % len(body) + body)
+            here = busy.getsockname()
+            until(lambda: any(_holds(pid, here) for pid in server.workers))
+            (idle,) = [pid for pid in server.workers if not _holds(pid, here)]
+            with stopped(server.process.pid):
+                killed(idle)
+                server.process.send_signal(signal.SIGTERM)
+            until(lambda: is_refused(server))
+            for _ in range(MANY):  # the other still computes
+                assert is_refused(server)
+            assert server.process.poll() is None
+            assert answer_of(busy).startswith(b"HTTP/1.1 200 ")
+        assert server.process.wait(30) == 0
 
 
 def _holds(pid, client):
     return any(tuple(each.raddr) == client for each in psutil.Process(pid).net_connections("tcp") if each.raddr)
 
 
-def _listens(pid, port):
+def _listening(pid, port):
+    """How many descriptors it has of sockets that listen there."""
     found = psutil.Process(pid).net_connections("tcp")
-    return any(each.status == "LISTEN" and each.laddr.port == port for each in found)
+    return sum(each.status == "LISTEN" and each.laddr.port == port for each in found)
 
 
 # The doors by themselves
@@ -168,7 +193,7 @@ class Porch:
         if self.broken:
             listener.close()
             raise OSError(24, "Too many open files")
-        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=listener)
+        server = await asyncio.get_running_loop().create_server(Greets, sock=listener)
         self.open.append(server)
         return server
 
@@ -177,15 +202,20 @@ class Porch:
         return [server.is_serving() for server in self.open]
 
 
+def copies(doors):
+    """As a child inherits them."""
+    return [os.dup(door.fileno()) for door in doors]
+
+
 @pytest.mark.parametrize(("workers", "doors"), [(1, 0), (2, 2), (3, 3), (MOST_DOORS, MOST_DOORS), (MOST_DOORS + 1, 0)])
 def test_there_is_a_door_a_worker_and_none_for_one_that_is_alone(free, workers, doors):
     with open_doors(free, workers) as found:
-        assert len(set(found)) == doors
+        assert len({door.fileno() for door in found}) == doors
 
 
 def test_a_worker_stands_in_at_the_doors_of_those_that_are_away_and_at_no_others(free):
     async def live(found):
-        doors, porch = Doors(map(os.dup, found), 1), Porch()
+        doors, porch = Doors(copies(found), 1), Porch()
         await doors.stand_in(0b111, porch.let_in)
         assert porch.serving == [True, True]  # its own is not among them
         await doors.stand_in(0b111, porch.let_in)
@@ -194,40 +224,74 @@ def test_a_worker_stands_in_at_the_doors_of_those_that_are_away_and_at_no_others
         assert porch.serving == [True, False]
         await doors.stand_in(0b000, porch.let_in)
         assert porch.serving == [False, False]
-        doors.shut()
+        doors.leave()
 
     with open_doors(free, 3) as found:
         asyncio.run(live(found))
 
 
-def test_doors_that_are_shut_refuse_whoever_else_has_a_copy_until_one_listens_anew(free):
+def is_let_in(address):
+    """Whether a connection is let in, and is not shut itself."""
+    try:
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.settimeout(0.2)
+            with suppress(TimeoutError):
+                return connection.recv(1) == b"!"
+    except ConnectionError:
+        pass
+    return False
+
+
+class Greets(asyncio.Protocol):
+    """Says `!` to everybody."""
+
+    def connection_made(self, transport):
+        transport.write(b"!")
+
+
+def test_a_door_that_is_shut_refuses_whoever_else_has_a_copy_until_one_listens_anew(free):
     async def live(found):
-        doors, porch = Doors(map(os.dup, found), 0), Porch()
+        doors, porch = Doors(copies(found), 0), Porch()
         own = await porch.let_in(doors.own())
-        await doors.stand_in(0b10, porch.let_in)
-        socket.create_connection(free, timeout=5).close()
+        assert await asyncio.to_thread(is_let_in, free)
         own.close()
-        doors.shut()
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.to_thread(socket.create_connection, free, 5)
-        again = await porch.let_in(socket.socket(fileno=os.dup(found[0])))
-        socket.create_connection(free, timeout=5).close()
+        doors.leave()
+        assert not await asyncio.to_thread(is_let_in, free)
+        shut(found[0])  # once more, at which nobody listens: that leaves nothing behind
+        again = await porch.let_in(found[0].dup())
+        assert await asyncio.to_thread(is_let_in, free)
         again.close()
 
     with open_doors(free, 2) as found:
         asyncio.run(live(found))
 
 
+def test_who_leaves_shuts_no_door_where_it_stood_in_for_another_may_be_there_by_now(free):
+    async def live(found):
+        first, second, porch = Doors(copies(found), 1), Doors(copies(found), 2), Porch()
+        for each in (first, second):
+            await each.stand_in(0b001, porch.let_in)
+        first.leave()
+        assert await asyncio.to_thread(is_let_in, free)
+        successor = await porch.let_in(found[0].dup())
+        second.leave()
+        assert await asyncio.to_thread(is_let_in, free)
+        successor.close()
+
+    with open_doors(free, 3) as found:
+        asyncio.run(live(found))
+
+
 def test_without_a_file_to_be_had_nobody_stands_in_until_there_is_one(free, caplog):
     async def live(found):
-        doors, porch = Doors(map(os.dup, found), 0), Porch()
+        doors, porch = Doors(copies(found), 0), Porch()
         porch.broken = True
-        await doors.stand_in(0b10, porch.let_in)
+        assert not await doors.stand_in(0b10, porch.let_in)
         assert "nobody stands in for a worker that ended: Too many open files" in caplog.text
         porch.broken = False
-        await doors.stand_in(0b10, porch.let_in)
+        assert await doors.stand_in(0b10, porch.let_in)
         assert porch.serving == [True]
-        doors.shut()
+        doors.leave()
 
     with open_doors(free, 2) as found:
         asyncio.run(live(found))

@@ -294,6 +294,25 @@ def test_a_spent_budget_leaves_time_to_confirm_the_best_and_nothing_else(contest
     assert (found.number, found.fidelity) == (0, "confirm")
 
 
+def test_a_run_whose_server_died_is_made_again_before_anything_is_compared(contest):
+    four = contest(*((name, 0.005, 200.0) for name in "abcd"))
+    tried = [ran(number, 100.0, True, latency_s=0.005) for number in range(2)]
+    dead = ran(2, 100.0, False, failure="the server ended", died=True, requests=0, valid=False)
+    pace = Pace(budget_s=30.0 + 70.0)
+    assert next_trial(four, pace, [*tried, ran(2, 100.0, True, latency_s=0.005)]).beside
+    again = next_trial(four, pace, [*tried, dead])
+    assert (again.number, again.fidelity, again.beside) == (2, "short", ())
+
+
+def test_a_first_run_that_calibrated_is_not_expected_of_all(contest):
+    pace = Pace(budget_s=math.inf)
+    calibrated, *others = (ran(number, 100.0, True) for number in range(3))
+    calibrated = msgspec.structs.replace(calibrated, seconds=30.0)
+    assert pace.run_s(20.0, [calibrated, *others]) == pace.run_s(20.0, others)
+    assert pace.run_s(20.0, [calibrated, others[0]]) == pace.run_s(20.0, others)
+    assert pace.run_s(20.0, [calibrated]) > pace.run_s(20.0, others)
+
+
 def test_a_short_run_is_left_where_the_best_could_not_be_compared_after_it(contest):
     """With everything, a short run takes 11.5 s here, one that confirms 26 s, two at once 42 s, and three 48 s."""
     four = contest(*((name, 0.005, 200.0) for name in "abcd"))

@@ -67,7 +67,7 @@ class Servers:
     def __init__(self, make, stop_at=None, broken=(), killed=(), faults=None, service_s=SERVICE_S, turns=True):
         self._server, self._stop_at, self._broken, self._killed = make(faults=faults), stop_at, broken, killed
         self._service_s, self._turns = service_s, turns
-        self.runs, self.at_once_runs, self.foretold, self.opened = [], [], 0, []
+        self.runs, self.at_once_runs, self.foretold, self.opened, self.forgot = [], [], 0, [], []
 
     @contextmanager
     def opens(self, contender, options):
@@ -98,6 +98,9 @@ class Servers:
         for load in loads:
             self.one(load.subject_of, load.plan, load.folder, load.label, on_progress, None)
         return [None for _ in loads]
+
+    def forget(self):
+        self.forgot.append(len(self.runs))
 
     def predictor(self, settings):
         self.foretold += 1
@@ -236,6 +239,7 @@ def test_the_best_that_are_close_are_measured_at_once_and_that_decides(tmp_path,
     assert mine.at_once_runs == [[first.folder, second.folder]]
     assert (first.trial.beside, second.trial.beside) == ((second.number,), ())
     assert (first.seconds > 0, second.seconds) == (True, 0.0)  # the first counts the time of both
+    assert ["confirm" in mine.runs[number] for number in mine.forgot] == [True]  # it is calibrated by itself
     plans = [tuning.read(one.folder).run.plan for one in (first, second)]
     assert plans[0] == plans[1]
     assert verdict.flip < 0.2
