@@ -42,7 +42,7 @@ _SIZES = {
 _BOUNDLESS = """
 import msgspec
 import mlserve.serve.transports.connections as connections
-connections.affordable = lambda limits: msgspec.structs.replace(limits, max_request_bytes=1 << 30)
+connections.affordable = lambda limits, *_: msgspec.structs.replace(limits, max_request_bytes=1 << 30)
 import mlserve.serve.transports.http_bounds as bounds
 import mlserve.serve.transports.http as http
 import mlserve.serve.transports.grpc_inspection as inspection
