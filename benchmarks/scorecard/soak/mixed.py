@@ -50,7 +50,7 @@ import mlserve.engines.onnx_engine as engine
 right, kept = engine.OnnxEngine.run, []
 
 def leaking(self, inputs):
-    kept.append(bytearray(os.urandom(1024)) * 32 * len(inputs["x"]))
+    kept.append(bytearray(os.urandom(1024)) * 64 * len(inputs["x"]))
     return right(self, inputs)
 
 engine.OnnxEngine.run = leaking
@@ -94,7 +94,7 @@ def run(stage: Stage) -> Outcome:
         passed=outcome.passed,
         found=outcome.found,
         figures=(Figure("capacity", capacity.per_s, "requests/s"), *outcome.figures),
-        control=f"a server that keeps 32 KiB of every request: {spoilt.found}",
+        control=f"a server that keeps 64 KiB of every request: {spoilt.found}",
         control_failed=not spoilt.passed,
     )
 
