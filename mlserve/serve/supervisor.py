@@ -182,6 +182,7 @@ class _Supervisor:
             with suppress(OSError):
                 remove_sockets_folders(str(self._folder.path), worker.pid)  # it may be outside of our folder
             worker.close()
+        self._shut_doors()
 
     def _spawn(self, slot: _Slot, settings: ServeSettings) -> WorkerProcess:
         settings = msgspec.structs.replace(settings, door=slot.number)
@@ -264,9 +265,11 @@ class _Supervisor:
             worker.tell_away(away)
 
     def _shut_doors(self) -> None:
-        """Those where nobody lets anybody in any more: who leaves shuts its own, who was killed cannot."""
+        """Those where nobody lets anybody in any more: who leaves shuts its own, who was killed cannot, and a
+        successor that does not serve yet comes too late.
+        """
         for slot, door in zip(self._slots, self._doors, strict=False):  # a worker that is alone has none
-            if slot.worker is None or slot.worker.ended:
+            if slot.worker is None or slot.worker.ended or slot.worker.served_s is None:
                 shut(door)
 
     def _hold(self) -> None:

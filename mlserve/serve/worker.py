@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# Where there was no file to be had for it, somebody stands in after so long.
-_TRIED_AGAIN_S = 1.0
+# So often it is looked whether clients are let in at all doors where they should be.
+_LOOK_AT_DOORS_S = 1.0
 
 _log = logging.getLogger("mlserve.serve")
 
@@ -89,13 +89,15 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
         follows.append(certificates.follow())
     if settings.store is not None:
         follows.append(notice_changes(Path(settings.store.root), follower.wake))
-    if doors is not None:
-        follows.append(_stand_in(next(iter(http_servers)), doors, slate, nudged))
     following = [asyncio.create_task(each) for each in follows]
+    everything = next(iter(http_servers))
+    if doors is not None:
+        everything.standing_in = asyncio.create_task(_stand_in(everything, doors, slate, nudged))
+    endless = [*serving, *following, *filter(None, [everything.standing_in])]
     served = tuple((model.signature.name, model.signature.version) for model in service.models)
     _report(WorkerReport(served=served), reports)
     # One that ends by itself has failed: another worker shall take this one's place.
-    await asyncio.wait([asyncio.create_task(stop.wait()), *serving, *following], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([asyncio.create_task(stop.wait()), *endless], return_when=asyncio.FIRST_COMPLETED)
     for task in following:
         if task.done():
             _log.error("the store, the file of keys, or a recording was no longer followed", exc_info=task.exception())
@@ -185,14 +187,16 @@ def _supervisors_words(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Event, 
 
 
 async def _stand_in(server: "_Server", doors: Doors, slate: Slate, nudged: asyncio.Event) -> None:
-    """Lets in who comes to the doors of workers that are away, for ever."""
-    done = True
-    while True:
+    """Lets in who comes to the doors of workers that are away, until its own is lost: then another worker shall take
+    this one's place.
+    """
+    while not doors.lost:
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if done else _TRIED_AGAIN_S):
+            async with asyncio.timeout(_LOOK_AT_DOORS_S):
                 await nudged.wait()
         nudged.clear()
-        done = await doors.stand_in(slate.away, server.let_in)
+        await doors.stand_in(slate.away, server.let_in)
+    _log.error("the socket at which this worker listened is closed; another worker takes its place")
 
 
 class _Server(uvicorn.Server):
@@ -203,6 +207,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, listening: dict[str, Any], doors: Doors | None) -> None:
         super().__init__(config)
         self._listening, self._doors = listening, doors
+        self.standing_in: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, which would give a handshake as much time as it likes."""
@@ -221,6 +226,8 @@ class _Server(uvicorn.Server):
         if self._doors is not None:
             for server in self.servers:
                 server.close()
+            if self.standing_in is not None:
+                self.standing_in.cancel()
             self._doors.leave()
         await super().shutdown(sockets)
 

@@ -196,7 +196,7 @@ class BatchWindow(Generic[T]):
         taken_s = self.waiting_rows * self.row_s
         limit = f"{self.max_waiting_rows}"
         if self.most_waiting_rows < self.max_waiting_rows:
-            limit = f"{self.max_wait_s:g} s of work, and these take about {taken_s:.3g} s"
+            limit = f"{_HEADROOM * self.max_wait_s:g} s of work, and these take about {taken_s:.3g} s"
         return Overloaded(
             f"Exceeds maximum queue size: {self.waiting_rows} rows wait, the limit is {limit}; retry later",
             float(max(1, ceil(wait_s))),

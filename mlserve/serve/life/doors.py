@@ -58,11 +58,19 @@ class Doors:
         for each in self._doors:
             each.set_inheritable(False)
         self._own = own
-        self._standing_in: dict[int, asyncio.Server] = {}
+        self._listener: socket.socket | None = None
+        self._standing_in: dict[int, tuple[socket.socket, asyncio.Server]] = {}
+        self._told = False
 
     def own(self) -> socket.socket:
-        """The worker's own."""
-        return self._doors[self._own].dup()
+        """The worker's own, to listen at."""
+        self._listener = self._doors[self._own].dup()
+        return self._listener
+
+    @property
+    def lost(self) -> bool:
+        """Whether the event loop has closed the worker's own: it does so, and says nothing, where it cannot accept."""
+        return self._listener is not None and self._listener.fileno() < 0
 
     async def stand_in(self, away: int, let_in: Callable[[socket.socket], Awaitable[asyncio.Server]]) -> bool:
         """Lets clients in by `let_in` at the doors of the workers that are `away`, a bit each, and at no others'.
@@ -70,21 +78,30 @@ class Doors:
         Whether it could: without files to be had, who comes there waits.
         """
         all_open = True
+        self._standing_in = {
+            number: (listener, server)
+            for number, (listener, server) in self._standing_in.items()
+            if listener.fileno() >= 0  # the others are lost
+        }
         for number, door in enumerate(self._doors):
             is_away = number != self._own and bool(away >> number & 1)
             if is_away and number not in self._standing_in:
                 try:
-                    self._standing_in[number] = await let_in(door.dup())
+                    listener = door.dup()
+                    self._standing_in[number] = listener, await let_in(listener)
                 except OSError as error:
                     all_open = False
-                    _log.warning("nobody stands in for a worker that ended: %s", error.strerror)
+                    if not self._told:
+                        _log.warning("nobody stands in for a worker that ended: %s", error.strerror)
+                    self._told = True
             elif not is_away and number in self._standing_in:
-                self._standing_in.pop(number).close()
+                self._standing_in.pop(number)[1].close()
+        self._told = self._told and not all_open
         return all_open
 
     def leave(self) -> None:
         """Shuts its own, and stands in for nobody any more: at those doors others may let clients in."""
-        for server in self._standing_in.values():
+        for _, server in self._standing_in.values():
             server.close()
         self._standing_in.clear()
         shut(self._doors[self._own])

@@ -118,7 +118,9 @@ def _speak(http_ports: frozenset[int], grpc_ports: frozenset[int], shared_ports:
         if port in http_ports or port in grpc_ports:
             each.setblocking(False)
             if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                if port not in shared_ports:
+                if port in shared_ports:
+                    each.close()  # others have copies
+                else:
                     listening.append((each, port in http_ports))
             else:
                 connections.append(_Connection(each, is_http=port in http_ports, is_new=False))

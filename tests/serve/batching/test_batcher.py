@@ -377,7 +377,7 @@ def test_what_may_wait_goes_by_how_long_it_takes_once_that_is_known_and_a_first_
     refused = [each.outcome() for each in again if isinstance(each.outcome(), Overloaded)]
     # Some 18 rows take a little less than 0.2 s; a busy machine takes longer for them.
     assert 30 <= len(refused) < 60
-    assert all("0.2 s of work" in str(error) and error.retry_after_s == 1 for error in refused)
+    assert all("0.18 s of work" in str(error) and error.retry_after_s == 1 for error in refused)
 
 
 def test_who_cannot_begin_in_time_is_refused_before_its_deadline_and_everybody_else_is_not(make):

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
+import uvloop
 
 from mlserve.serve.life.doors import MOST_DOORS, Doors, open_doors, shut
 from mlserve.serve.settings import BatchSettings
@@ -280,6 +281,27 @@ def test_who_leaves_shuts_no_door_where_it_stood_in_for_another_may_be_there_by_
 
     with open_doors(free, 3) as found:
         asyncio.run(live(found))
+
+
+def test_a_listener_that_the_loop_has_closed_is_noticed(free):
+    """It closes one at which it cannot accept, such as where the whole system has no file left."""
+
+    async def live(found):
+        doors, porch = Doors(copies(found), 0), Porch()
+        assert not doors.lost
+        await porch.let_in(doors.own())
+        await doors.stand_in(0b10, porch.let_in)
+        assert (doors.lost, porch.serving) == (False, [True, True])
+        for server in porch.open:
+            server.close()
+        await asyncio.sleep(0.1)
+        assert doors.lost
+        await doors.stand_in(0b10, porch.let_in)
+        assert porch.serving == [False, False, True]
+        doors.leave()
+
+    with open_doors(free, 2) as found, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(live(found))
 
 
 def test_without_a_file_to_be_had_nobody_stands_in_until_there_is_one(free, caplog):
