@@ -7,7 +7,7 @@ from scorecard.case import Form
 from scorecard.driver import Driven, Load, drive
 from scorecard.server import Endpoints
 
-__all__ = ["Capacity", "find_capacity", "most_sought_per_s"]
+__all__ = ["Capacity", "find_capacity", "find_capacity_for"]
 
 _TIMES_UNLOADED = 10.0
 _QUIET_PER_S = 20.0
@@ -45,9 +45,18 @@ class Capacity(msgspec.Struct, frozen=True):
         return min(share * self.per_s, _most_asked_per_s(form))
 
 
-def most_sought_per_s(share: float, form: Form) -> float:
-    """A capacity above which `Capacity.share` asks for no more."""
-    return _most_asked_per_s(form) / share
+def find_capacity_for(
+    share: float, form: Form, endpoints: Endpoints, like: Load, step_s: float, *, first_per_s: float
+) -> Capacity:
+    """As `find_capacity`, as thoroughly as `form` is, and no further than `share` of it is asked for."""
+    return find_capacity(
+        endpoints,
+        like,
+        step_s,
+        first_per_s=first_per_s,
+        halvings=1 if form == "seconds" else 3,
+        most_per_s=_most_asked_per_s(form) / share,
+    )
 
 
 def _most_asked_per_s(form: Form) -> float:

@@ -3,7 +3,7 @@
 import time
 
 import psutil
-from scorecard.capacity import find_capacity, most_sought_per_s
+from scorecard.capacity import find_capacity_for
 from scorecard.case import Case, Figure, Outcome, Stage
 from scorecard.driver import Driven, Load, driving
 from scorecard.server import Server, serving_both
@@ -31,15 +31,7 @@ def run(stage: Stage) -> Outcome:
     flags = ("--workers", "2", "--hang-after", f"{limit_s:g}s")
     with serving_both(stage.folder, *flags, plant=_BLIND) as (sound, blind):
         mixed = Load(per_s=1, seconds=1, ways=_WAYS)
-        coarse = stage.form == "seconds"
-        capacity = find_capacity(
-            sound.endpoints,
-            mixed,
-            _STEP_S[stage.form],
-            first_per_s=400.0,
-            halvings=1 if coarse else 3,
-            most_per_s=most_sought_per_s(_SHARE, stage.form),
-        )
+        capacity = find_capacity_for(_SHARE, stage.form, sound.endpoints, mixed, _STEP_S[stage.form], first_per_s=400.0)
         per_s = capacity.share(_SHARE, stage.form)
         outcome = _play(sound, per_s, limit_s, _HANGS[stage.form], _PATIENCE_S)
         spoilt = _play(blind, min(per_s, 200.0), limit_s, 1, limit_s + 1.5)

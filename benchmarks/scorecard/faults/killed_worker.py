@@ -3,7 +3,7 @@
 import time
 
 import psutil
-from scorecard.capacity import find_capacity, most_sought_per_s
+from scorecard.capacity import find_capacity_for
 from scorecard.case import Case, Figure, Outcome, Stage
 from scorecard.driver import Driven, Load, driving
 from scorecard.server import Server, serving_both
@@ -50,15 +50,7 @@ def run(stage: Stage) -> Outcome:
     with serving_both(stage.folder, "--workers", "2", plant=_NO_SUCCESSOR) as (sound, broken):
         start_s = time.monotonic() - began_s
         mixed = Load(per_s=1, seconds=1, ways=_WAYS)
-        coarse = stage.form == "seconds"
-        capacity = find_capacity(
-            sound.endpoints,
-            mixed,
-            _STEP_S[stage.form],
-            first_per_s=400.0,
-            halvings=1 if coarse else 3,
-            most_per_s=most_sought_per_s(_SHARE, stage.form),
-        )
+        capacity = find_capacity_for(_SHARE, stage.form, sound.endpoints, mixed, _STEP_S[stage.form], first_per_s=400.0)
         per_s = capacity.share(_SHARE, stage.form)
         outcome = _play(sound, per_s, start_s, _KILLS[stage.form], _EVERY_S[stage.form])
         spoilt = _play(broken, min(per_s, 500.0), start_s, 1, 0.5)

@@ -1,6 +1,6 @@
 """A1: a steady load that the server can bear does not wear it out."""
 
-from scorecard.capacity import Capacity, find_capacity, most_sought_per_s
+from scorecard.capacity import Capacity, find_capacity, find_capacity_for
 from scorecard.case import Case, Figure, Form, Outcome, Stage
 from scorecard.drift import Judged, judge_twice, quarters
 from scorecard.driver import Driven, Load, drive
@@ -41,14 +41,7 @@ def run(stage: Stage) -> Outcome:
         )
     mixed = Load(per_s=1, seconds=1, ways=("http", "http", "grpc"))
     with serving_both(stage.folder, plant=_WEARS_OUT) as (sound, broken):
-        capacity = find_capacity(
-            sound.endpoints,
-            mixed,
-            _STEP_S[stage.form],
-            first_per_s=800.0,
-            halvings=1 if stage.form == "seconds" else 3,
-            most_per_s=most_sought_per_s(_SHARE, stage.form),
-        )
+        capacity = find_capacity_for(_SHARE, stage.form, sound.endpoints, mixed, _STEP_S[stage.form], first_per_s=800.0)
         outcome = judge_twice(
             lambda: _judge(drive(sound.endpoints, _steady(mixed, capacity, stage)), capacity, stage.form)
         )

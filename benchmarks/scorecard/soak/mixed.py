@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 import numpy as np
 from scipy.stats import theilslopes
-from scorecard.capacity import find_capacity, most_sought_per_s
+from scorecard.capacity import find_capacity_for
 from scorecard.case import Case, Figure, Form, Outcome, Stage
 from scorecard.drift import Drift, Judged, judge_twice, quarters
 from scorecard.driver import Driven, Load, drive, driving
@@ -50,7 +50,7 @@ import mlserve.engines.onnx_engine as engine
 right, kept = engine.OnnxEngine.run, []
 
 def leaking(self, inputs):
-    kept.append(bytearray(os.urandom(1024)) * 64 * len(inputs["x"]))
+    kept.append(bytearray(os.urandom(1024)) * 32 * len(inputs["x"]))
     return right(self, inputs)
 
 engine.OnnxEngine.run = leaking
@@ -74,27 +74,19 @@ def run(stage: Stage) -> Outcome:
     flags = {"TMPDIR": str(temporary)}
     with serving_both(stage.folder, plant=_LEAKS, versions=2, environment=flags) as (sound, broken):
         store = Store(stage.folder / "store")
-        coarse = stage.form == "seconds"
-        capacity = find_capacity(
-            sound.endpoints,
-            mixed,
-            _STEP_S[stage.form],
-            first_per_s=800.0,
-            halvings=1 if coarse else 3,
-            most_per_s=most_sought_per_s(_SHARE, stage.form),
-        )
+        capacity = find_capacity_for(_SHARE, stage.form, sound.endpoints, mixed, _STEP_S[stage.form], first_per_s=800.0)
         per_s = capacity.share(_SHARE, stage.form)
         load = msgspec.structs.replace(mixed, per_s=per_s, seconds=_SECONDS[stage.form])
         for version, server in product((2, 1), (broken, sound)):
             _warm_up(server, store, version, load)
         outcome = judge_twice(lambda: _play(sound, store, load, stage.form, temporary))
-        short = msgspec.structs.replace(load, per_s=_CONTROL_PER_S, seconds=2.0)
+        short = msgspec.structs.replace(load, per_s=_CONTROL_PER_S, seconds=3.0)
         spoilt = _play(broken, store, short, "seconds", temporary).outcome
     return Outcome(
         passed=outcome.passed,
         found=outcome.found,
         figures=(Figure("capacity", capacity.per_s, "requests/s"), *outcome.figures),
-        control=f"a server that keeps 64 KiB of every request: {spoilt.found}",
+        control=f"a server that keeps 32 KiB of every request: {spoilt.found}",
         control_failed=not spoilt.passed,
     )
 

@@ -72,17 +72,14 @@ class Doors:
         """Whether the event loop has closed the worker's own: it does so, and says nothing, where it cannot accept."""
         return self._listener is not None and self._listener.fileno() < 0
 
-    async def stand_in(self, away: int, let_in: Callable[[socket.socket], Awaitable[asyncio.Server]]) -> bool:
+    async def stand_in(self, away: int, let_in: Callable[[socket.socket], Awaitable[asyncio.Server]]) -> None:
         """Lets clients in by `let_in` at the doors of the workers that are `away`, a bit each, and at no others'.
 
-        Whether it could: without files to be had, who comes there waits.
+        Without files to be had, who comes there waits until this is called again; that is told once.
         """
         all_open = True
-        self._standing_in = {
-            number: (listener, server)
-            for number, (listener, server) in self._standing_in.items()
-            if listener.fileno() >= 0  # the others are lost
-        }
+        # Those that the event loop has closed are opened again.
+        self._standing_in = {number: pair for number, pair in self._standing_in.items() if pair[0].fileno() >= 0}
         for number, door in enumerate(self._doors):
             is_away = number != self._own and bool(away >> number & 1)
             if is_away and number not in self._standing_in:
@@ -97,7 +94,6 @@ class Doors:
             elif not is_away and number in self._standing_in:
                 self._standing_in.pop(number)[1].close()
         self._told = self._told and not all_open
-        return all_open
 
     def leave(self) -> None:
         """Shuts its own, and stands in for nobody any more: at those doors others may let clients in."""
