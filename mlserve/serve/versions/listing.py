@@ -70,29 +70,34 @@ class StoreListing:
     def _look_at(self, name: str) -> Known:
         seen = self._seen.get(name)
         now_s = self._now_s()
-        if seen is not None and now_s >= seen.sure_from_s and self._stamps(name, seen.versions) == seen.stamps:
+        places = self._places(name)
+        if (
+            seen is not None
+            and now_s >= seen.sure_from_s
+            and (*places, *self._marks(name, seen.versions)) == seen.stamps
+        ):
             return seen.known
+        # Before the versions: whoever publishes one and then points an alias at it is never seen to have done only the
+        # second.
+        aliases = {alias: str(number) for alias, number in self._store.aliases(name).items()}
         versions = self._store.versions(name)
-        stamps = self._stamps(name, versions)
+        marks = self._marks(name, versions)
+        stamps = (*places, *marks)
         same = seen is not None and stamps == seen.stamps
         sure_from_s = seen.sure_from_s if seen is not None and same else now_s + _UNSURE_S
-        folders = {str(number): self._root / name / str(number) for number in versions}
         published = {
-            version: Published(str(folder), mark)
-            for (version, folder), mark in zip(folders.items(), stamps[2:], strict=True)
+            str(number): Published(str(self._root / name / str(number)), mark)
+            for number, mark in zip(versions, marks, strict=True)
             if mark
         }
-        aliases = {alias: str(number) for alias, number in self._store.aliases(name).items()}
         self._seen[name] = _Seen(stamps, versions, Known(published, aliases), sure_from_s)
         return self._seen[name].known
 
-    def _stamps(self, name: str, versions: list[int]) -> tuple[_Stamp, ...]:
-        folder = self._root / name
-        return (
-            _stamp(folder),
-            _stamp(folder / "aliases"),
-            *(_stamp(folder / str(version) / MANIFEST) for version in versions),
-        )
+    def _places(self, name: str) -> tuple[_Stamp, _Stamp]:
+        return _stamp(self._root / name), _stamp(self._root / name / "aliases")
+
+    def _marks(self, name: str, versions: list[int]) -> tuple[_Stamp, ...]:
+        return tuple(_stamp(self._root / name / str(version) / MANIFEST) for version in versions)
 
 
 def fingerprint(path: Path) -> tuple[tuple[str, _Stamp], ...]:

@@ -1,6 +1,7 @@
 """What a store holds, looked at again and again while others write into it."""
 
 import shutil
+import threading
 
 import pytest
 
@@ -56,6 +57,29 @@ def test_versions_and_aliases_are_seen_as_they_come_and_go(store):
     assert versions_of(found) == {"m": ["1", "3"]}
     assert found["m"].aliases == {"production": "3"}
     assert versions_of(listing.look(["other", "m"])) == {"m": ["1", "3"]}
+
+
+def test_an_alias_is_not_seen_before_the_version_it_was_pointed_at(store):
+    listing, published, stop = StoreListing(store), [2], threading.Event()
+
+    def publish():
+        while not stop.is_set() and published[-1] < 500:
+            published.append(published[-1] + 1)
+            add(store, "m", published[-1])
+            point(store, "m", "production", published[-1])
+            shutil.rmtree(store / "m" / str(published[-1] - 2))
+
+    point(store, "m", "production", 2)
+    writer = threading.Thread(target=publish)
+    writer.start()
+    try:
+        while writer.is_alive():
+            known = listing.look()["m"]
+            assert int(known.aliases["production"]) <= max(map(int, known.versions))
+    finally:
+        stop.set()
+        writer.join()
+    assert published[-1] == 500
 
 
 def test_a_version_is_seen_when_its_manifest_comes_and_staging_folders_never(store):
