@@ -26,7 +26,6 @@ from mlserve.cli.serve_flags import (
     OverloadStatus,
     ReceiveTimeout,
     overload_status_of,
-    transport_for,
 )
 from mlserve.cli.serve_life import (
     HangAfter,
@@ -321,7 +320,7 @@ def _settings(choice: ServeChoice, chosen: Chosen, vertex: "VertexRoutes | None"
             receive_s=parse_duration_s(choice.receive_timeout),
             drain_s=parse_duration_s(choice.drain),
         ),
-        grpc_transport=transport_for(address, choice.grpc_transport),
+        grpc_transport=choice.grpc_transport or "guarded",
     )
 
 

@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from mlserve.cli.serve_access import is_loopback
 from mlserve.errors import UsageError
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "OverloadStatus",
     "ReceiveTimeout",
     "overload_status_of",
-    "transport_for",
 ]
 
 # Admission
@@ -45,18 +43,12 @@ def overload_status_of(value: int) -> Literal[503, 429]:
 # Input
 
 GrpcTransport = Annotated[
-    Literal["native", "guarded", "grpcio"] | None,
+    Literal["guarded", "native", "grpcio"] | None,
     typer.Option(
-        help="native: fastest, keeps messages of any size; guarded: the same, held to the limits; grpcio: slowest.",
-        show_default="native on a loopback address, else guarded",
+        help="guarded: fast, held to the limits; native: keeps messages of any size; grpcio: slowest.",
+        show_default="guarded",
     ),
 ]
-Transport = Literal["native", "guarded", "grpcio"]
-
-
-def transport_for(address: str, said: Literal["", "native", "guarded", "grpcio"]) -> Transport:
-    """What serves gRPC at `address`: what was `said`, else the fastest where only this machine can reach it."""
-    return said or ("native" if is_loopback(address) else "guarded")
 
 
 MaxConnections = Annotated[

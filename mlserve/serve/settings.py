@@ -24,8 +24,10 @@ __all__ = [
     "WorkerReport",
 ]
 
-GrpcTransport = Literal["native", "guarded", "grpcio"]
-"""pygrpc-native, which keeps messages of any size; the same behind a guard that holds it to the limits; or grpcio."""
+GrpcTransport = Literal["guarded", "native", "grpcio"]
+"""A guard that holds what comes to the limits, and answers most of it, before pygrpc-native; that alone, which keeps
+messages of any size; or grpcio.
+"""
 
 EVERY_NAME = "*"
 """Stands for every name of a store that is not named itself."""
@@ -217,7 +219,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     slate: int = -1
     doors: tuple[int, ...] = ()
     door: int = 0
-    grpc_transport: GrpcTransport = "native"
+    grpc_transport: GrpcTransport = "guarded"
 
     @property
     def batch_wait_s(self) -> float:

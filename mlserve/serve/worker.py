@@ -315,11 +315,13 @@ def _grpc_server(
         return NativeGrpcServer(service, answering, calls, target, settings.limits, settings.run_directory)
     from mlserve.serve.transports.grpc_guard import GrpcGuard
     from mlserve.serve.transports.grpc_guarded import GuardedGrpcServer
+    from mlserve.serve.transports.grpc_lane import GrpcLane
 
     listener = bound(settings.host, settings.grpc_port)
     native = NativeGrpcServer(service, answering, calls, "", settings.limits, settings.run_directory)
     context = certificates.grpc if certificates else None
-    guard = GrpcGuard(listener, native.path, settings.limits, receiving, context)
+    lane = GrpcLane(service, answering.turn, CALLS)
+    guard = GrpcGuard(listener, native.path, settings.limits, receiving, context, lane)
     if context is not None:
         context.limit(guard.connections, settings.limits.max_connections)
     return GuardedGrpcServer(native, guard)

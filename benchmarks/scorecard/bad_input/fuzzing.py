@@ -44,7 +44,7 @@ signature.Signature.field = field
 
 def run(stage: Stage) -> Outcome:
     seconds = _SECONDS[stage.form]
-    with serving_both(stage.folder, "--grpc-transport", "guarded", plant=_LOOKS_UP) as (sound, broken):
+    with serving_both(stage.folder, plant=_LOOKS_UP) as (sound, broken):
         outcome = _play(sound, seconds)
         spoilt = _play(broken, _CONTROL_S, until_fault=True)
     return Outcome(

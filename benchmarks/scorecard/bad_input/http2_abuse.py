@@ -54,7 +54,7 @@ class _Attack(NamedTuple):
 
 def run(stage: Stage) -> Outcome:
     size = _SIZES[stage.form]
-    flags = ("--grpc-transport", "guarded", "--max-request", f"{size.limit_mib}MiB")
+    flags = ("--max-request", f"{size.limit_mib}MiB")
     with serving_both(stage.folder, *flags, plant=_TAKES_ALL) as (sound, broken):
         outcome = _play(sound, size)
         spoilt = _play(broken, size._replace(streams=2000, frames=5000, patience_s=1.0))

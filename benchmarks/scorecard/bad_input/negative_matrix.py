@@ -19,7 +19,7 @@ _BETWEEN = {"seconds": 100, "short": 10, "long": 1}
 
 
 def run(stage: Stage) -> Outcome:
-    with serving_both(stage.folder, "--grpc-transport", "guarded", plant=_TAKES_BLAME) as (sound, broken):
+    with serving_both(stage.folder, plant=_TAKES_BLAME) as (sound, broken):
         outcome = _play(sound, _BETWEEN[stage.form])
         spoilt = _play(broken, 100)
     return Outcome(

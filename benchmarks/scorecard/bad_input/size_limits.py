@@ -65,7 +65,7 @@ class _Check(NamedTuple):
 
 def run(stage: Stage) -> Outcome:
     size = _SIZES[stage.form]
-    flags = (write_echo(stage.folder / "echo.onnx"), "--grpc-transport", "guarded")
+    flags = (write_echo(stage.folder / "echo.onnx"),)
     limit = f"{size.limit_mib}MiB"
     with serving_both(stage.folder, *flags, "--max-request", limit, plant=_BOUNDLESS) as (sound, broken):
         outcome = _play(sound, size)

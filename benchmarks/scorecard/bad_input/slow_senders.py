@@ -65,7 +65,7 @@ _KINDS = (
 
 def run(stage: Stage) -> Outcome:
     size = _SIZES[stage.form]
-    flags = ("--grpc-transport", "guarded", "--receive-timeout", f"{1000 * size.limit_s:g}ms")
+    flags = ("--receive-timeout", f"{1000 * size.limit_s:g}ms")
     with serving_both(stage.folder, *flags, plant=_PATIENT) as (sound, broken):
         outcome = _play(sound, size)
         spoilt = _play(broken, _Size(5, size.limit_s, 50.0, 0.3, 1.0, 1.0))

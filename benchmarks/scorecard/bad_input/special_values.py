@@ -65,7 +65,7 @@ def run(stage: Stage) -> Outcome:
     for name in (*_BITS, "BYTES"):
         write_echo(stage.folder / f"{name}.onnx", (name,))
     models = [stage.folder / f"{name}.onnx" for name in (*_BITS, "BYTES")]
-    with serving_both(stage.folder, *models, "--grpc-transport", "guarded", plant=_TIDIES) as (sound, broken):
+    with serving_both(stage.folder, *models, plant=_TIDIES) as (sound, broken):
         outcome, spoilt = _play(sound), _play(broken)
     return Outcome(
         passed=outcome.passed,

@@ -51,7 +51,7 @@ def run(stage: Stage) -> Outcome:
     run_s = _RUN_S[stage.form]
     publish(stage.folder / "store", run_s=run_s)
     logs = [stage.folder / f"requests-{number}.log" for number in range(3)]
-    starting = [(logs[0], "native", ""), (logs[1], "native", _HEEDLESS), (logs[2], "grpcio", "")]
+    starting = [(logs[0], "guarded", ""), (logs[1], "guarded", _HEEDLESS), (logs[2], "grpcio", "")]
     if stage.form == "seconds":
         starting.pop()
     with ExitStack() as stack, ThreadPoolExecutor(3) as threads:
@@ -61,12 +61,12 @@ def run(stage: Stage) -> Outcome:
             )
             for log, grpc_by, plant in starting
         ]
-        native, heedless, *others = [each.result() for each in servers]
-        found = {name: _play(native, ask, logs[0]) for name, ask in _WAYS.items()}
+        guarded, heedless, *others = [each.result() for each in servers]
+        found = {name: _play(guarded, ask, logs[0]) for name, ask in _WAYS.items()}
         for grpcio in others:
             found["grpc-timeout by grpcio"] = _play(grpcio, _WAYS["grpc-timeout"], logs[2])
         spoilt = _round(heedless, _WAYS["V2's timeout"], logs[1], _SPOILT)
-        tracebacks = "".join(each.traceback for each in (native, *others))
+        tracebacks = "".join(each.traceback for each in (guarded, *others))
     faults = [f"{name}: {each.fault}" for name, each in found.items() if each.fault]
     worst = max(found.values(), key=lambda each: each.executed - each.most)
     slowest_s = max(each.slowest_s for each in found.values())

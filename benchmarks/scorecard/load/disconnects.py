@@ -40,7 +40,7 @@ def run(stage: Stage) -> Outcome:
     run_s = _RUN_S[stage.form]
     publish(stage.folder / "store", run_s=run_s)
     flags = ("--max-batch-rows", "1", "--max-queue-rows")
-    starting = [("native", count, ""), ("native", _SPOILT, _DUTIFUL), ("grpcio", count, "")]
+    starting = [("guarded", count, ""), ("guarded", _SPOILT, _DUTIFUL), ("grpcio", count, "")]
     if stage.form == "seconds":
         starting.pop()
     with ExitStack() as stack, ThreadPoolExecutor(3) as threads:
@@ -51,13 +51,13 @@ def run(stage: Stage) -> Outcome:
             )
             for grpc_by, clients, plant in starting
         ]
-        native, dutiful, *others = [each.result() for each in servers]
-        found = {name: _play(native, way, count, run_s) for name, way in _WAYS.items()}
+        guarded, dutiful, *others = [each.result() for each in servers]
+        found = {name: _play(guarded, way, count, run_s) for name, way in _WAYS.items()}
         for grpcio in others:
             found["gRPC by grpcio"] = _play(grpcio, _grpc_calls, count, run_s)
             found["gRPC stream by grpcio"] = _play(grpcio, _grpc_streams, count, run_s)
         spoilt = _leave(dutiful, _http_connections, _SPOILT, run_s)
-        tracebacks = "".join(each.traceback for each in (native, *others))
+        tracebacks = "".join(each.traceback for each in (guarded, *others))
     faults = [f"{name}: {each.fault}" for name, each in found.items() if each.fault]
     gone = sum(each.left for each in found.values())
     ran = sum(each.ran for each in found.values())

@@ -12,11 +12,11 @@ from mlserve.bench.clients.client import Answered, Reply, Request
 from mlserve.bench.clients.connection import allow_many_connections, resolve
 from mlserve.bench.clients.deadlines import Deadlines
 from mlserve.bench.clients.http2_connection import Exchange, PreparedRequest
-from mlserve.bench.clients.http2_headers import Fields, encode_headers
 from mlserve.bench.clients.http2_pool import Http2Pool
 from mlserve.bench.clients.secure_connection import Security
 from mlserve.bench.trust import Trust
 from mlserve.runs.samples import OK
+from mlserve.wire.http2_headers import Fields, encode_headers
 
 __all__ = ["GrpcClient"]
 

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from hpack import HPACKError
 
-from mlserve.bench.clients import http2_frames as http2
 from mlserve.bench.clients.client import Answered
 from mlserve.bench.clients.connection import Addresses
-from mlserve.bench.clients.http2_frames import Http2Error
-from mlserve.bench.clients.http2_headers import Fields, HeaderReader
 from mlserve.bench.clients.secure_connection import Security, open_connection
+from mlserve.wire import http2_frames as http2
+from mlserve.wire.http2_frames import Http2Error
+from mlserve.wire.http2_headers import Fields, HeaderReader
 
 __all__ = ["NOT_HTTP2", "Exchange", "Http2Connection", "Owner", "PreparedRequest"]
 
@@ -112,7 +112,7 @@ class Http2Connection:
         self._window = self._first_window = http2.WINDOW_BYTES
         self._frame_bytes = http2.FRAME_BYTES
         self._read_bytes = 0
-        self._splitter, self._headers = http2.FrameSplitter(), HeaderReader()
+        self._splitter, self._headers = http2.FrameSplitter(), HeaderReader[Fields](dict)
         self._block, self._block_flags, self._block_stream = b"", 0, 0
         self._said_hello = self._heard_ack = self._leaving = self.over = False
         self.most_streams = _LAST_STREAM

@@ -2,31 +2,44 @@
 
 A message has five bytes before it, whether it is packed and how long it is (gRPC over HTTP/2,
 "Length-Prefixed-Message"), so its size is known before any of it is kept; and a packed one is unpacked here, into
-nothing, to know what it holds. Headers are not read: they are the business of the server behind. So nothing tells a
-stream from a call of one message but its answer, which only a stream is given before its client has sent all. Pure:
-bytes in, bytes out; the caller brings the time.
+nothing, to know what it holds. Headers are read only to find the calls that need not go on, for they came whole and can
+be answered here; of the others they are the business of the server behind. So nothing tells a stream from a call of one
+message but its answer, which only a stream is given before its client has sent all. Pure: bytes in, bytes out; the
+caller brings the time.
 """
 
-import struct
 import zlib
 from typing import NamedTuple
 
+from mlserve.serve.transports.grpc_whole import MESSAGE_PREFIX, WholeCalls, is_one_message
 from mlserve.serve.transports.receiving import Receiving
+from mlserve.wire.http2_frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES,
+    FRAME_HEAD,
+    HEAD_BYTES,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    PADDED,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Http2Error,
+    read_settings,
+    uint32,
+)
 
-__all__ = ["FRAME_BYTES", "FRAME_HEAD", "Abuse", "Inspection", "Refusal", "frame"]
+__all__ = ["Abuse", "Inspection", "Refusal", "Told"]
 
-FRAME_BYTES = 16_384
-"""The largest payload of a frame: the server behind allows no more."""
-
-FRAME_HEAD = struct.Struct(">HBBBI")
-"""What a frame begins with: its payload's length in two parts (256s and ones), kind, flags and stream."""
-
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PING, _CONTINUATION = 0, 1, 2, 3, 4, 6, 9
-_END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
+_PRIORITY = 2
 _LAST_STREAM = 0x7FFF_FFFF
-_PREFIX = struct.Struct(">BI")
-_HEAD_BYTES, _PREFIX_BYTES = 9, 5
+_PREFIX_BYTES = MESSAGE_PREFIX.size
 # deflate makes at most so many bytes of one (zlib's own documentation): below that nothing need be unpacked to know.
 _MOST_RATIO = 1032
 # zlib finds out itself whether it is gzip or zlib that it unpacks.
@@ -49,6 +62,14 @@ class Refusal(NamedTuple):
     code: int
     message: str
     answered: bool
+
+
+class Told(NamedTuple):
+    """What a client says of answers: `kind` is WINDOW_UPDATE, RST_STREAM, or SETTINGS for where windows begin."""
+
+    kind: int
+    stream: int
+    number: int
 
 
 class _Call:
@@ -77,24 +98,36 @@ class Inspection:
     """One connection's. `refusals` are those that `read` and `look_at_clock` have found, for the caller to take.
 
     An open call counts as `metadata_bytes`, and its messages count until they are known to be handed on.
+
+    What is found by `whole` does not go on. What is `told` of answers is for the caller to take, too.
     """
 
-    def __init__(self, most_message_bytes: int, metadata_bytes: int, receiving: Receiving, now_s: float) -> None:
+    def __init__(
+        self,
+        most_message_bytes: int,
+        metadata_bytes: int,
+        receiving: Receiving,
+        now_s: float,
+        whole: WholeCalls | None = None,
+    ) -> None:
         self._most_bytes, self._metadata_bytes, self._receiving = most_message_bytes, metadata_bytes, receiving
         self._rest = b""
         self._since_s = self._busy_s = now_s  # when what is not complete began; when a call was open last
         self._block_since_s: float | None = None  # when the headers began that are not complete
-        self._greeted = False
+        self._greeted = self.has_greeted = False  # a client's first bytes are there; its settings are, too
+        self.whole = whole
         self._calls: dict[int, _Call] = {}
         self._idle_frames, self._second_s = 0, now_s
         self.newest_stream = 0
         self.refusals: list[Refusal] = []
+        self.told: list[Told] = []
         self.dropped_bytes = 0
 
     def read(self, data: bytes, now_s: float) -> bytes:
         """What of `data` goes on to the server behind: whole frames. Raises Abuse.
 
-        `dropped_bytes` grows by those of DATA that do not go on: nobody else will make room for more of them.
+        `dropped_bytes` grows by those of DATA that do not go on: nobody else will make room for more of them. Nor does
+        go on what is said of the connection's window, and of streams that are not open there.
         """
         if self._rest:
             data = self._rest + data
@@ -103,22 +136,22 @@ class Inspection:
         size, position, kept = len(data), 0, 0
         if not self._greeted:
             self._greeted = _is_greeting(data)
-            position = len(_PREFACE) if self._greeted else size
+            position = len(PREFACE) if self._greeted else size
         pieces: list[bytes] = []
-        while size - position >= _HEAD_BYTES:
+        while size - position >= HEAD_BYTES:
             high, low, kind, flags, stream = FRAME_HEAD.unpack_from(data, position)
             length = high << 8 | low
             if length > FRAME_BYTES or stream > _LAST_STREAM:
                 raise _breach(length, stream)
-            end = position + _HEAD_BYTES + length
+            end = position + HEAD_BYTES + length
             if end > size:
                 break
-            if kind != _DATA:
-                self._note(kind, flags, stream, now_s)
-            elif not self._goes_on(stream, flags, data, position + _HEAD_BYTES, end, now_s):
+            after = self._look_at(kind, flags, stream, data, position + HEAD_BYTES, end, now_s)
+            if after < 0:
+                break
+            if after:
                 pieces.append(data[kept:position])
-                kept = end
-                self.dropped_bytes += length
+                kept = end = after
             position = end
         if not self._greeted:
             position = 0
@@ -153,9 +186,9 @@ class Inspection:
 
     def note_answer(self, kind: int, flags: int, stream: int) -> None:
         """Looks at a frame of the server's, on its way to the client: whether it begins an answer, or ends a call."""
-        if kind == _RST_STREAM or (kind <= _HEADERS and flags & _END_STREAM):
+        if kind == RST_STREAM or (kind <= HEADERS and flags & END_STREAM):
             self._forget(stream)
-        elif kind == _HEADERS and (call := self._calls.get(stream)) is not None:
+        elif kind == HEADERS and (call := self._calls.get(stream)) is not None:
             call.is_answered = True
             if not call.left_bytes and not call.prefix:
                 self._hand_on(call)
@@ -165,21 +198,58 @@ class Inspection:
         for stream in list(self._calls):
             self._forget(stream)
 
+    def touch(self, now_s: float) -> None:
+        """Notes that a call is open which is answered here."""
+        self._busy_s = now_s
+
+    def _look_at(self, kind: int, flags: int, stream: int, data: bytes, start: int, end: int, now_s: float) -> int:
+        """Looks at a frame, whose payload is from `start` to `end`. 0: it goes on; else where that begins which comes
+        behind it and what else does not; -1: more has to come first.
+        """
+        if kind == DATA:
+            if self._goes_on(stream, flags, data, start, end, now_s):
+                return 0
+            self.dropped_bytes += end - start
+            return end
+        if kind == HEADERS and self.whole is not None:
+            after = self.whole.take(stream, flags, data, start, end, is_new=stream > self.newest_stream)
+            if after > 0:
+                self.newest_stream, self._busy_s = stream, now_s
+                self.dropped_bytes += _PREFIX_BYTES + len(self.whole.found[-1].payload)
+            if after:
+                return after
+        if kind in (WINDOW_UPDATE, RST_STREAM) and stream not in self._calls:
+            self._tell(kind, stream, data[start:end])
+            return end
+        if kind == SETTINGS and not flags & ACK:
+            self.has_greeted = True
+            self._tell(kind, 0, data[start:end])
+        self._note(kind, flags, stream, now_s)
+        return 0
+
     def _note(self, kind: int, flags: int, stream: int, now_s: float) -> None:
-        """Looks at a frame that is not DATA."""
-        if kind in (_PING, _SETTINGS, _PRIORITY):
+        """Takes note of a frame that is not DATA."""
+        if kind in (PING, SETTINGS, _PRIORITY):
             self._count_idle(now_s)
-        elif kind == _RST_STREAM:
+        elif kind == RST_STREAM:
             self._forget(stream)
-        elif kind == _HEADERS:
+        elif kind == HEADERS:
             if stream > self.newest_stream:
                 self._open(stream, now_s)
-            if flags & _END_STREAM and (call := self._calls.get(stream)) is not None:
+            if flags & END_STREAM and (call := self._calls.get(stream)) is not None:
                 self._end_request(call)
-            if not flags & _END_HEADERS:
+            if not flags & END_HEADERS:
                 self._block_since_s = now_s
-        elif kind == _CONTINUATION and flags & _END_HEADERS:
+        elif kind == CONTINUATION and flags & END_HEADERS:
             self._block_since_s = None
+
+    def _tell(self, kind: int, stream: int, payload: bytes) -> None:
+        try:
+            number = read_settings(payload).get(INITIAL_WINDOW_SIZE) if kind == SETTINGS else uint32(payload)
+        except Http2Error as error:
+            raise Abuse(str(error)) from error
+        if number is not None:
+            self.told.append(Told(kind, stream, number))
 
     def _open(self, stream: int, now_s: float) -> None:
         self.newest_stream, self._busy_s = stream, now_s
@@ -194,29 +264,27 @@ class Inspection:
         What comes for a call that is over does not.
         """
         call = self._calls.get(stream)
-        if flags != _END_STREAM or call is None or not self._is_whole(call, data, start, end):
+        if flags != END_STREAM or call is None or not self._is_whole(call, data, start, end):
             payload = memoryview(data)[start:end]
-            if flags & _PADDED:
+            if flags & PADDED:
                 padding = payload[0] if payload else 0
                 payload = payload[1 : len(payload) - padding]
-            if not payload and not flags & _END_STREAM:
+            if not payload and not flags & END_STREAM:
                 self._count_idle(now_s)
             if call is None or call.is_sent:
                 return False
             self._read_messages(stream, call, payload, now_s)
             if stream not in self._calls:
                 return False
-        if flags & _END_STREAM:
+        if flags & END_STREAM:
             self._end_request(call)
         return True
 
     def _is_whole(self, call: _Call, data: bytes, start: int, end: int) -> bool:
         """Whether the last DATA of a call is one plain message, which nearly every request is."""
-        if not _PREFIX_BYTES <= end - start <= _PREFIX_BYTES + self._most_bytes:
+        if call.left_bytes or call.prefix or call.is_sent:
             return False
-        packed, message_bytes = _PREFIX.unpack_from(data, start)
-        is_plain = packed == 0 and message_bytes == end - start - _PREFIX_BYTES
-        return is_plain and not (call.left_bytes or call.prefix or call.is_sent)
+        return is_one_message(data, start, end, self._most_bytes)
 
     def _read_messages(self, stream: int, call: _Call, view: memoryview, now_s: float) -> None:
         """Follows a call's messages through what came of them, until one is refused."""
@@ -239,7 +307,7 @@ class Inspection:
         call.prefix += bytes(view[:wanted])
         if len(call.prefix) < _PREFIX_BYTES:
             return view[wanted:]
-        packed, message_bytes = _PREFIX.unpack(call.prefix)
+        packed, message_bytes = MESSAGE_PREFIX.unpack(call.prefix)
         call.prefix, call.left_bytes = b"", message_bytes
         if message_bytes > self._most_bytes:
             self._refuse(
@@ -319,11 +387,6 @@ def _breach(length: int, stream: int) -> Abuse:
 
 def _is_greeting(data: bytes) -> bool:
     """Whether a client's first word is complete. Raises Abuse for another one."""
-    if not _PREFACE.startswith(data[: len(_PREFACE)]):
+    if not PREFACE.startswith(data[: len(PREFACE)]):
         raise Abuse("this is not HTTP/2")
-    return len(data) >= len(_PREFACE)
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One whole frame (RFC 9113, 4.1)."""
-    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
+    return len(data) >= len(PREFACE)

@@ -12,11 +12,11 @@ import gevent
 import pytest
 from hpack import Decoder, Encoder
 
-from mlserve.bench.clients import http2_frames as http2
 from mlserve.bench.clients.client import Request
 from mlserve.bench.clients.grpc import GrpcClient
 from mlserve.bench.clients.http2_connection import Exchange, PreparedRequest
 from mlserve.bench.clients.http2_pool import Http2Pool
+from mlserve.wire import http2_frames as http2
 
 PREFACE_BYTES = 24
 REFUSED_STREAM = 7

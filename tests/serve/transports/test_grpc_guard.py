@@ -12,13 +12,14 @@ import pytest
 
 from mlserve.serve.settings import Limits
 from mlserve.serve.transports.grpc_guard import GrpcGuard
-from mlserve.serve.transports.grpc_inspection import FRAME_BYTES, frame
 from mlserve.serve.transports.receiving import Receiving
 from mlserve.wire import messages
+from mlserve.wire.http2_frames import FRAME_BYTES, WINDOW_BYTES, frame, window_update
 
 DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
 END, END_HEADERS, ACK = 1, 4, 1
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)
+WIDE_GREETING = GREETING + window_update((1 << 31) - 1 - WINDOW_BYTES)
 NO_ERROR, ENHANCE_YOUR_CALM = 0, 11
 SERVICE = "/inference.GRPCInferenceService"
 HEAD_S, RECEIVE_S, KEEP_ALIVE_S, CONNECTIONS = 0.6, 1.0, 2.0, 8
@@ -156,7 +157,7 @@ def test_a_client_that_does_not_read_loses_its_place(tmp_path, until):
         guarding(tmp_path, answer_without_end) as (guard, address),
         socket.create_connection(address, timeout=10) as connection,
     ):
-        connection.sendall(GREETING + opening("Large") + frame(DATA, END, 1, message(b"whole")))
+        connection.sendall(WIDE_GREETING + opening("Large") + frame(DATA, END, 1, message(b"whole")))
         until(lambda: len(guard.connections) == 1)
         until(lambda: not guard.connections, limit_s=KEEP_ALIVE_S + 5)
 
@@ -167,7 +168,7 @@ def test_a_client_that_is_sent_away_and_does_not_read_why_loses_its_place(tmp_pa
         socket.create_connection(address, timeout=10) as connection,
     ):
         whole = frame(DATA, END, 1, message(b"whole"))
-        connection.sendall(GREETING + opening("Large") + whole + frame(PING, 0, 0, bytes(8))[:10])
+        connection.sendall(WIDE_GREETING + opening("Large") + whole + frame(PING, 0, 0, bytes(8))[:10])
         until(lambda: len(guard.connections) == 1)
         until(lambda: not guard.connections, limit_s=HEAD_S + 8)
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlserve.serve.transports.grpc_inspection import FRAME_BYTES, Abuse, Inspection, frame
+from mlserve.serve.transports.grpc_inspection import Abuse, Inspection
 from mlserve.serve.transports.receiving import Receiving
+from mlserve.wire.http2_frames import FRAME_BYTES, frame
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 7, 8, 9

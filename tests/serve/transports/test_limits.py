@@ -14,7 +14,6 @@ import msgspec
 import pytest
 
 from mlserve.cli.serve import serve
-from mlserve.cli.serve_flags import transport_for
 from mlserve.serve.settings import Limits
 from mlserve.wire import messages
 
@@ -271,18 +270,3 @@ def test_other_words_than_http2_end_the_connection(server):
         connection.sendall(json.dumps({"no": "HTTP/2"}).encode())
         while connection.recv(4096):
             pass
-
-
-@pytest.mark.parametrize(
-    ("address", "said", "found"),
-    [
-        ("127.0.0.1", "", "native"),
-        ("::1", "", "native"),
-        ("0.0.0.0", "", "guarded"),
-        ("10.0.0.1", "", "guarded"),
-        ("10.0.0.1", "native", "native"),
-        ("127.0.0.1", "guarded", "guarded"),
-    ],
-)
-def test_messages_are_held_to_their_limit_where_others_can_reach_the_server(address, said, found):
-    assert transport_for(address, said) == found

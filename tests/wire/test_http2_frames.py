@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlserve.bench.clients import http2_frames as http2
-from mlserve.bench.clients.http2_frames import FRAME_BYTES, FrameSplitter, Http2Error
+from mlserve.wire import http2_frames as http2
+from mlserve.wire.http2_frames import FRAME_BYTES, FrameSplitter, Http2Error
 
 FRAMES = st.tuples(
     st.integers(0, 255),

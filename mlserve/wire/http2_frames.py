@@ -10,14 +10,18 @@ __all__ = [
     "END_HEADERS",
     "END_STREAM",
     "FRAME_BYTES",
+    "FRAME_HEAD",
     "GOAWAY",
     "HEADERS",
     "HEADER_TABLE_SIZE",
+    "HEAD_BYTES",
     "INITIAL_WINDOW_SIZE",
     "MAX_CONCURRENT_STREAMS",
     "MAX_FRAME_SIZE",
+    "MOST_WINDOW_BYTES",
     "PADDED",
     "PING",
+    "PREFACE",
     "PRIORITY",
     "PUSH_PROMISE",
     "RST_STREAM",
@@ -56,12 +60,17 @@ FRAME_BYTES = 16_384
 WINDOW_BYTES = 65_535
 """How much may be sent unasked, on a connection and on each stream, until the peer says otherwise."""
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HEAD_BYTES = 9
-_HEAD = struct.Struct(">HBBBI")
+MOST_WINDOW_BYTES = 0x7FFF_FFFF
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client's first bytes are."""
+
+HEAD_BYTES = 9
+FRAME_HEAD = struct.Struct(">HBBBI")
+"""What a frame begins with: its payload's length in two parts (256s and ones), type, flags and stream."""
+
 _SETTING = struct.Struct(">HI")
 _NUMBER = 0x7FFF_FFFF
-_MOST_WINDOW = 0x7FFF_FFFF
 
 
 class Http2Error(Exception):
@@ -81,15 +90,15 @@ class FrameSplitter:
             content = self._rest + content
         frames: list[Frame] = []
         start, size = 0, len(content)
-        while size - start >= _HEAD_BYTES:
-            high, low, kind, flags, stream = _HEAD.unpack_from(content, start)
+        while size - start >= HEAD_BYTES:
+            high, low, kind, flags, stream = FRAME_HEAD.unpack_from(content, start)
             length = high << 8 | low
             if length > self._most_bytes:
                 raise Http2Error(f"a frame of {length} bytes, where {self._most_bytes} are allowed")
-            end = start + _HEAD_BYTES + length
+            end = start + HEAD_BYTES + length
             if end > size:
                 break
-            frames.append((kind, flags, stream & _NUMBER, content[start + _HEAD_BYTES : end]))
+            frames.append((kind, flags, stream & _NUMBER, content[start + HEAD_BYTES : end]))
             start = end
         self._rest = content[start:]
         return frames
@@ -97,12 +106,12 @@ class FrameSplitter:
 
 def frame_start(kind: int, flags: int, payload_bytes: int) -> bytes:
     """The 5 bytes of a frame that come before its stream's number."""
-    return _HEAD.pack(payload_bytes >> 8, payload_bytes & 0xFF, kind, flags, 0)[:5]
+    return FRAME_HEAD.pack(payload_bytes >> 8, payload_bytes & 0xFF, kind, flags, 0)[:5]
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
-    return _HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
+    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
 
 
 def header_frames(block: bytes, stream: int) -> Iterator[bytes]:
@@ -117,9 +126,9 @@ def greeting() -> bytes:
     """What a client says first. It allows no table of headers, so that the same headers are always the same bytes, and
     windows so large that no answer waits for one.
     """
-    settings = (HEADER_TABLE_SIZE, 0), (ENABLE_PUSH, 0), (INITIAL_WINDOW_SIZE, _MOST_WINDOW)
+    settings = (HEADER_TABLE_SIZE, 0), (ENABLE_PUSH, 0), (INITIAL_WINDOW_SIZE, MOST_WINDOW_BYTES)
     payload = b"".join(_SETTING.pack(name, value) for name, value in settings)
-    return _PREFACE + frame(SETTINGS, 0, 0, payload) + window_update(_MOST_WINDOW - WINDOW_BYTES)
+    return PREFACE + frame(SETTINGS, 0, 0, payload) + window_update(MOST_WINDOW_BYTES - WINDOW_BYTES)
 
 
 def read_settings(payload: bytes) -> dict[int, int]:

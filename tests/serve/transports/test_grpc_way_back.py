@@ -1,0 +1,208 @@
+"""The way back: whatever the windows, every frame arrives once, in order, and never more than the client lets come."""
+
+import asyncio
+
+import pytest
+from hpack import Decoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlserve.serve.transports.grpc_ending import ending, trailers_of
+from mlserve.serve.transports.grpc_inspection import Abuse, Inspection
+from mlserve.serve.transports.grpc_way_back import WayBack
+from mlserve.serve.transports.receiving import Receiving
+from mlserve.wire import http2_frames as http2
+
+ENDS = http2.END_HEADERS | http2.END_STREAM
+
+
+class Wire(asyncio.Transport):
+    """One side of a connection, and what was written to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.written, self.reads = b"", True
+
+    def write(self, data):
+        self.written += data
+
+    def is_closing(self):
+        return False
+
+    def pause_reading(self):
+        self.reads = False
+
+    def resume_reading(self):
+        self.reads = True
+
+
+def way_back():
+    client, behind = Wire(), Wire()
+    back = WayBack(client, Inspection(1 << 20, 100, Receiving(1 << 30), 0.0))
+    back.connection_made(behind)
+    return back, client, behind
+
+
+class Client:
+    """Reads what comes, and counts what it has let come."""
+
+    def __init__(self, first_bytes=http2.WINDOW_BYTES):
+        self.window, self.first_bytes = http2.WINDOW_BYTES, first_bytes
+        self.splitter, self.decoder = http2.FrameSplitter(), Decoder()
+        self.heads, self.content, self.streams, self.read_bytes = {}, {}, {}, 0
+
+    def read(self, written):
+        for kind, flags, stream, payload in self.splitter.split(written[self.read_bytes :]):
+            if kind == http2.HEADERS:
+                fields = dict(self.decoder.decode(payload))
+                self.heads.setdefault(stream, []).append(fields)
+                assert bool(flags & http2.END_STREAM) == ("grpc-status" in fields)
+            elif kind == http2.DATA:
+                assert len(self.heads[stream]) == 1
+                self.window -= len(payload)
+                self.content[stream] = self.content.get(stream, b"") + payload
+                if stream % 4 == 1:  # our own answer; the server behind sees to its streams' windows itself
+                    self.streams[stream] = self.streams.get(stream, self.first_bytes) - len(payload)
+                    assert self.streams[stream] >= 0
+            assert self.window >= 0
+        self.read_bytes = len(written)
+
+
+def message(number, size):
+    return b"\0" + size.to_bytes(4) + bytes([number + 1]) * size
+
+
+def answer_from_behind(stream, content):
+    pieces = [content[start : start + http2.FRAME_BYTES] for start in range(0, len(content), http2.FRAME_BYTES)]
+    data = b"".join(http2.frame(http2.DATA, 0, stream, piece) for piece in pieces)
+    return http2.frame(http2.HEADERS, http2.END_HEADERS, stream, b"\x88") + data + ending(stream, 0, "", answered=True)
+
+
+sizes = st.one_of(st.integers(0, 200), st.integers(16_000, 17_000), st.integers(60_000, 140_000))
+
+
+@given(
+    answers=st.lists(st.tuples(st.booleans(), sizes), min_size=1, max_size=8),
+    first_bytes=st.sampled_from([0, 100, 65_535, 1 << 30]),
+    cut=st.integers(1, 40_000),
+    steps=st.lists(st.tuples(st.integers(0, 7), st.integers(1, 80_000)), max_size=12),
+    order=st.randoms(use_true_random=False),
+)
+def test_all_arrives_within_the_windows(answers, first_bytes, cut, steps, order):
+    """Answers of our own, and of the server behind, cut anywhere, while the client opens its windows bit by bit."""
+    back, wire, behind = way_back()
+    client = Client(first_bytes)
+    back.begin_at(first_bytes)
+    wanted = {4 * number + (1 if own else 3): message(number, size) for number, (own, size) in enumerate(answers)}
+    ours = [(stream, content[5:]) for stream, content in wanted.items() if stream % 4 == 1]
+    content = b"".join(answer_from_behind(stream, wanted[stream]) for stream in wanted if stream % 4 == 3)
+    doing = [("read", content[start : start + cut]) for start in range(0, len(content), cut)]
+    events = [*doing[::-1]], [("answer", each) for each in ours[::-1]], [("widen", each) for each in steps]
+    while any(events):
+        kind, what = order.choice([each for each in events if each]).pop()
+        if kind == "read":
+            back.data_received(what)
+        elif kind == "answer":
+            back.answer(what[0], what[1], trailers_of(), 0)
+        else:
+            stream = 0 if what[0] % 2 else 4 * (what[0] // 2) + 1
+            if stream == 0:
+                client.window += what[1]
+            elif stream in client.heads:
+                client.streams[stream] = client.streams.get(stream, first_bytes) + what[1]
+            if stream == 0 or stream in client.heads:
+                back.widen(stream, what[1])
+                back.send_on()
+        client.read(wire.written)
+    client.window += 10_000_000
+    back.widen(0, 10_000_000)
+    for stream, _ in ours:
+        client.streams[stream] = client.streams.get(stream, first_bytes) + 10_000_000
+        back.widen(stream, 10_000_000)
+    back.send_on()
+    client.read(wire.written)
+    assert client.content == wanted
+    assert {stream: heads[-1]["grpc-status"] for stream, heads in client.heads.items()} == dict.fromkeys(wanted, "0")
+    assert not back.held_bytes
+    assert behind.reads
+
+
+def test_the_server_behind_waits_while_the_client_has_no_window():
+    back, wire, behind = way_back()
+    back.data_received(http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"))
+    for _ in range(4):
+        back.data_received(http2.frame(http2.DATA, 0, 3, bytes(http2.FRAME_BYTES)))
+    assert not behind.reads
+    client = Client()
+    client.read(wire.written)
+    assert client.window == 0
+    assert len(client.content[3]) == 65_535  # all but one byte of the four frames
+    back.fill(full=True)
+    back.widen(0, 1)
+    back.send_on()
+    assert not behind.reads  # now the client's buffer is full
+    back.fill(full=False)
+    assert behind.reads
+
+
+def test_the_server_behind_gets_its_endless_window_again():
+    back, _, behind = way_back()
+    back.open_wide()
+    assert behind.written == http2.window_update((1 << 31) - 1 - 65_535)
+    back.widen(0, (1 << 31) - 1 - 65_535)
+    content = http2.frame(http2.DATA, 0, 3, bytes(http2.FRAME_BYTES)) * 1024
+    for _ in range(64):
+        back.data_received(content)
+        back.widen(0, 1024 * http2.FRAME_BYTES)
+        back._client.written = b""
+    assert behind.written.endswith(http2.window_update(1 << 30))
+
+
+def test_a_client_may_let_more_or_less_come_of_an_answer_that_waits():
+    back, wire, _ = way_back()
+    back.begin_at(10)
+    back.answer(1, bytes(100), trailers_of(), 0)
+    assert back.held_bytes == 95
+    back.begin_at(0)
+    back.widen(1, 20)
+    back.send_on()
+    assert back.held_bytes == 85
+    back.answer(5, bytes(10), trailers_of(), 15)  # its window was widened before it was there
+    assert back.held_bytes == 85
+    back.forget(1)
+    assert not back.held_bytes
+    client = Client(10)
+    client.streams = {1: 1000, 5: 1000}
+    client.read(wire.written)
+    assert {stream: len(content) for stream, content in client.content.items()} == {1: 20, 5: 15}
+    assert len(client.heads[1]) == 1
+
+
+def test_our_own_frames_wait_for_the_end_of_one_that_is_passing():
+    back, wire, _ = way_back()
+    frame = http2.frame(http2.DATA, 0, 3, bytes(100))
+    back.data_received(frame[:50])
+    back.put_in(b"own")
+    back.data_received(frame[50:] + frame[:5])
+    assert wire.written == frame + b"own"
+    back.put_in(b"more")
+    back.data_received(frame[5:])
+    assert wire.written == frame + b"own" + b"more" + frame
+
+
+@pytest.mark.parametrize(("stream", "more_bytes"), [(0, 0), (1, 0), (0, (1 << 31) - 65_535)])
+def test_windows_that_are_none_end_the_connection(stream, more_bytes):
+    back, _, _ = way_back()
+    with pytest.raises(Abuse):
+        back.widen(stream, more_bytes)
+
+
+def test_a_status_says_what_it_has_to_in_any_words():
+    fields = dict(Decoder().decode(ending(7, 3, "100% of ü\n", [("retry-after", "1")])[9:]))
+    assert fields == {
+        ":status": "200",
+        "content-type": "application/grpc",
+        "grpc-status": "3",
+        "grpc-message": "100%25 of %C3%BC%0A",
+        "retry-after": "1",
+    }
