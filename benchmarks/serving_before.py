@@ -35,6 +35,9 @@ SECONDS = 1.0
 MOST = 0.05
 
 
+__all__ = ["Compared", "Ratios", "compare", "show"]
+
+
 class Ratios(NamedTuple):
     """After/before, a ratio for each pair of turns: median and 95% interval."""
 
@@ -44,12 +47,14 @@ class Ratios(NamedTuple):
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """One way of asking: requests a second of both, and the ratios of rates and of medians of latency."""
+    """One way of asking: requests a second of both, processor time a request, and ratios of pairs of turns."""
 
     way: str
     at_once: int
     before_per_s: float
     after_per_s: float
+    before_cpu_s: float
+    after_cpu_s: float
     rate: Ratios
     p50: Ratios
 
@@ -86,12 +91,13 @@ def main() -> None:
             sides.append([way for way in ways if way.name in ("REST", "gRPC")])
             servers.append((server, read_failures(server)))
         compared = [
-            _compare(before, after, options.turns)
+            compare(before, after, options.turns)
             for before, after in track(list(zip(*sides, strict=True)), console=err)
         ]
         for server, failed in servers:
             check_counters(server, failed)
-    _show(compared, code.name)
+    show(compared, f"the working tree's server against {code.name}'s")
+    _say_what_is_slower(compared)
     if options.json:
         result = Result(machine, code.name.removeprefix("base-"), options.turns, load_average, compared)
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
@@ -108,19 +114,23 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _compare(before: Way, after: Way, turns: int) -> Compared:
+def compare(before: Way, after: Way, turns: int) -> Compared:
+    """Asks both in turns, A B B A."""
     for way in (before, after):
         way.take_turn(WARM_UP_S)
-    rates, p50s_s = np.zeros((turns, 2)), np.zeros((turns, 2))
+    rates, p50s_s, cpus_s = (np.zeros((turns, 2)) for _ in range(3))
     for turn in range(turns):
         for side in (0, 1) if turn % 2 == 0 else (1, 0):
             timing = (before, after)[side].take_turn(SECONDS)
             rates[turn, side], p50s_s[turn, side] = timing.rows_per_s, timing.p50_s
+            cpus_s[turn, side] = timing.busy / timing.rows_per_s
     return Compared(
         way=before.name,
         at_once=before.at_once,
         before_per_s=float(np.median(rates[:, 0])),
         after_per_s=float(np.median(rates[:, 1])),
+        before_cpu_s=float(np.median(cpus_s[:, 0])),
+        after_cpu_s=float(np.median(cpus_s[:, 1])),
         rate=_ratios(rates[:, 1] / rates[:, 0]),
         p50=_ratios(p50s_s[:, 1] / p50s_s[:, 0]),
     )
@@ -133,18 +143,23 @@ def _ratios(values: np.ndarray) -> Ratios:
     return Ratios(float(np.median(ordered)), float(ordered[below - 1]), float(ordered[-below]))
 
 
-def _show(compared: list[Compared], name: str) -> None:
-    table = Table(box=SIMPLE_HEAD, title=f"the working tree's server against {name}'s")
-    for heading in ("way", "in flight", "before", "after", "requests/s, after/before", "p50, after/before"):
+def show(compared: list[Compared], title: str, before: str = "before", after: str = "after") -> None:
+    """A row for each way of asking."""
+    table = Table(box=SIMPLE_HEAD, title=title)
+    ratio, cpu = f"{after}/{before}", "processor time a request"
+    for heading in ("way", "in flight", before, after, f"requests/s, {ratio}", f"p50, {ratio}", cpu):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for one in compared:
         rates = [format_rate(each) for each in (one.before_per_s, one.after_per_s)]
         ratios = [f"{each.median:.3f} ({each.low:.3f} to {each.high:.3f})" for each in (one.rate, one.p50)]
-        table.add_row(one.way, str(one.at_once), *rates, *ratios)
-    console = wide_console()
-    console.print(table)
+        cpus = f"{1e6 * one.before_cpu_s:.0f}, {1e6 * one.after_cpu_s:.0f} us"
+        table.add_row(one.way, str(one.at_once), *rates, *ratios, cpus)
+    wide_console().print(table)
+
+
+def _say_what_is_slower(compared: list[Compared]) -> None:
     slower = [f"{one.way} {one.at_once}" for one in compared if one.rate.high < 1 - MOST]
-    console.print(f"slower by more than {MOST:.0%}, surely: {', '.join(slower) or 'none'}")
+    wide_console().print(f"slower by more than {MOST:.0%}, surely: {', '.join(slower) or 'none'}")
 
 
 if __name__ == "__main__":

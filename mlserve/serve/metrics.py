@@ -128,7 +128,8 @@ class ModelMeter:
         protocol = _protocol_of(tickets)
         if protocol == _MIXED:
             for each in {ticket.protocol for ticket in tickets}:
-                self.answered([ticket for ticket in tickets if ticket.protocol == each], batch)
+                # Not that of a subclass, which has taken note of all of them.
+                ModelMeter.answered(self, [ticket for ticket in tickets if ticket.protocol == each], batch)
         elif protocol:  # without one they are steps on the way to an answer
             requests, latency = self._answers.get((protocol, "ok")) or self._answers_of(protocol, "ok")
             arrived_s = [ticket.arrived_s for ticket in tickets]

@@ -1,5 +1,6 @@
 """Header blocks of HTTP/2 (HPACK, RFC 7541), written and read with as little work as thousands a second allow."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +13,8 @@ Fields = dict[str, str]
 
 Said = TypeVar("Said")
 
-_MOST_REMEMBERED = 512
+logging.getLogger("hpack").setLevel(logging.WARNING)  # below, it tells headers as they are, keys and all
+
 _UNKNOWN: Any = object()
 
 
@@ -27,22 +29,23 @@ class HeaderReader(Generic[Said]):
 
     What a block means depends on its bytes and on the table that both ends keep. A peer that keeps none, or whose
     table has what it needs, sends the same bytes for the same headers: a block that leaves the table as it is gets
-    decoded once, until another changes the table. `in_vain` blocks in a row were none that was known.
+    decoded once, until another changes the table. At most `most_known` are remembered. `knew` says whether the last one
+    was; headers of more than `most_bytes`, with 32 for each, are an error.
     """
 
-    def __init__(self, interpret: Callable[[Fields], Said]) -> None:
-        self._interpret = interpret
-        self._decoder = Decoder()
+    def __init__(self, interpret: Callable[[Fields], Said], most_known: int = 512, most_bytes: int = 1 << 16) -> None:
+        self._interpret, self._most_known = interpret, most_known
+        self._decoder = Decoder(most_bytes)
         self._known: dict[bytes, Said] = {}
-        self.in_vain = 0
+        self.knew = False
 
     def read(self, block: bytes) -> Said:
         """What `block` means; shared with the equal ones, so not to be changed. Raises hpack.HPACKError."""
         known: Said = self._known.get(block, _UNKNOWN)
         if known is not _UNKNOWN:
-            self.in_vain = 0
+            self.knew = True
             return known
-        self.in_vain += 1
+        self.knew = False
         first, before = self._table()
         fields = {str(name): str(value) for name, value in self._decoder.decode(block)}
         said = self._interpret(fields)
@@ -50,7 +53,7 @@ class HeaderReader(Generic[Said]):
         if now_first is not first or now != before:
             self._known.clear()
         else:
-            if len(self._known) >= _MOST_REMEMBERED:
+            if len(self._known) >= self._most_known:
                 self._known.clear()
             self._known[block] = said
         return said

@@ -24,6 +24,16 @@ class Turn:
         else:
             tickets.append(ticket)
 
+    def take_back(self, batcher: Batcher, ticket: Ticket) -> bool:
+        """Keeps `ticket` no longer, because its client has gone; False when it was submitted."""
+        tickets = self._received.get(batcher, [])
+        if ticket not in tickets:
+            return False
+        tickets.remove(ticket)
+        if not tickets:
+            del self._received[batcher]
+        return True
+
     def run(self) -> None:
         """Submits what was added since the last run."""
         received, self._received = self._received, {}

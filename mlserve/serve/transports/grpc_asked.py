@@ -24,7 +24,12 @@ class Asked(NamedTuple):
 
 
 def read_asked(fields: Fields, calls: Mapping[str, InferCall]) -> Asked | None:
-    """What `fields` ask for; None for what is not among `calls`, by path, and for what is not as it should be."""
+    """What `fields` ask for; None for what is not among `calls`, by path, and for what is not as it should be.
+
+    A credential may only be what a client can send as text: a certificate's has a NUL in it (see `access`).
+    """
+    if not all(text.isascii() and text.isprintable() for field in fields.items() for text in field):
+        return None
     call = calls.get(fields.get(":path", ""))
     if call is None or fields.get(":method") != "POST" or fields.get("content-type") not in _CONTENT_TYPES:
         return None
@@ -35,4 +40,4 @@ def read_asked(fields: Fields, calls: Mapping[str, InferCall]) -> Asked | None:
             return None
         left_s = int(found[1]) * _UNITS_S[found[2]]
     key = fields.get("authorization") or fields.get("x-api-key")
-    return Asked(call, key.encode() if key else None, left_s)
+    return Asked(call, None if key is None else key.encode(), left_s)

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from contextlib import suppress
 from typing import cast
 
 from mlserve.serve.identities import certificate_credential
@@ -40,6 +41,7 @@ _LAST_STREAM = 0x7FFF_FFFF
 _SWEEP_EVERY_S = 0.5
 # So long a client may take over what is still on its way to it when its connection ends.
 _LINGER_S = 2.0
+_LAST_ANSWERS_S = 1.0
 
 
 class GrpcGuard:
@@ -82,10 +84,17 @@ class GrpcGuard:
         if self._server is not None:
             self._server.close()
 
-    def abandon(self) -> None:
-        """Tells the fast lane's calls that are not answered yet that the server stops."""
-        for connection in self.connections:
+    async def abandon(self) -> None:
+        """Tells the fast lane's calls that are not answered yet that the server stops.
+
+        Answers that wait for their clients are given a moment.
+        """
+        for connection in list(self.connections):
             connection.abandon()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ANSWERS_S):
+                while any(connection.is_busy for connection in self.connections):
+                    await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
         """Closes every connection, once what is on its way to it is sent."""
@@ -117,7 +126,7 @@ class _ClientSide(asyncio.Protocol):
         self._mark: CertificateMark | None = None
         self._certificate: bytes | None = None
         self._calls: LaneCalls | None = None
-        self._is_wide = False
+        self._is_wide = self._is_full = self._is_behind_full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -139,21 +148,21 @@ class _ClientSide(asyncio.Protocol):
             self._early.append(data)
             return
         if self._whole is not None and self._calls is not None:
-            self._whole.has_room = self._calls.has_room
+            self._whole.room = 0 if self._is_full else self._calls.room
         try:
             found = inspection.read(data, time.monotonic())
             if found and not behind.is_closing():
                 behind.write(found if self._mark is None else self._mark.mark(found))
-            if inspection.has_greeted and not self._is_wide:
+            if not self._is_wide and inspection.has_greeted and not inspection.in_headers:
                 self._is_wide = True
                 self._back.open_wide()
-            if inspection.told:
+            if self._whole is not None and self._whole.found:
+                self._answer(self._whole)
+            if inspection.told:  # of those answers, perhaps
                 self._hear()
         except Abuse as abuse:
             self._end(_ENHANCE_YOUR_CALM, _LAST_STREAM, str(abuse))
             return
-        if self._whole is not None and self._whole.found:
-            self._answer(self._whole)
         if inspection.refusals or inspection.dropped_bytes > FRAME_BYTES:
             self._refuse()
 
@@ -169,15 +178,16 @@ class _ClientSide(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         # A client that does not read its answers gets no more requests read.
-        self.transport.pause_reading()
+        self._is_full = True
+        self._choose()
         if self._behind is not None:
-            self._back.fill(full=True)
+            self._back.be_full(full=True)
 
     def resume_writing(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._is_full = False
+        self._choose()
         if self._behind is not None:
-            self._back.fill(full=False)
+            self._back.be_full(full=False)
 
     def sweep(self, now_s: float) -> None:
         """Ends what is late, and the connection where nothing is asked or nothing is read any more."""
@@ -187,7 +197,7 @@ class _ClientSide(asyncio.Protocol):
             return
         if self.transport.is_closing():
             return
-        if self._calls is not None and self._calls.open:
+        if self.is_busy:
             inspection.touch(now_s)
         try:
             inspection.look_at_clock(now_s, limits.head_s, limits.receive_s)
@@ -200,6 +210,11 @@ class _ClientSide(asyncio.Protocol):
             # A call that is on its way here now is one for the client to send again.
             self._end(_NO_ERROR, inspection.newest_stream, f"no call was open for {limits.keep_alive_s:g} s")
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is open in the fast lane, or an answer waits for the client to let it come."""
+        return self._calls is not None and self._calls.is_busy
+
     def abandon(self) -> None:
         if self._calls is not None:
             self._calls.abandon()
@@ -210,7 +225,7 @@ class _ClientSide(asyncio.Protocol):
     async def _connect(self) -> None:
         try:
             transport, back = await self._loop.create_unix_connection(
-                lambda: WayBack(self.transport, self._inspection), self._guard.behind
+                lambda: WayBack(self.transport, self._inspection, self._fill), self._guard.behind
             )
         except OSError:  # the server behind has stopped
             self.transport.abort()
@@ -223,7 +238,20 @@ class _ClientSide(asyncio.Protocol):
             return
         while self._early:
             self.data_received(self._early.popleft())
-        if not self.transport.is_closing():
+        self._choose()
+
+    def _fill(self, *, full: bool) -> None:
+        """The server behind takes no more for now, or does again."""
+        self._is_behind_full = full
+        self._choose()
+
+    def _choose(self) -> None:
+        """Reads what the client sends, or lets it wait."""
+        if self.transport.is_closing():
+            return
+        if self._is_full or self._is_behind_full or self._behind is None:
+            self.transport.pause_reading()
+        else:
             self.transport.resume_reading()
 
     def _answer(self, whole: WholeCalls) -> None:
@@ -243,17 +271,17 @@ class _ClientSide(asyncio.Protocol):
             elif kind == RST_STREAM and calls is not None:
                 calls.drop(stream)
             elif kind == SETTINGS:
-                back.begin_at(number)
+                back.settle(number)
         inspection.told.clear()
-        back.send_on()
 
     def _refuse(self) -> None:
         """Ends the calls that were refused, here and behind, and makes room for what is sent in their place."""
         inspection = self._inspection
-        if self._behind is None or self._behind.is_closing():
+        if self._behind is None or self._behind.is_closing() or inspection.in_headers:
             return
         for stream, code, message, answered in inspection.refusals:
             self._behind.write(reset(stream, _CANCEL))
+            self._back.forget(stream)
             self._back.put_in(ending(stream, code, message, answered=answered) + reset(stream, _NO_ERROR))
         inspection.refusals.clear()
         if inspection.dropped_bytes:

@@ -65,7 +65,9 @@ class Refusal(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a client says of answers: `kind` is WINDOW_UPDATE, RST_STREAM, or SETTINGS for where windows begin."""
+    """What a client says of answers: WINDOW_UPDATE; RST_STREAM; or SETTINGS, whose `number` is where the windows of
+    streams begin, -1 where they do not say.
+    """
 
     kind: int
     stream: int
@@ -118,7 +120,7 @@ class Inspection:
         self.whole = whole
         self._calls: dict[int, _Call] = {}
         self._idle_frames, self._second_s = 0, now_s
-        self.newest_stream = 0
+        self.newest_stream = self._newest_behind = 0  # of all; of those that went on
         self.refusals: list[Refusal] = []
         self.told: list[Told] = []
         self.dropped_bytes = 0
@@ -198,6 +200,11 @@ class Inspection:
         for stream in list(self._calls):
             self._forget(stream)
 
+    @property
+    def in_headers(self) -> bool:
+        """Whether headers have gone on in part: only their rest may come next."""
+        return self._block_since_s is not None
+
     def touch(self, now_s: float) -> None:
         """Notes that a call is open which is answered here."""
         self._busy_s = now_s
@@ -218,6 +225,13 @@ class Inspection:
                 self.dropped_bytes += _PREFIX_BYTES + len(self.whole.found[-1].payload)
             if after:
                 return after
+        if stream not in self._calls and (
+            self._newest_behind < stream <= self.newest_stream
+            if kind == HEADERS
+            else stream > self.newest_stream and kind in (WINDOW_UPDATE, RST_STREAM)
+        ):
+            # What has gone on does not show which streams are over, and which were never there.
+            raise Abuse(f"a frame of stream {stream}, which is not open")
         if kind in (WINDOW_UPDATE, RST_STREAM) and stream not in self._calls:
             self._tell(kind, stream, data[start:end])
             return end
@@ -245,14 +259,13 @@ class Inspection:
 
     def _tell(self, kind: int, stream: int, payload: bytes) -> None:
         try:
-            number = read_settings(payload).get(INITIAL_WINDOW_SIZE) if kind == SETTINGS else uint32(payload)
+            number = read_settings(payload).get(INITIAL_WINDOW_SIZE, -1) if kind == SETTINGS else uint32(payload)
         except Http2Error as error:
             raise Abuse(str(error)) from error
-        if number is not None:
-            self.told.append(Told(kind, stream, number))
+        self.told.append(Told(kind, stream, number))
 
     def _open(self, stream: int, now_s: float) -> None:
-        self.newest_stream, self._busy_s = stream, now_s
+        self.newest_stream, self._newest_behind, self._busy_s = stream, stream, now_s
         if self._receiving.take(self._metadata_bytes):
             self._calls[stream] = _Call(now_s)
         else:

@@ -51,9 +51,17 @@ class LaneCalls:
         self.open: dict[int, _Caller] = {}
 
     @property
-    def has_room(self) -> bool:
-        """Whether more may come. The first word is the server's behind: its settings."""
-        return self.back.has_begun and len(self.open) < MOST_STREAMS and self.back.held_bytes < _MOST_HELD_BYTES
+    def room(self) -> int:
+        """How many more may come. The first word is the server's behind."""
+        back = self.back
+        if not back.may_begin or back.held_bytes > _MOST_HELD_BYTES:
+            return 0
+        return MOST_STREAMS - len(self.open) - back.held
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is open, or not sent yet."""
+        return bool(self.open or self.back.held_bytes)
 
     def take(self, whole: Whole) -> None:
         """Answers a call, now or later."""
@@ -62,7 +70,8 @@ class LaneCalls:
         self.open[stream] = caller = _Caller(self, stream, granted_bytes)
         try:
             if not service.access.open:
-                service.access.check("infer", asked.credential or self._certificate)
+                credential = self._certificate if asked.credential is None else asked.credential
+                service.access.check("infer", credential)
             ticket = infer(service, asked.call, payload, caller, turn, turn.loop, asked.left_s)
         except RequestError as error:
             caller.fail(error)
@@ -86,6 +95,12 @@ class LaneCalls:
         caller = self.open.pop(stream, None)
         if caller is not None:
             caller.give_up()
+
+    def take_back(self, ticket: GrpcTicket) -> None:
+        """Lets what nobody waits for run no more, if it does not yet."""
+        batcher = ticket.model.batcher
+        if not self._lane.turn.take_back(batcher, ticket):
+            batcher.drop(ticket)
 
     def abandon(self) -> None:
         """Tells those that are not answered yet that the server stops."""
@@ -130,7 +145,7 @@ class _Caller:
         if self.alarm is not None:
             self.alarm.cancel()
         if self.ticket is not None:
-            self.ticket.model.batcher.drop(self.ticket)
+            self._calls.take_back(self.ticket)
 
     def _is_waited_for(self) -> bool:
         if self.alarm is not None:

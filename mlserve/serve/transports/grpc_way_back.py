@@ -1,15 +1,20 @@
 """The way back to a gRPC client: the frames of the server behind, answers of the worker's own between them.
 
 What a client's windows allow is one account for the connection, and who writes on it must be one. So the server behind
-is told of an endless window, and what it sends waits here for the real one.
+is told of an endless window, and what it sends waits here for the real one. What is no part of an answer never waits:
+clients look by it whether the server lives, and may have to hear it before they let more come.
 """
 
 import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import cast
 
 from mlserve.serve.transports.grpc_ending import ANSWER_HEAD
 from mlserve.serve.transports.grpc_inspection import Abuse, Inspection
 from mlserve.wire.http2_frames import (
+    ACK,
+    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -19,7 +24,9 @@ from mlserve.wire.http2_frames import (
     HEADERS,
     MOST_WINDOW_BYTES,
     PADDED,
+    SETTINGS,
     WINDOW_BYTES,
+    WINDOW_UPDATE,
     frame,
     frame_start,
     window_update,
@@ -29,11 +36,13 @@ __all__ = ["WayBack"]
 
 # The server behind gets back what it has sent of its endless window.
 _TOP_UP_BYTES = 1 << 30
+# Beyond so much that waits for the client's window, nothing more is read from the server behind.
+_MOST_QUEUED_BYTES = 1 << 20
 _HEAD_START = frame_start(HEADERS, END_HEADERS, len(ANSWER_HEAD))
 
 
 class _Answer:
-    """What is left of an answer that waits for a window."""
+    """What is left of an answer of our own whose stream's window is used up."""
 
     __slots__ = ("end", "rest", "window_bytes")
 
@@ -42,23 +51,29 @@ class _Answer:
 
 
 class WayBack(asyncio.Protocol):
-    """Of one connection. What comes from the server behind is noted in its `inspection`."""
+    """Of one connection. What comes from the server behind is noted in its `inspection`.
 
-    def __init__(self, client: asyncio.Transport, inspection: Inspection) -> None:
-        self._client, self._inspection = client, inspection
-        self._left_bytes = 0  # of the frame that is passing
-        self._rest = b""  # of what came: a part of the next frame's head, or what waits for the window
-        self._waiting: list[bytes] = []  # frames of our own, for where the next frame begins
+    `fill(full=...)` hears whether the server behind takes no more for now.
+    """
+
+    def __init__(self, client: asyncio.Transport, inspection: Inspection, fill: Callable[..., None]) -> None:
+        self._client, self._inspection, self._fill = client, inspection, fill
+        self._rest = b""  # of a frame, or of headers in several, that has come in part
         self._window_bytes = self._first_bytes = WINDOW_BYTES  # the connection's; a stream's at its beginning
-        self._passed_bytes = 0
+        self._queue: deque[tuple[int, bytes]] = deque()  # frames by stream that wait for the connection's window
+        self._queued = Counter[int]()
+        self._queued_bytes = self._unsent_bytes = self._passed_bytes = 0
         self._answers: dict[int, _Answer] = {}
+        self._settings: deque[int] = deque()  # windows of streams, as told in settings that are not acknowledged yet
         self._is_full = self._is_held = False
-        self.has_begun = False  # the server behind has said something
+        self.may_begin = False
 
     # asyncio calls these.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        # Behind what a client sends may be the word that lets answers come, which is to be read.
+        self._transport.set_write_buffer_limits(high=_MOST_QUEUED_BYTES)
 
     def data_received(self, data: bytes) -> None:
         if not self._client.is_closing():
@@ -68,34 +83,35 @@ class WayBack(asyncio.Protocol):
         self._client.close()
 
     def pause_writing(self) -> None:
-        if not self._client.is_closing():
-            self._client.pause_reading()
+        self._fill(full=True)
 
     def resume_writing(self) -> None:
-        if not self._client.is_closing():
-            self._client.resume_reading()
+        self._fill(full=False)
 
     # The client's side of the connection calls these.
 
     @property
+    def held(self) -> int:
+        """Answers of our own that wait for their streams' windows."""
+        return len(self._answers)
+
+    @property
     def held_bytes(self) -> int:
-        """Of own answers, what waits for a window."""
-        return sum([len(answer.rest) for answer in self._answers.values()])
+        """What waits for windows."""
+        return self._queued_bytes + self._unsent_bytes
 
     def open_wide(self) -> None:
         """Tells the server behind, once the client has greeted it, of its endless window."""
         self._transport.write(window_update(MOST_WINDOW_BYTES - WINDOW_BYTES))
 
-    def fill(self, *, full: bool) -> None:
+    def be_full(self, *, full: bool) -> None:
         """Takes nothing more from the server behind while the client's buffer is `full`."""
         self._is_full = full
         self._choose()
 
     def put_in(self, frames: bytes) -> None:
-        """Sends `frames` to the client, at the next place where one frame ends and another begins."""
-        if self._left_bytes:
-            self._waiting.append(frames)
-        elif not self._client.is_closing():
+        """Sends `frames` to the client that are no part of an answer that waits."""
+        if not self._client.is_closing():
             self._client.write(frames)
 
     def answer(self, stream: int, payload: bytes, trailers: bytes, granted_bytes: int) -> None:
@@ -105,89 +121,162 @@ class WayBack(asyncio.Protocol):
         head = _HEAD_START + number + ANSWER_HEAD
         end = frame(HEADERS, END_HEADERS | END_STREAM, stream, trailers)
         stream_bytes = self._first_bytes + granted_bytes
-        if size <= FRAME_BYTES and size <= self._window_bytes and size <= stream_bytes:
+        if size <= FRAME_BYTES and size <= self._window_bytes and size <= stream_bytes and not self._queue:
             self._window_bytes -= size
             self.put_in(b"".join((head, frame_start(DATA, 0, size), number, message, end)))
         else:
             self.put_in(head)
-            self._answers[stream] = _Answer(message, end, stream_bytes)
-            self.send_on()
+            self._unsent_bytes += size
+            self._answers[stream] = answer = _Answer(message, end, stream_bytes)
+            self._go_on(stream, answer)
 
     def forget(self, stream: int) -> None:
-        """Sends no more of the answer to a call that its client has given up."""
-        self._answers.pop(stream, None)
+        """Sends no more of the answer to a call that is given up."""
+        answer = self._answers.pop(stream, None)
+        if answer is not None:
+            self._unsent_bytes -= len(answer.rest)
+        if self._queued[stream]:
+            self._queue = deque((each, data) for each, data in self._queue if each != stream)
+            self._queued_bytes = sum(len(data) for _, data in self._queue)
+            del self._queued[stream]
+            self._send_queue()
 
     def widen(self, stream: int, more_bytes: int) -> None:
         """The client lets so much more come: on the connection (0), or on the stream of an answer that waits. Raises
-        Abuse. `send_on` makes use of it.
+        Abuse.
         """
+        if not more_bytes or (stream == 0 and self._window_bytes + more_bytes > MOST_WINDOW_BYTES):
+            raise Abuse(f"a window was widened by {more_bytes} bytes")
         if stream == 0:
             self._window_bytes += more_bytes
+            if self._queue:
+                self._send_queue()
         elif (answer := self._answers.get(stream)) is not None:
             answer.window_bytes += more_bytes
-        if not more_bytes or self._window_bytes > MOST_WINDOW_BYTES:
-            raise Abuse(f"a window was widened by {more_bytes} bytes")
+            self._go_on(stream, answer)
 
-    def begin_at(self, first_bytes: int) -> None:
-        """Every stream's window begins at so much, those of the open ones too (RFC 9113, 6.9.2)."""
-        for answer in self._answers.values():
-            answer.window_bytes += first_bytes - self._first_bytes
-        self._first_bytes = first_bytes
+    def settle(self, first_bytes: int) -> None:
+        """The client has sent settings; by them a stream's window begins at so much, or as before for -1.
 
-    def send_on(self) -> None:
-        """Sends what waited for a window, as far as it goes."""
-        if self._window_bytes <= 0:
-            return
-        for stream, answer in list(self._answers.items()):
-            while (size := min(len(answer.rest), FRAME_BYTES, answer.window_bytes, self._window_bytes)) > 0:
-                self.put_in(frame(DATA, 0, stream, bytes(answer.rest[:size])))
-                answer.rest = answer.rest[size:]
-                answer.window_bytes -= size
+        They hold when the server behind has acknowledged them. Only its headers may be the first after that, for what
+        they may have to say of their table (RFC 7541, 4.2).
+        """
+        self._settings.append(first_bytes)
+        self.may_begin = False
+
+    def _go_on(self, stream: int, answer: _Answer) -> None:
+        """Sends of an answer what its stream's window allows."""
+        while (size := min(len(answer.rest), FRAME_BYTES, answer.window_bytes)) > 0:
+            data = frame(DATA, 0, stream, bytes(answer.rest[:size]))
+            answer.rest = answer.rest[size:]
+            answer.window_bytes -= size
+            self._unsent_bytes -= size
+            if not self._must_wait(DATA, stream, size):
                 self._window_bytes -= size
-            if not answer.rest:
-                del self._answers[stream]
+                self.put_in(data)
+            else:
+                self._wait(stream, data)
+        if not answer.rest:
+            del self._answers[stream]
+            if self._queued[stream]:
+                self._wait(stream, answer.end)
+            else:
                 self.put_in(answer.end)
-        if self._is_held:
-            self._pass(b"")
 
     def _pass(self, data: bytes) -> None:
-        """Hands on what came from behind, up to a frame that the window does not hold."""
+        """Hands on what came from behind, but for the frames that wait."""
         if self._rest:
             data = self._rest + data
-        size, position, held = len(data), self._left_bytes, False
+        size, position, kept = len(data), 0, 0
+        pieces: list[bytes] = []
         while position + HEAD_BYTES <= size:
             high, low, kind, flags, stream = FRAME_HEAD.unpack_from(data, position)
             length = high << 8 | low
             end = position + HEAD_BYTES + length
+            if kind == HEADERS and not flags & END_HEADERS:
+                end = _end_of_headers(data, end)
+            if end > size:
+                break
             if kind == DATA:
-                if length > self._window_bytes:
-                    if self._window_bytes > 0 and end <= size and not flags & PADDED:
-                        data = data[:position] + _cut(data[position:end], self._window_bytes) + data[end:]
-                        size = len(data)
-                        continue
-                    held = True
-                    break
-                self._window_bytes -= length
                 self._passed_bytes += length
-            self._inspection.note_answer(kind, flags, stream)
+            if self._must_wait(kind, stream, length):
+                self._wait(stream, data[position:end])
+                pieces.append(data[kept:position])
+                kept = end
+            else:
+                self._count(kind, flags, stream, length)
             position = end
-        self._rest, self._left_bytes = data[position:], max(0, position - size)
-        whole = data[:position]
-        if self._waiting and position <= size:
-            whole = b"".join((whole, *self._waiting))
-            self._waiting.clear()
-        if whole:
-            self.has_begun = True
+        self._rest = data[position:]
+        pieces.append(data[kept:position])
+        if whole := b"".join(pieces) if kept else pieces[0]:
             self._client.write(whole)
-        if held != self._is_held:
-            self._is_held = held
-            self._choose()
-        if self._passed_bytes >= _TOP_UP_BYTES:
+        if self._passed_bytes >= _TOP_UP_BYTES and not self._inspection.in_headers:
             self._transport.write(window_update(self._passed_bytes))
             self._passed_bytes = 0
 
+    def _must_wait(self, kind: int, stream: int, length: int) -> bool:
+        """Whether a frame waits: for the window, or for others of its stream."""
+        if kind == DATA and (self._queue or length > self._window_bytes):
+            return True
+        return bool(self._queue) and self._queued[stream] > 0 and kind != WINDOW_UPDATE
+
+    def _wait(self, stream: int, data: bytes) -> None:
+        self._queue.append((stream, data))
+        self._queued[stream] += 1
+        self._queued_bytes += len(data)
+        self._look_at_queue()
+
+    def _send_queue(self) -> None:
+        """Sends what waited for the connection's window, as far as that goes."""
+        while self._queue:
+            stream, data = self._queue[0]
+            high, low, kind, flags, _ = FRAME_HEAD.unpack_from(data)
+            length = high << 8 | low
+            if kind == DATA and length > self._window_bytes:
+                if self._window_bytes <= 0 or flags & PADDED:
+                    break
+                first, rest = _cut(data, self._window_bytes)
+                self._queue[0] = stream, rest
+                self._queued_bytes -= self._window_bytes
+                self._window_bytes = 0
+                self.put_in(first)
+                break
+            self._queue.popleft()
+            self._queued[stream] -= 1
+            self._queued_bytes -= len(data)
+            self._count(kind, flags, stream, length)
+            self.put_in(data)
+        if not self._queue:
+            self._queued.clear()
+        self._look_at_queue()
+
+    def _count(self, kind: int, flags: int, stream: int, length: int) -> None:
+        """Takes note of a frame that goes to the client now."""
+        self._inspection.note_answer(kind, flags, stream)
+        if kind == DATA:
+            self._window_bytes -= length
+        elif kind == HEADERS:
+            self.may_begin = not self._settings
+        elif kind == SETTINGS and flags & ACK and self._settings:
+            self._begin_at(self._settings.popleft())
+
+    def _begin_at(self, first_bytes: int) -> None:
+        """Every stream's window begins at so much, those of the open ones too (RFC 9113, 6.9.2); -1: as before."""
+        if first_bytes < 0:
+            return
+        more_bytes, self._first_bytes = first_bytes - self._first_bytes, first_bytes
+        for stream, answer in list(self._answers.items()):
+            answer.window_bytes += more_bytes
+            self._go_on(stream, answer)
+
+    def _look_at_queue(self) -> None:
+        """Reads nothing more from behind while too much waits."""
+        is_held = self._queued_bytes > _MOST_QUEUED_BYTES
+        if is_held != self._is_held:
+            self._is_held = is_held
+            self._choose()
+
     def _choose(self) -> None:
-        """Reads what comes from behind, or lets it wait."""
         if self._transport.is_closing():
             return
         if self._is_full or self._is_held:
@@ -196,8 +285,18 @@ class WayBack(asyncio.Protocol):
             self._transport.resume_reading()
 
 
-def _cut(data: bytes, size: int) -> bytes:
+def _end_of_headers(data: bytes, end: int) -> int:
+    """Where the CONTINUATION ends that is the last one of headers; beyond the end of `data` where it has not come."""
+    while end + HEAD_BYTES <= len(data):
+        high, low, kind, flags, _ = FRAME_HEAD.unpack_from(data, end)
+        end += HEAD_BYTES + (high << 8 | low)
+        if kind != CONTINUATION or flags & END_HEADERS:
+            return end
+    return len(data) + 1
+
+
+def _cut(data: bytes, size: int) -> tuple[bytes, bytes]:
     """A frame of DATA in two, the first with `size` bytes."""
     _, _, _, flags, stream = FRAME_HEAD.unpack_from(data)
     first, rest = data[HEAD_BYTES : HEAD_BYTES + size], data[HEAD_BYTES + size :]
-    return frame(DATA, flags & ~END_STREAM, stream, first) + frame(DATA, flags, stream, rest)
+    return frame(DATA, flags & ~END_STREAM, stream, first), frame(DATA, flags, stream, rest)

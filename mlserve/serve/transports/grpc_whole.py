@@ -32,8 +32,9 @@ MESSAGE_PREFIX = struct.Struct(">BI")
 
 _PREFIX_BYTES, _PRIORITY_BYTES = MESSAGE_PREFIX.size, 5
 _WIDER = frame_start(WINDOW_UPDATE, 0, 4)
-# Longer headers say more than a call of inference needs; and where so many in a row were new, others will be.
-_MOST_BLOCK_BYTES, _MOST_IN_VAIN = 2048, 64
+# Longer headers say more than a call of inference needs. To read new ones takes time, which known ones earn: a byte for
+# so many. When what a connection has at its beginning is used up, its headers change too often to be worth it.
+_MOST_BLOCK_BYTES, _FIRST_BYTES, _EARNED_BY = 2048, 8192, 8
 
 
 class Whole(NamedTuple):
@@ -46,13 +47,14 @@ class Whole(NamedTuple):
 
 
 class WholeCalls:
-    """Those of one connection, in `found` for the caller to take. While it sets `has_room` to False there are none."""
+    """Those of one connection, in `found` for the caller to take; `room` is for how many more it allows."""
 
     def __init__(self, reader: HeaderReader[Asked | None], most_message_bytes: int) -> None:
         self._reader: HeaderReader[Asked | None] | None = reader
         self._most_bytes = most_message_bytes
+        self._left_bytes: float = _FIRST_BYTES
         self.found: list[Whole] = []
-        self.has_room = True
+        self.room = 0
 
     def take(self, stream: int, flags: int, data: bytes, start: int, end: int, *, is_new: bool) -> int:
         """Reads the HEADERS of `data` from `start` to `end`, and takes the call if DATA with its message is next, or
@@ -62,7 +64,7 @@ class WholeCalls:
         and the same be asked again; 0 for what is no call of ours.
         """
         asked = self._read(flags, data[start:end])
-        if asked is None or not is_new or flags & END_STREAM or not self.has_room:
+        if asked is None or not is_new or flags & END_STREAM or self.room <= 0:
             return 0
         granted_bytes = 0
         if data[end : end + HEAD_BYTES] == _WIDER + stream.to_bytes(4):
@@ -80,6 +82,7 @@ class WholeCalls:
             return 0
         if after > len(data):
             return -1
+        self.room -= 1
         self.found.append(Whole(stream, asked, data[first + _PREFIX_BYTES : after], granted_bytes))
         return after
 
@@ -93,8 +96,12 @@ class WholeCalls:
         try:
             if not flags & PADDED and flags & END_HEADERS and len(block) <= _MOST_BLOCK_BYTES:
                 asked = reader.read(block)
-                if reader.in_vain < _MOST_IN_VAIN:
-                    return None if reader.in_vain else asked  # a new one may have changed the table
+                if reader.knew:
+                    self._left_bytes = min(self._left_bytes + len(block) / _EARNED_BY, _FIRST_BYTES)
+                    return asked
+                self._left_bytes -= len(block)
+                if self._left_bytes > 0:
+                    return None  # it may have changed the table
         except HPACKError:  # the server behind will say so
             pass
         self._reader = None

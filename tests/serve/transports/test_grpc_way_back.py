@@ -29,6 +29,9 @@ class Wire(asyncio.Transport):
     def is_closing(self):
         return False
 
+    def set_write_buffer_limits(self, high=None, low=None):
+        pass
+
     def pause_reading(self):
         self.reads = False
 
@@ -38,9 +41,15 @@ class Wire(asyncio.Transport):
 
 def way_back():
     client, behind = Wire(), Wire()
-    back = WayBack(client, Inspection(1 << 20, 100, Receiving(1 << 30), 0.0))
+    back = WayBack(client, Inspection(1 << 20, 100, Receiving(1 << 30), 0.0), lambda **_: None)
     back.connection_made(behind)
     return back, client, behind
+
+
+def settle(back, first_bytes):
+    """The client says where its streams' windows begin, and the server behind that it has heard it."""
+    back.settle(first_bytes)
+    back.data_received(http2.frame(http2.SETTINGS, http2.ACK, 0))
 
 
 class Client:
@@ -92,7 +101,7 @@ def test_all_arrives_within_the_windows(answers, first_bytes, cut, steps, order)
     """Answers of our own, and of the server behind, cut anywhere, while the client opens its windows bit by bit."""
     back, wire, behind = way_back()
     client = Client(first_bytes)
-    back.begin_at(first_bytes)
+    settle(back, first_bytes)
     wanted = {4 * number + (1 if own else 3): message(number, size) for number, (own, size) in enumerate(answers)}
     ours = [(stream, content[5:]) for stream, content in wanted.items() if stream % 4 == 1]
     content = b"".join(answer_from_behind(stream, wanted[stream]) for stream in wanted if stream % 4 == 3)
@@ -112,14 +121,12 @@ def test_all_arrives_within_the_windows(answers, first_bytes, cut, steps, order)
                 client.streams[stream] = client.streams.get(stream, first_bytes) + what[1]
             if stream == 0 or stream in client.heads:
                 back.widen(stream, what[1])
-                back.send_on()
         client.read(wire.written)
     client.window += 10_000_000
     back.widen(0, 10_000_000)
     for stream, _ in ours:
         client.streams[stream] = client.streams.get(stream, first_bytes) + 10_000_000
         back.widen(stream, 10_000_000)
-    back.send_on()
     client.read(wire.written)
     assert client.content == wanted
     assert {stream: heads[-1]["grpc-status"] for stream, heads in client.heads.items()} == dict.fromkeys(wanted, "0")
@@ -127,22 +134,95 @@ def test_all_arrives_within_the_windows(answers, first_bytes, cut, steps, order)
     assert behind.reads
 
 
-def test_the_server_behind_waits_while_the_client_has_no_window():
+def test_what_is_no_part_of_an_answer_does_not_wait_for_the_window():
+    """Clients look by it whether the server lives, and may have to send before they read."""
     back, wire, behind = way_back()
+    head, data = http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"), http2.frame(http2.DATA, 0, 3, bytes(10_000))
+    others = [
+        http2.frame(http2.PING, http2.ACK, 0, bytes(8)),
+        http2.window_update(9),
+        http2.frame(http2.WINDOW_UPDATE, 0, 3, (5).to_bytes(4)),
+        http2.frame(http2.HEADERS, http2.END_HEADERS, 7, b"\x88"),
+        http2.reset(7, 8),
+    ]
+    back.data_received(head + 8 * data)
+    written = wire.written
+    assert len(written) < 66_000
+    back.data_received(b"".join(others) + data + ending(3, 0, "", answered=True))
+    back.put_in(b"own")
+    assert wire.written == written + b"".join(others) + b"own"
+    assert behind.reads
+    back.widen(0, 100_000)
+    client = Client()
+    client.window += 100_000
+    client.read((wire.written).replace(b"own", b""))
+    assert client.content == {3: bytes(90_000)}
+    assert client.heads[3][-1]["grpc-status"] == "0"
+
+
+def test_the_server_behind_waits_when_too_much_waits_for_the_client():
+    back, _, behind = way_back()
     back.data_received(http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"))
-    for _ in range(4):
+    for _ in range(70):
         back.data_received(http2.frame(http2.DATA, 0, 3, bytes(http2.FRAME_BYTES)))
     assert not behind.reads
-    client = Client()
-    client.read(wire.written)
-    assert client.window == 0
-    assert len(client.content[3]) == 65_535  # all but one byte of the four frames
-    back.fill(full=True)
-    back.widen(0, 1)
-    back.send_on()
+    back.be_full(full=True)
+    back.widen(0, 1_000_000)
     assert not behind.reads  # now the client's buffer is full
-    back.fill(full=False)
+    back.be_full(full=False)
     assert behind.reads
+
+
+def test_own_answers_come_after_those_that_wait_for_the_connections_window():
+    """Else many small ones of ours would use it up for ever."""
+    back, wire, _ = way_back()
+    back.data_received(http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"))
+    back.data_received(5 * http2.frame(http2.DATA, 0, 3, bytes(http2.FRAME_BYTES)))
+    back.answer(1, b"ours", trailers_of(), 0)
+    assert b"ours" not in wire.written
+    back.widen(0, 10_000)
+    assert b"ours" not in wire.written
+    back.widen(0, 10_000)
+    assert wire.written.endswith(http2.frame(http2.HEADERS, ENDS, 1, trailers_of()))
+    assert not back.held_bytes
+
+
+def test_no_lane_until_the_settings_hold_and_the_server_behind_has_sent_headers_since():
+    back, _, _ = way_back()
+    head = http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88")
+    assert not back.may_begin
+    back.settle(-1)
+    back.data_received(http2.frame(http2.SETTINGS, 0, 0) + head)
+    assert not back.may_begin
+    back.data_received(http2.frame(http2.SETTINGS, http2.ACK, 0))
+    assert not back.may_begin
+    back.data_received(head)
+    assert back.may_begin
+    settle(back, 5)
+    assert not back.may_begin
+
+
+def test_headers_in_several_frames_stay_together():
+    back, wire, _ = way_back()
+    headers = http2.frame(http2.HEADERS, 0, 3, b"\x88"), http2.frame(http2.CONTINUATION, http2.END_HEADERS, 3, b"\x88")
+    back.data_received(headers[0])
+    back.put_in(b"own")
+    back.data_received(headers[1][:4])
+    back.put_in(b"own")
+    back.data_received(headers[1][4:])
+    assert wire.written == b"ownown" + b"".join(headers)
+
+
+def test_an_answer_that_is_given_up_is_not_sent_any_more():
+    back, wire, _ = way_back()
+    back.data_received(http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"))
+    back.data_received(5 * http2.frame(http2.DATA, 0, 3, bytes(http2.FRAME_BYTES)))
+    back.answer(1, b"ours", trailers_of(), 0)
+    back.forget(3)
+    assert wire.written.endswith(http2.frame(http2.HEADERS, ENDS, 1, trailers_of())) or back.held_bytes
+    back.widen(0, 100)
+    assert wire.written.endswith(http2.frame(http2.HEADERS, ENDS, 1, trailers_of()))
+    assert not back.held_bytes
 
 
 def test_the_server_behind_gets_its_endless_window_again():
@@ -160,12 +240,11 @@ def test_the_server_behind_gets_its_endless_window_again():
 
 def test_a_client_may_let_more_or_less_come_of_an_answer_that_waits():
     back, wire, _ = way_back()
-    back.begin_at(10)
+    settle(back, 10)
     back.answer(1, bytes(100), trailers_of(), 0)
     assert back.held_bytes == 95
-    back.begin_at(0)
+    settle(back, 0)
     back.widen(1, 20)
-    back.send_on()
     assert back.held_bytes == 85
     back.answer(5, bytes(10), trailers_of(), 15)  # its window was widened before it was there
     assert back.held_bytes == 85
@@ -178,16 +257,15 @@ def test_a_client_may_let_more_or_less_come_of_an_answer_that_waits():
     assert len(client.heads[1]) == 1
 
 
-def test_our_own_frames_wait_for_the_end_of_one_that_is_passing():
+def test_our_own_frames_come_between_whole_ones():
     back, wire, _ = way_back()
     frame = http2.frame(http2.DATA, 0, 3, bytes(100))
-    back.data_received(frame[:50])
+    back.data_received(frame + frame[:50])
     back.put_in(b"own")
     back.data_received(frame[50:] + frame[:5])
-    assert wire.written == frame + b"own"
     back.put_in(b"more")
     back.data_received(frame[5:])
-    assert wire.written == frame + b"own" + b"more" + frame
+    assert wire.written == frame + b"own" + frame + b"more" + frame
 
 
 @pytest.mark.parametrize(("stream", "more_bytes"), [(0, 0), (1, 0), (0, (1 << 31) - 65_535)])

@@ -1,15 +1,17 @@
 """Which calls go to the fast lane and which go on: each one of the two ways, whole, and headers as they were."""
 
+import itertools
 from functools import partial
 
-from hpack import Decoder, Encoder
+import pytest
+from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from hypothesis import event, given
 from hypothesis import strategies as st
 
 from mlserve.serve.dialects import CALLS
 from mlserve.serve.protocols.dialect import InferCall
 from mlserve.serve.transports.grpc_asked import read_asked
-from mlserve.serve.transports.grpc_inspection import Inspection
+from mlserve.serve.transports.grpc_inspection import Abuse, Inspection
 from mlserve.serve.transports.grpc_whole import WholeCalls
 from mlserve.serve.transports.receiving import Receiving
 from mlserve.wire import http2_frames as http2
@@ -47,9 +49,9 @@ calls = st.lists(headers, min_size=1, max_size=3).flatmap(
 )
 
 
-def looking(room=True):
+def looking(room=1000):
     whole = WholeCalls(HeaderReader(partial(read_asked, calls={INFER.path: INFER, PREDICT.path: PREDICT})), LIMIT_BYTES)
-    whole.has_room = room
+    whole.room = room
     return Inspection(LIMIT_BYTES, 100, Receiving(1 << 30), 0.0, whole), whole
 
 
@@ -126,30 +128,72 @@ def test_calls_that_are_alike_are_taken_from_the_third_on():
 
 
 def test_where_there_is_no_room_calls_go_on_and_headers_are_read():
-    looked, whole = looking(room=False)
+    looked, whole = looking(room=0)
     content = list(same_calls(10, Encoder()))
     looked.read(http2.PREFACE + b"".join(content[:10]), 0.0)
     assert not whole.found
-    whole.has_room = True
+    whole.room = 2
     looked.read(b"".join(content[10:]), 0.0)
-    assert [call.stream for call in whole.found] == list(range(11, 21, 2))
+    assert [call.stream for call in whole.found] == [11, 13]
+    assert whole.room == 0
 
 
-def test_headers_that_are_always_new_are_given_up():
+@pytest.mark.parametrize(("new", "known", "given_up"), [(400, 0, True), (400, 20, True), (20, 20, False)])
+def test_headers_that_are_new_too_often_are_given_up_whatever_comes_in_between(new, known, given_up):
+    """To read them takes a millisecond for a few hundred bytes."""
+    looked, whole = looking(1 << 20)
+    encoder, streams = Encoder(), itertools.count(1, 2)
+    fields = [(":method", "POST"), (":path", INFER.path), ("content-type", "application/grpc")]
+    looked.read(http2.PREFACE, 0.0)
+
+    def ask(block):
+        whole.found.clear()
+        looked.read(b"".join(frames_of(next(streams), block, b"abc", "whole")), 0.0)
+        return bool(whole.found)
+
+    assert [ask(encoder.encode(fields)) for _ in range(3)] == [False, False, True]
+    for number in range(new):
+        ask(encoder.encode([*fields, NeverIndexedHeaderTuple("x-one", 20 * f"{number:03}")]))
+        for _ in range(known):
+            ask(encoder.encode(fields))
+    assert ask(encoder.encode(fields)) is not given_up
+
+
+@pytest.mark.parametrize("value", ["\0certificate\0009999999999\0CN:x", "Bearer a\nb", "Bearer \x7f", "Bearer é"])
+def test_what_no_field_may_hold_is_left_to_the_server_behind(value):
+    fields = {":method": "POST", ":path": INFER.path, "content-type": "application/grpc", "authorization": value}
+    calls = {INFER.path: INFER}
+    assert read_asked(fields, calls) is None
+    assert read_asked({**fields, "authorization": "Bearer right"}, calls).credential == b"Bearer right"
+    assert read_asked({**fields, "authorization": "", "x-api-key": ""}, calls).credential == b""
+    looked, whole = looking()
+    block = Encoder().encode([*list(fields.items())[:3], NeverIndexedHeaderTuple("authorization", value)])
+    content = b"".join(frame for number in range(5) for frame in frames_of(2 * number + 1, block, b"abc", "whole"))
+    assert looked.read(http2.PREFACE + content, 0.0) == http2.PREFACE + content
+    assert not whole.found
+
+
+def test_a_stream_below_those_that_were_answered_here_is_not_let_past():
+    """The server behind has not seen those, and would take it for a new one."""
     looked, whole = looking()
     encoder = Encoder()
-    for number in range(70):
-        fields = [(":method", "POST"), (":path", INFER.path), ("x-one", str(number))]
+    fields = [(":method", "POST"), (":path", INFER.path), ("content-type", "application/grpc")]
+    for stream in (1, 3, 1001):
         looked.read(
-            (http2.PREFACE if not number else b"")
-            + b"".join(frames_of(2 * number + 1, encoder.encode(fields), b"abc", "whole")),
+            (http2.PREFACE if stream == 1 else b"")
+            + b"".join(frames_of(stream, encoder.encode(fields), b"abc", "whole")),
             0.0,
         )
-    assert not whole.found
-    block = encoder.encode([(":method", "POST"), (":path", INFER.path), ("content-type", "application/grpc")])
-    for number in range(70, 80):
-        looked.read(b"".join(frames_of(2 * number + 1, block, b"abc", "whole")), 0.0)
-    assert not whole.found
+    assert [call.stream for call in whole.found] == [1001]
+    with pytest.raises(Abuse, match="stream 7, which is not open"):
+        looked.read(b"".join(frames_of(7, encoder.encode(fields), b"abc", "open")), 0.0)
+
+
+@pytest.mark.parametrize("frame", [http2.reset(9, 8), http2.frame(http2.WINDOW_UPDATE, 0, 9, (5).to_bytes(4))])
+def test_what_is_said_of_a_stream_that_was_never_there_ends_the_connection(frame):
+    looked, _ = looking()
+    with pytest.raises(Abuse, match="stream 9"):
+        looked.read(http2.PREFACE + frame, 0.0)
 
 
 def test_headers_that_cannot_be_read_end_it_for_the_connection_and_go_on():
@@ -165,9 +209,10 @@ def test_a_stream_that_was_there_is_not_answered_again():
     content = list(same_calls(4, Encoder()))
     looked.read(http2.PREFACE + b"".join(content), 0.0)
     assert [call.stream for call in whole.found] == [5, 7]
-    passed = looked.read(b"".join(content[4:]), 0.0)
+    assert looked.read(content[0] + content[1], 0.0) == content[0]  # the server behind knows that it is over
+    with pytest.raises(Abuse, match="stream 5"):
+        looked.read(content[4] + content[5], 0.0)
     assert len(whole.found) == 2
-    assert passed == content[4] + content[6]  # what DATA for a stream that is over means is not the server's business
 
 
 def test_what_is_said_of_streams_that_the_server_behind_does_not_have_stays_here():

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlserve.serve.batching.batcher import Batch, Ticket
 from mlserve.serve.settings import WatchSettings
 from mlserve.serve.watching.request_log import LineWriter, encode_line
+from mlserve.serve.watching.watched import _writer, open_meter
 from mlserve.wire import messages
+from mlserve.wire.signature import InferRequest
 
 ROW = [[0.5] * 30]
 
@@ -152,6 +155,28 @@ def test_a_share_of_nothing_leaves_the_errors_and_not_all_of_a_flood(logged, unt
     assert {line["outcome"] for line in found} == {"InvalidRequest"}
     assert len(found) <= 20 * (took_s + 3)
     assert len(found) + sum(line.get("suppressed", 0) for line in found) == 301
+
+
+def test_a_batch_of_several_protocols_has_a_line_for_each_request(tmp_path):
+    path = tmp_path / "requests.log"
+    meter = open_meter("m", "1", WatchSettings(log_share=1.0, log_file=str(path)))
+
+    class Asked(Ticket):
+        def __init__(self, number):
+            self.request = InferRequest({}, 1, id=str(number))
+            self.rows, self.protocol = 1, ("v2-rest", "v2-grpc", "tfs-rest")[number % 3]
+            self.arrived_s = time.perf_counter()
+
+        def answer(self, outputs, batch):
+            pass
+
+        def fail(self, error):
+            pass
+
+    meter.answered([Asked(number) for number in range(5)], Batch(5, time.perf_counter(), 0.001))
+    meter.close()
+    _writer(str(path), 0, 5).flush()
+    assert sorted(line["id"] for line in lines_of(path)) == ["0", "1", "2", "3", "4"]
 
 
 def test_no_log_no_line(serving_settings, tiny_onnx):
