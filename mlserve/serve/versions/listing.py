@@ -101,9 +101,9 @@ class StoreListing:
 
 
 def fingerprint(path: Path) -> tuple[tuple[str, _Stamp], ...]:
-    """Changes when a file in the folder `path` does (or the file `path` itself)."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return tuple((str(each), _stamp(each)) for each in files)
+    """Changes when a file in the folder `path` does (or the file `path` itself). What goes away meanwhile is left out."""
+    files = [Path(at, name) for at, folders, names in os.walk(path) for name in (*folders, *names)]
+    return tuple((str(each), _stamp(each)) for each in sorted(files) or [path])
 
 
 def _is_name(text: str) -> bool:

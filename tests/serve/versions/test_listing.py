@@ -67,7 +67,7 @@ def test_an_alias_is_not_seen_before_the_version_it_was_pointed_at(store):
             published.append(published[-1] + 1)
             add(store, "m", published[-1])
             point(store, "m", "production", published[-1])
-            shutil.rmtree(store / "m" / str(published[-1] - 2))
+            shutil.rmtree(store / "m" / str(published[-1] - 100), ignore_errors=True)
 
     point(store, "m", "production", 2)
     writer = threading.Thread(target=publish)
@@ -80,6 +80,25 @@ def test_an_alias_is_not_seen_before_the_version_it_was_pointed_at(store):
         stop.set()
         writer.join()
     assert published[-1] == 500
+
+
+def test_a_folder_that_comes_and_goes_has_a_fingerprint(tmp_path):
+    stop, folder = threading.Event(), tmp_path / "1"
+    made = fingerprint(folder)
+
+    def come_and_go():
+        while not stop.is_set():
+            for name in ("a", "b/c"):
+                (folder / name).mkdir(parents=True)
+            shutil.rmtree(folder)
+
+    writer = threading.Thread(target=come_and_go)
+    writer.start()
+    try:
+        assert len({fingerprint(folder) for _ in range(2000)} | {made}) > 1
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_a_version_is_seen_when_its_manifest_comes_and_staging_folders_never(store):
