@@ -1,11 +1,12 @@
 """gRPC by pygrpc-native: HTTP/2 and gRPC framing in Rust outside the interpreter lock, calls handed over in batches.
 
-It has no limit for the size of a message, so that beyond loopback a guard listens in its place (grpc_guard.py).
+It has no limit for the size of a message, so that a guard listens in its place unless that is declined (grpc_guard.py).
 
 The calls of one hand-over are one turn: they run as one batch. What takes its time or streams goes on to grpcio, which
 listens on a Unix socket of this worker's own.
 """
 
+import asyncio
 import logging
 import os
 import shutil
@@ -83,8 +84,10 @@ class NativeGrpcServer:
     async def stop(self) -> None:
         """Closes every connection; a call still unanswered gets UNAVAILABLE."""
         await self._slow.stop()
-        self._front.close()
-        self._thread.join()
+        await asyncio.to_thread(
+            self._front.close
+        )  # it waits for last answers to go out, through the guard on this loop
+        await asyncio.to_thread(self._thread.join)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:

@@ -1,4 +1,4 @@
-"""One gRPC inference on its way through the batcher; the same for both gRPC transports."""
+"""One gRPC inference on its way through the batcher; the same for all gRPC transports."""
 
 import math
 import time

@@ -101,7 +101,7 @@ class StoreListing:
 
 
 def fingerprint(path: Path) -> tuple[tuple[str, _Stamp], ...]:
-    """Changes when a file in the folder `path` does (or the file `path` itself). What goes away meanwhile is left out."""
+    """Changes when a file in the folder `path` does (or the file `path` itself). What goes meanwhile is left out."""
     files = [Path(at, name) for at, folders, names in os.walk(path) for name in (*folders, *names)]
     return tuple((str(each), _stamp(each)) for each in sorted(files) or [path])
 
