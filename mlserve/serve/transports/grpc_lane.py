@@ -15,7 +15,7 @@ from mlserve.serve.protocols.dialect import Call, InferCall
 from mlserve.serve.service import Service
 from mlserve.serve.transports.grpc_asked import Asked, read_asked
 from mlserve.serve.transports.grpc_ending import ending, trailers_of
-from mlserve.serve.transports.grpc_fallback import MOST_STREAMS
+from mlserve.serve.transports.grpc_fallback import MOST_METADATA_BYTES, MOST_STREAMS
 from mlserve.serve.transports.grpc_ticket import GrpcTicket, Trailers, infer, retry_trailers
 from mlserve.serve.transports.grpc_way_back import WayBack
 from mlserve.serve.transports.grpc_whole import Whole
@@ -24,6 +24,8 @@ from mlserve.wire.http2_headers import HeaderReader
 __all__ = ["GrpcLane", "LaneCalls"]
 
 _INTERNAL = 13
+# Clients have few; every connection may remember so many.
+_MOST_KNOWN = 16
 # Of answers that a client does not let come, as much is kept before further calls go the long way, where they wait.
 _MOST_HELD_BYTES = 1 << 20
 
@@ -39,7 +41,7 @@ class GrpcLane:
 
     def reader(self) -> HeaderReader[Asked | None]:
         """What reads the headers of one connection."""
-        return HeaderReader(partial(read_asked, calls=self._calls))
+        return HeaderReader(partial(read_asked, calls=self._calls), _MOST_KNOWN, MOST_METADATA_BYTES)
 
 
 class LaneCalls:
