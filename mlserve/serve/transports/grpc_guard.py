@@ -84,23 +84,20 @@ class GrpcGuard:
         if self._server is not None:
             self._server.close()
 
-    async def abandon(self) -> None:
-        """Tells the fast lane's calls that are not answered yet that the server stops.
-
-        Answers that wait for their clients are given a moment.
-        """
+    def abandon(self) -> None:
+        """Tells the fast lane's calls that are not answered yet that the server stops."""
         for connection in list(self.connections):
             connection.abandon()
+
+    async def stop(self) -> None:
+        """Closes every connection, once what is on its way to it is sent, or has had a moment to be."""
+        self.stop_listening()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_ANSWERS_S):
                 while any(connection.is_busy for connection in self.connections):
                     await asyncio.sleep(0.01)
-
-    async def stop(self) -> None:
-        """Closes every connection, once what is on its way to it is sent."""
-        self.stop_listening()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
         for connection in list(self.connections):
             connection.close()
 
@@ -126,6 +123,7 @@ class _ClientSide(asyncio.Protocol):
         self._mark: CertificateMark | None = None
         self._certificate: bytes | None = None
         self._calls: LaneCalls | None = None
+        self._held_bytes = 0  # of answers, that wait for the client to let them come
         self._is_wide = self._is_full = self._is_behind_full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -197,8 +195,10 @@ class _ClientSide(asyncio.Protocol):
             return
         if self.transport.is_closing():
             return
-        if self.is_busy:
+        held_bytes = self._back.held_bytes if self._behind is not None else 0
+        if held_bytes != self._held_bytes or (self._calls is not None and self._calls.open):
             inspection.touch(now_s)
+        self._held_bytes = held_bytes
         try:
             inspection.look_at_clock(now_s, limits.head_s, limits.receive_s)
         except Abuse as abuse:
@@ -212,8 +212,8 @@ class _ClientSide(asyncio.Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a call is open in the fast lane, or an answer waits for the client to let it come."""
-        return self._calls is not None and self._calls.is_busy
+        """Whether an answer waits for the client to let it come."""
+        return self._behind is not None and self._back.held_bytes > 0
 
     def abandon(self) -> None:
         if self._calls is not None:
@@ -268,8 +268,8 @@ class _ClientSide(asyncio.Protocol):
         for kind, stream, number in inspection.told:
             if kind == WINDOW_UPDATE:
                 back.widen(stream, number) if calls is None else calls.widen(stream, number)
-            elif kind == RST_STREAM and calls is not None:
-                calls.drop(stream)
+            elif kind == RST_STREAM:
+                back.forget(stream) if calls is None else calls.drop(stream)
             elif kind == SETTINGS:
                 back.settle(number)
         inspection.told.clear()

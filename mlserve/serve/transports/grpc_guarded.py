@@ -20,6 +20,6 @@ class GuardedGrpcServer:
     async def stop(self) -> None:
         """Closes every connection, once what was answered is sent; a call still unanswered gets UNAVAILABLE."""
         self._guard.stop_listening()
-        await self._guard.abandon()
+        self._guard.abandon()
         await self._native.stop()
         await self._guard.stop()

@@ -22,8 +22,10 @@ from mlserve.wire.http2_frames import (
     FRAME_BYTES,
     FRAME_HEAD,
     HEAD_BYTES,
+    HEADER_TABLE_SIZE,
     HEADERS,
     INITIAL_WINDOW_SIZE,
+    MAX_FRAME_SIZE,
     PADDED,
     PING,
     PREFACE,
@@ -31,6 +33,7 @@ from mlserve.wire.http2_frames import (
     SETTINGS,
     WINDOW_UPDATE,
     Http2Error,
+    frame,
     read_settings,
     uint32,
 )
@@ -40,6 +43,10 @@ __all__ = ["Abuse", "Inspection", "Refusal", "Told"]
 _PRIORITY = 2
 _LAST_STREAM = 0x7FFF_FFFF
 _PREFIX_BYTES = MESSAGE_PREFIX.size
+_OUR_SETTINGS = b"".join(
+    name.to_bytes(2) + value.to_bytes(4) for name, value in ((HEADER_TABLE_SIZE, 0), (MAX_FRAME_SIZE, FRAME_BYTES))
+)
+_MOST_SETTINGS_BYTES = 1024
 # deflate makes at most so many bytes of one (zlib's own documentation): below that nothing need be unpacked to know.
 _MOST_RATIO = 1032
 # zlib finds out itself whether it is gzip or zlib that it unpacks.
@@ -124,6 +131,7 @@ class Inspection:
         self.refusals: list[Refusal] = []
         self.told: list[Told] = []
         self.dropped_bytes = 0
+        self._instead = b""
 
     def read(self, data: bytes, now_s: float) -> bytes:
         """What of `data` goes on to the server behind: whole frames. Raises Abuse.
@@ -152,8 +160,8 @@ class Inspection:
             if after < 0:
                 break
             if after:
-                pieces.append(data[kept:position])
-                kept = end = after
+                pieces += (data[kept:position], self._instead)
+                kept, end, self._instead = after, after, b""
             position = end
         if not self._greeted:
             position = 0
@@ -232,14 +240,27 @@ class Inspection:
         ):
             # What has gone on does not show which streams are over, and which were never there.
             raise Abuse(f"a frame of stream {stream}, which is not open")
-        if kind in (WINDOW_UPDATE, RST_STREAM) and stream not in self._calls:
+        is_behind = stream in self._calls
+        if kind == RST_STREAM or (kind == WINDOW_UPDATE and not is_behind):
             self._tell(kind, stream, data[start:end])
-            return end
-        if kind == SETTINGS and not flags & ACK:
-            self.has_greeted = True
-            self._tell(kind, 0, data[start:end])
+            if not is_behind:
+                return end
         self._note(kind, flags, stream, now_s)
-        return 0
+        return self._read_settings(data[start:end], end) if kind == SETTINGS and not flags & ACK else 0
+
+    def _read_settings(self, payload: bytes, end: int) -> int:
+        """Takes up a client's settings; behind, they go on with ours at their end, which count.
+
+        No table for what comes back: frames of different streams may overtake one another on their way.
+        """
+        if len(payload) > _MOST_SETTINGS_BYTES:
+            raise Abuse(f"settings of {len(payload)} bytes")
+        self.has_greeted = True
+        self._tell(SETTINGS, 0, payload)
+        self._instead = frame(SETTINGS, 0, 0, payload + _OUR_SETTINGS)
+        if self.whole is not None:
+            self.whole.room = 0  # until they hold
+        return end
 
     def _note(self, kind: int, flags: int, stream: int, now_s: float) -> None:
         """Takes note of a frame that is not DATA."""

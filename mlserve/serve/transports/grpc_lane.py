@@ -60,11 +60,6 @@ class LaneCalls:
             return 0
         return MOST_STREAMS - len(self.open) - back.held
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether something is open, or not sent yet."""
-        return bool(self.open or self.back.held_bytes)
-
     def take(self, whole: Whole) -> None:
         """Answers a call, now or later."""
         service, turn = self._lane.service, self._lane.turn

@@ -8,7 +8,7 @@ clients look by it whether the server lives, and may have to hear it before they
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 from mlserve.serve.transports.grpc_ending import ANSWER_HEAD
 from mlserve.serve.transports.grpc_inspection import Abuse, Inspection
@@ -50,6 +50,14 @@ class _Answer:
         self.rest, self.end, self.window_bytes = memoryview(rest), end, window_bytes
 
 
+class _Waiting(NamedTuple):
+    """A frame, or headers in several; `own`: not of the server behind."""
+
+    stream: int
+    data: bytes
+    own: bool
+
+
 class WayBack(asyncio.Protocol):
     """Of one connection. What comes from the server behind is noted in its `inspection`.
 
@@ -60,12 +68,14 @@ class WayBack(asyncio.Protocol):
         self._client, self._inspection, self._fill = client, inspection, fill
         self._rest = b""  # of a frame, or of headers in several, that has come in part
         self._window_bytes = self._first_bytes = WINDOW_BYTES  # the connection's; a stream's at its beginning
-        self._queue: deque[tuple[int, bytes]] = deque()  # frames by stream that wait for the connection's window
-        self._queued = Counter[int]()
+        self._queue: deque[_Waiting] = deque()  # frames that wait for the connection's window
+        self._queued = Counter[int]()  # how many of them each stream has
+        self._given_up: set[int] = set()  # streams whose frames in the queue are not to be sent
         self._queued_bytes = self._unsent_bytes = self._passed_bytes = 0
         self._answers: dict[int, _Answer] = {}
         self._settings: deque[int] = deque()  # windows of streams, as told in settings that are not acknowledged yet
-        self._is_full = self._is_held = False
+        self._acknowledged = 0  # of those settings, and yet to be taken up
+        self._is_full = self._is_held = self._has_ended = False
         self.may_begin = False
 
     # asyncio calls these.
@@ -80,7 +90,8 @@ class WayBack(asyncio.Protocol):
             self._pass(data)
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._client.close()
+        self._has_ended = True
+        self._close_if_done()
 
     def pause_writing(self) -> None:
         self._fill(full=True)
@@ -92,8 +103,8 @@ class WayBack(asyncio.Protocol):
 
     @property
     def held(self) -> int:
-        """Answers of our own that wait for their streams' windows."""
-        return len(self._answers)
+        """Streams of which something waits for windows."""
+        return len(self._answers) + len(self._queued)
 
     @property
     def held_bytes(self) -> int:
@@ -135,11 +146,10 @@ class WayBack(asyncio.Protocol):
         answer = self._answers.pop(stream, None)
         if answer is not None:
             self._unsent_bytes -= len(answer.rest)
-        if self._queued[stream]:
-            self._queue = deque((each, data) for each, data in self._queue if each != stream)
-            self._queued_bytes = sum(len(data) for _, data in self._queue)
-            del self._queued[stream]
-            self._send_queue()
+        if stream in self._queued:
+            self._given_up.add(stream)
+            if self._queue[0].stream == stream:
+                self._send_queue()
 
     def widen(self, stream: int, more_bytes: int) -> None:
         """The client lets so much more come: on the connection (0), or on the stream of an answer that waits. Raises
@@ -175,13 +185,15 @@ class WayBack(asyncio.Protocol):
                 self._window_bytes -= size
                 self.put_in(data)
             else:
-                self._wait(stream, data)
+                self._wait(stream, data, own=True)
         if not answer.rest:
             del self._answers[stream]
-            if self._queued[stream]:
-                self._wait(stream, answer.end)
+            if stream in self._queued:
+                self._wait(stream, answer.end, own=True)
             else:
                 self.put_in(answer.end)
+        if self._queue:
+            self._send_queue()
 
     def _pass(self, data: bytes) -> None:
         """Hands on what came from behind, but for the frames that wait."""
@@ -200,7 +212,7 @@ class WayBack(asyncio.Protocol):
             if kind == DATA:
                 self._passed_bytes += length
             if self._must_wait(kind, stream, length):
-                self._wait(stream, data[position:end])
+                self._wait(stream, data[position:end], own=False)
                 pieces.append(data[kept:position])
                 kept = end
             else:
@@ -210,18 +222,21 @@ class WayBack(asyncio.Protocol):
         pieces.append(data[kept:position])
         if whole := b"".join(pieces) if kept else pieces[0]:
             self._client.write(whole)
+        self._take_up_settings()
+        if self._queue:
+            self._send_queue()
         if self._passed_bytes >= _TOP_UP_BYTES and not self._inspection.in_headers:
             self._transport.write(window_update(self._passed_bytes))
             self._passed_bytes = 0
 
     def _must_wait(self, kind: int, stream: int, length: int) -> bool:
-        """Whether a frame waits: for the window, or for others of its stream."""
-        if kind == DATA and (self._queue or length > self._window_bytes):
-            return True
-        return bool(self._queue) and self._queued[stream] > 0 and kind != WINDOW_UPDATE
+        """Whether a frame waits: for the window, or for others of its stream; settings, for what was meant without."""
+        if kind == DATA:
+            return bool(self._queue) or length > self._window_bytes
+        return bool(self._queue) and (kind == SETTINGS or (stream in self._queued and kind != WINDOW_UPDATE))
 
-    def _wait(self, stream: int, data: bytes) -> None:
-        self._queue.append((stream, data))
+    def _wait(self, stream: int, data: bytes, *, own: bool) -> None:
+        self._queue.append(_Waiting(stream, data, own))
         self._queued[stream] += 1
         self._queued_bytes += len(data)
         self._look_at_queue()
@@ -229,36 +244,53 @@ class WayBack(asyncio.Protocol):
     def _send_queue(self) -> None:
         """Sends what waited for the connection's window, as far as that goes."""
         while self._queue:
-            stream, data = self._queue[0]
+            stream, data, own = self._queue[0]
             high, low, kind, flags, _ = FRAME_HEAD.unpack_from(data)
             length = high << 8 | low
-            if kind == DATA and length > self._window_bytes:
-                if self._window_bytes <= 0 or flags & PADDED:
-                    break
-                first, rest = _cut(data, self._window_bytes)
-                self._queue[0] = stream, rest
-                self._queued_bytes -= self._window_bytes
-                self._window_bytes = 0
-                self.put_in(first)
+            is_given_up = stream in self._given_up
+            if kind == DATA and length > self._window_bytes and not is_given_up:
+                if self._window_bytes > 0 and not flags & PADDED:
+                    first, rest = _cut(data, self._window_bytes)
+                    self._queue[0] = _Waiting(stream, rest, own)
+                    self._queued_bytes -= self._window_bytes
+                    self._window_bytes = 0
+                    self.put_in(first)
                 break
-            self._queue.popleft()
-            self._queued[stream] -= 1
-            self._queued_bytes -= len(data)
-            self._count(kind, flags, stream, length)
-            self.put_in(data)
-        if not self._queue:
-            self._queued.clear()
+            self._leave_queue()
+            if not is_given_up:
+                self._count(kind, flags, stream, length, own=own)
+                self.put_in(data)
         self._look_at_queue()
+        self._take_up_settings()
+        self._close_if_done()
 
-    def _count(self, kind: int, flags: int, stream: int, length: int) -> None:
+    def _leave_queue(self) -> None:
+        stream, data, _ = self._queue.popleft()
+        self._queued_bytes -= len(data)
+        self._queued[stream] -= 1
+        if not self._queued[stream]:
+            del self._queued[stream]
+            self._given_up.discard(stream)
+
+    def _count(self, kind: int, flags: int, stream: int, length: int, *, own: bool = False) -> None:
         """Takes note of a frame that goes to the client now."""
         self._inspection.note_answer(kind, flags, stream)
         if kind == DATA:
             self._window_bytes -= length
-        elif kind == HEADERS:
-            self.may_begin = not self._settings
-        elif kind == SETTINGS and flags & ACK and self._settings:
+        elif kind == HEADERS and not own:
+            self.may_begin = self._acknowledged == len(self._settings)
+        elif kind == SETTINGS and flags & ACK:
+            self._acknowledged = min(self._acknowledged + 1, len(self._settings))
+
+    def _take_up_settings(self) -> None:
+        """Lets those hold that the client knows to be acknowledged by now."""
+        while self._acknowledged:
+            self._acknowledged -= 1
             self._begin_at(self._settings.popleft())
+
+    def _close_if_done(self) -> None:
+        if self._has_ended and not self.held_bytes:
+            self._client.close()
 
     def _begin_at(self, first_bytes: int) -> None:
         """Every stream's window begins at so much, those of the open ones too (RFC 9113, 6.9.2); -1: as before."""

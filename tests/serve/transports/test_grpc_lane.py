@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from hpack import Encoder
+from hpack import Decoder, Encoder
 
 from mlserve.serve.access import Access
 from mlserve.serve.batching.turn import LoopTurn
@@ -329,8 +329,8 @@ def test_what_is_not_answered_when_the_server_stops_is_told_so(world, until):
     with connected(world) as connection:
         client = Raw(connection)
         stream = client.ask(slow_request(1500))
-        until(lambda: world.service.find("slow").batcher._running)
-        world.run(world.guard.abandon())
+        until(lambda: any(each._calls.open for each in world.guard.connections))
+        world.loop.call_soon_threadsafe(world.guard.abandon)
         ending = client.read_to_the_end_of(stream)
         assert b"grpc-status\x02" + UNAVAILABLE.encode() in ending
         until(lambda: idle(world))
@@ -377,3 +377,28 @@ def test_a_window_that_comes_right_behind_its_call_counts(world):
             connection.sendall(content + http2.frame(http2.WINDOW_UPDATE, 0, client.stream, (9000).to_bytes(4)))
             client.read_to_the_end_of(client.stream)
             assert (world.behind.count > count) is went_on  # the first one, for its settings may mean another table
+
+
+def test_the_server_behind_keeps_no_table_of_headers(tiny_server):
+    """For frames of different streams may overtake one another behind it."""
+    with socket.create_connection(("127.0.0.1", tiny_server.grpc_port), timeout=20) as connection:
+        encoder, splitter, decoder, statuses = Encoder(), http2.FrameSplitter(), Decoder(), []
+        connection.sendall(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0))
+        for number, model in enumerate(["tiny", "no such model", "tiny", "tiny"]):
+            fields = {**FIELDS, "x-one": str(number)}  # always new: no lane
+            block = encoder.encode(list(fields.items()))
+            payload = tiny_request(number) if model == "tiny" else b"\x0a\x01y"
+            message = b"\0" + len(payload).to_bytes(4) + payload
+            stream = 2 * number + 1
+            content = http2.frame(http2.HEADERS, http2.END_HEADERS, stream, block)
+            connection.sendall(content + http2.frame(http2.DATA, http2.END_STREAM, stream, message))
+            ended = False
+            while not ended:
+                for kind, flags, each, payload in splitter.split(connection.recv(65_536)):
+                    if kind == http2.HEADERS:
+                        fields = dict(decoder.decode(payload))
+                        ended = bool(flags & http2.END_STREAM) and each == stream
+                        statuses += [fields["grpc-status"]] if ended else []
+        assert statuses == ["0", "5", "0", "0"]
+        assert not decoder.header_table.dynamic_entries
+        assert decoder.header_table_size == 0

@@ -257,6 +257,52 @@ def test_a_client_may_let_more_or_less_come_of_an_answer_that_waits():
     assert len(client.heads[1]) == 1
 
 
+def test_of_many_answers_that_wait_any_may_be_given_up():
+    back, wire, _ = way_back()
+    back.data_received(http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"))
+    back.data_received(4 * http2.frame(http2.DATA, 0, 3, bytes(http2.FRAME_BYTES)))
+    for number in range(1, 100):
+        back.answer(4 * number + 1, bytes([number]) * 10, trailers_of(), 0)
+    assert back.held == 100
+    for number in range(1, 100, 2):
+        back.forget(4 * number + 1)
+    back.widen(0, 5000)
+    client = Client()
+    client.window += 5000
+    client.read(wire.written)
+    answered = {stream: content[5:] for stream, content in client.content.items() if stream != 3}
+    assert answered == {4 * number + 1: bytes([number]) * 10 for number in range(2, 100, 2)}
+    assert (back.held, back.held_bytes) == (0, 0)
+
+
+def test_what_waits_is_sent_when_the_server_behind_has_ended_and_then_the_connection_closes():
+    back, wire, _ = way_back()
+    closed, wire.close = [], lambda: closed.append(len(wire.written))
+    back.data_received(http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"))
+    back.data_received(5 * http2.frame(http2.DATA, 0, 3, bytes(http2.FRAME_BYTES)))
+    back.connection_lost(None)
+    assert not closed
+    back.widen(0, 20_000)
+    assert closed == [len(wire.written)]
+    client = Client()
+    client.window += 20_000
+    client.read(wire.written)
+    assert client.content == {3: bytes(5 * http2.FRAME_BYTES)}
+
+
+def test_windows_hold_from_their_acknowledgement_on():
+    back, wire, _ = way_back()
+    settle(back, 0)
+    back.answer(1, bytes(10), trailers_of(), 0)
+    back.settle(100)
+    head, ack = http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"), http2.frame(http2.SETTINGS, http2.ACK, 0)
+    before = len(wire.written)
+    back.data_received(head + ack + head)
+    assert wire.written[before:].startswith(head + ack + head + http2.frame(http2.DATA, 0, 1, bytes(15))[:9])
+    assert back.may_begin
+    assert not back.held_bytes
+
+
 def test_our_own_frames_come_between_whole_ones():
     back, wire, _ = way_back()
     frame = http2.frame(http2.DATA, 0, 3, bytes(100))
