@@ -105,7 +105,7 @@ def test_a_search_is_cut_short_with_the_best_kept_and_goes_on_to_a_file_that_can
         "tune",
         "tiny",
         "--slo",
-        "p90=400ms",
+        "p90=2s",
         "--errors",
         "1%",
         "--rps",

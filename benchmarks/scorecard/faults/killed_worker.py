@@ -113,9 +113,9 @@ def _count_zombies(server: Server) -> int:
 
 
 def listens(worker: psutil.Process) -> bool:
-    """Whether it has its ports open."""
+    """Whether it has its ports open: HTTP's, which it may have from the start, and gRPC's."""
     try:
-        return sum(one.status == "LISTEN" for one in worker.net_connections()) >= 2
+        return len({one.laddr.port for one in worker.net_connections() if one.status == "LISTEN"}) >= 2
     except psutil.Error:
         return False
 
