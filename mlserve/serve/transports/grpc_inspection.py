@@ -233,20 +233,21 @@ class Inspection:
                 self.dropped_bytes += _PREFIX_BYTES + len(self.whole.found[-1].payload)
             if after:
                 return after
-        if stream not in self._calls and (
-            self._newest_behind < stream <= self.newest_stream
-            if kind == HEADERS
-            else stream > self.newest_stream and kind in (WINDOW_UPDATE, RST_STREAM)
-        ):
-            # What has gone on does not show which streams are over, and which were never there.
-            raise Abuse(f"a frame of stream {stream}, which is not open")
         is_behind = stream in self._calls
+        if not is_behind and self._is_misplaced(kind, stream):
+            raise Abuse(f"a frame of stream {stream}, which is not open")
         if kind == RST_STREAM or (kind == WINDOW_UPDATE and not is_behind):
             self._tell(kind, stream, data[start:end])
             if not is_behind:
                 return end
         self._note(kind, flags, stream, now_s)
         return self._read_settings(data[start:end], end) if kind == SETTINGS and not flags & ACK else 0
+
+    def _is_misplaced(self, kind: int, stream: int) -> bool:
+        """Whether the server behind would take a stream for a new one that was answered here, or is of nobody."""
+        if kind == HEADERS:
+            return self._newest_behind < stream <= self.newest_stream
+        return stream > self.newest_stream and kind in (WINDOW_UPDATE, RST_STREAM)
 
     def _read_settings(self, payload: bytes, end: int) -> int:
         """Takes up a client's settings; behind, they go on with ours at their end, which count.

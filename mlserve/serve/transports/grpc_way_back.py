@@ -233,7 +233,9 @@ class WayBack(asyncio.Protocol):
         """Whether a frame waits: for the window, or for others of its stream; settings, for what was meant without."""
         if kind == DATA:
             return bool(self._queue) or length > self._window_bytes
-        return bool(self._queue) and (kind == SETTINGS or (stream in self._queued and kind != WINDOW_UPDATE))
+        if kind == SETTINGS or stream == 0:
+            return kind == SETTINGS and bool(self._queue)
+        return stream in self._queued and kind != WINDOW_UPDATE
 
     def _wait(self, stream: int, data: bytes, *, own: bool) -> None:
         self._queue.append(_Waiting(stream, data, own))

@@ -93,19 +93,21 @@ class WholeCalls:
             return None
         if flags & PRIORITY:
             block = block[_PRIORITY_BYTES:]
+        if flags & PADDED or not flags & END_HEADERS or len(block) > _MOST_BLOCK_BYTES:
+            self._reader = None
+            return None
         try:
-            if not flags & PADDED and flags & END_HEADERS and len(block) <= _MOST_BLOCK_BYTES:
-                asked = reader.read(block)
-                if reader.knew:
-                    self._left_bytes = min(self._left_bytes + len(block) / _EARNED_BY, _FIRST_BYTES)
-                    return asked
-                self._left_bytes -= len(block)
-                if self._left_bytes > 0:
-                    return None  # it may have changed the table
+            asked = reader.read(block)
         except HPACKError:  # the server behind will say so
-            pass
-        self._reader = None
-        return None
+            self._reader = None
+            return None
+        if reader.knew:
+            self._left_bytes = min(self._left_bytes + len(block) / _EARNED_BY, _FIRST_BYTES)
+            return asked
+        self._left_bytes -= len(block)
+        if self._left_bytes <= 0:
+            self._reader = None
+        return None  # a new one may have changed the table
 
 
 def is_one_message(data: bytes, start: int, end: int, most_bytes: int) -> bool:

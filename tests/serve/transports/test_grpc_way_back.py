@@ -160,6 +160,19 @@ def test_what_is_no_part_of_an_answer_does_not_wait_for_the_window():
     assert client.heads[3][-1]["grpc-status"] == "0"
 
 
+def test_settings_wait_for_what_was_sent_before_they_hold_and_pings_do_not_wait_for_them():
+    back, wire, _ = way_back()
+    back.settle(100)
+    back.data_received(http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"))
+    back.data_received(5 * http2.frame(http2.DATA, 0, 3, bytes(http2.FRAME_BYTES)))
+    ack, ping = http2.frame(http2.SETTINGS, http2.ACK, 0), http2.frame(http2.PING, http2.ACK, 0, bytes(8))
+    before = len(wire.written)
+    back.data_received(ack + ping)
+    assert wire.written[before:] == ping
+    back.widen(0, 100_000)
+    assert wire.written.endswith(ack)
+
+
 def test_the_server_behind_waits_when_too_much_waits_for_the_client():
     back, _, behind = way_back()
     back.data_received(http2.frame(http2.HEADERS, http2.END_HEADERS, 3, b"\x88"))
