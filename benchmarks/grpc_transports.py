@@ -8,20 +8,19 @@ gives a ratio. Processor time is the server's: all of its threads.
 """
 
 import argparse
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
-from closed_loop import fail, require_tools
+from closed_loop import fail
 from rich.progress import track
-from served import check_answers, check_counters, choose_cores, make_key, read_failures, serving
-from serving import QUIET_LOAD, err, ways_to_ask
+from served import check_answers, check_counters, make_key, read_failures, serving
+from serving import begin, err, ways_to_ask
 from serving_before import Compared, compare, show
 from subjects import describe, write_tiny
 
-from mlserve.runs.machine import Machine, read_machine
+from mlserve.runs.machine import Machine
 
 GUARDED, RIVALS = "guarded", ("native", "grpcio")
 
@@ -42,12 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.turns < 6:
         fail(f"--turns {options.turns}: an interval takes at least 6 pairs")
-    server_core, load_core = choose_cores()
-    require_tools()
-    machine, load_average = read_machine(), os.getloadavg()[0]
-    if load_average > QUIET_LOAD:
-        err.print(f"[yellow]warning:[/] the load average is {load_average:.1f}: other work blurs these figures")
-    os.sched_setaffinity(0, {load_core})
+    server_core, machine, load_average = begin()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         subject = describe(str(write_tiny(folder / "tiny.onnx")), folder)

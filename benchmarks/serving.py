@@ -88,12 +88,7 @@ class Result(msgspec.Struct, frozen=True):
 
 def main() -> None:
     options = parse_options()
-    server_core, load_core = choose_cores()
-    require_tools()
-    machine, load_average = read_machine(), os.getloadavg()[0]
-    if load_average > QUIET_LOAD:
-        err.print(f"[yellow]warning:[/] the load average is {load_average:.1f}: other work blurs these figures")
-    os.sched_setaffinity(0, {load_core})
+    server_core, machine, load_average = begin()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         key = "" if options.without_keys else make_key(folder)
@@ -134,6 +129,17 @@ def parse_options() -> argparse.Namespace:
     if options.json and not options.json.parent.is_dir():
         fail(f"--json {options.json}: there is no folder {options.json.parent}")
     return options
+
+
+def begin() -> tuple[int, Machine, float]:
+    """Holds this process, and so the load, to one core. Returns the server's, the machine, and its load average."""
+    server_core, load_core = choose_cores()
+    require_tools()
+    machine, load_average = read_machine(), os.getloadavg()[0]
+    if load_average > QUIET_LOAD:
+        err.print(f"[yellow]warning:[/] the load average is {load_average:.1f}: other work blurs these figures")
+    os.sched_setaffinity(0, {load_core})
+    return server_core, machine, load_average
 
 
 # What is measured

@@ -9,7 +9,6 @@ is in both. Shown is the median of the ratios, and its 95% interval (order stati
 """
 
 import argparse
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,17 +16,17 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from closed_loop import WARM_UP_S, fail, require_tools, wide_console
+from closed_loop import WARM_UP_S, fail, wide_console
 from revisions import ROOT, interpreter, take_out
 from rich.box import SIMPLE_HEAD
 from rich.progress import track
 from rich.table import Table
 from scipy.stats import binom
-from served import check_answers, check_counters, choose_cores, make_key, read_failures, serving
-from serving import QUIET_LOAD, Way, err, ways_to_ask
+from served import check_answers, check_counters, make_key, read_failures, serving
+from serving import Way, begin, err, ways_to_ask
 from subjects import describe, write_tiny
 
-from mlserve.runs.machine import Machine, read_machine
+from mlserve.runs.machine import Machine
 from mlserve.units import format_rate
 
 SECONDS = 1.0
@@ -71,12 +70,7 @@ class Result(msgspec.Struct, frozen=True):
 
 def main() -> None:
     options = _options()
-    server_core, load_core = choose_cores()
-    require_tools()
-    machine, load_average = read_machine(), os.getloadavg()[0]
-    if load_average > QUIET_LOAD:
-        err.print(f"[yellow]warning:[/] the load average is {load_average:.1f}: other work blurs these figures")
-    os.sched_setaffinity(0, {load_core})
+    server_core, machine, load_average = begin()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         code = take_out(options.base, folder)
