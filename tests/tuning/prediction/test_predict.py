@@ -160,9 +160,9 @@ def test_a_model_that_cannot_be_opened_says_why(setting, source, tmp_path):
 def test_runs_that_are_long_enough_are_kept_in_their_order(source, tmp_path):
     from onnx import TensorProto, helper, numpy_helper, save_model
 
-    weight, vector = np.ones((1500, 1500), np.float32), helper.make_tensor_value_info
-    nodes = [helper.make_node("MatMul", [f"y{n}" if n else "x", "w"], [f"y{n + 1}"]) for n in range(9)]
-    ends = [vector(name, TensorProto.FLOAT, ["batch", 1500]) for name in ("x", "y9")]
+    weight, vector = np.eye(1500, dtype=np.float32), helper.make_tensor_value_info
+    nodes = [helper.make_node("MatMul", [f"y{n}" if n else "x", "w"], [f"y{n + 1}"]) for n in range(24)]
+    ends = [vector(name, TensorProto.FLOAT, ["batch", 1500]) for name in ("x", "y24")]
     graph = helper.make_graph(nodes, "long", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
     path = tmp_path / "long.onnx"
     save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
