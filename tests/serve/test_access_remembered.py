@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from mlserve.errors import TooManyRequests, Unauthenticated
+from mlserve.errors import Forbidden, TooManyRequests, Unauthenticated
 from mlserve.serve.access import Access, Grant
 from mlserve.serve.allowance import Allowance
 from mlserve.serve.keys import new_key
@@ -52,3 +52,16 @@ def test_a_token_is_verified_once_and_one_that_is_too_long_to_keep_each_time():
         for _ in range(3):
             access.check("infer", credential)
         assert tokens.asked == 3
+
+
+@pytest.mark.parametrize("ask", [Access.check, Access.check_stream])
+def test_what_a_key_may_not_ask_for_counts_as_well(ask):
+    made = new_key("k", ["infer"], "", Allowance(quota_per_day=3))
+    access, told = Access([made.key]), []
+    for _ in range(5):
+        with pytest.raises((Forbidden, TooManyRequests)) as refused:
+            ask(access, "admin", made.secret.encode())
+        told.append(refused.type)
+    assert told == [Forbidden] * 3 + [TooManyRequests] * 2
+    with pytest.raises(TooManyRequests):
+        access.check("infer", made.secret.encode())

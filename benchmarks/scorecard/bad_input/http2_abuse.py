@@ -38,9 +38,10 @@ _SIZES = {
 
 # Frames that ask for work are free, and no message is too large.
 _TAKES_ALL = """
+import mlserve.serve.transports.grpc_call as grpc_call
 import mlserve.serve.transports.grpc_inspection as inspection
 inspection.Inspection._count_idle = lambda *_: None
-inspection.Inspection._refuse = lambda *_: None
+grpc_call.Call.read = lambda *_: None
 """
 
 

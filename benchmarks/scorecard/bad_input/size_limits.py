@@ -45,10 +45,10 @@ import mlserve.serve.transports.connections as connections
 connections.affordable = lambda limits, *_: msgspec.structs.replace(limits, max_request_bytes=1 << 30)
 import mlserve.serve.transports.http_bounds as bounds
 import mlserve.serve.transports.http as http
-import mlserve.serve.transports.grpc_inspection as inspection
+import mlserve.serve.transports.grpc_call as grpc_call
 bounds.BoundedProtocol._head_fits = lambda self: True
 bounds.BoundedProtocol._check_size = lambda self: None
-inspection.Inspection._refuse = lambda *_: None
+grpc_call.Call.read = lambda *_: None
 """
 
 

@@ -1,17 +1,14 @@
 """What a gRPC client sends, looked through frame by frame: how large its messages are, and how long its calls take.
 
-A message has five bytes before it, whether it is packed and how long it is (gRPC over HTTP/2,
-"Length-Prefixed-Message"), so its size is known before any of it is kept; and a packed one is unpacked here, into
-nothing, to know what it holds. Headers are read only to find the calls that need not go on, for they came whole and can
-be answered here; of the others they are the business of the server behind. So nothing tells a stream from a call of one
-message but its answer, which only a stream is given before its client has sent all. Pure: bytes in, bytes out; the
-caller brings the time.
+Headers are read only to find the calls that need not go on, for they came whole and can be answered here; of the others
+they are the business of the server behind. So nothing tells a stream from a call of one message but its answer, which
+only a stream is given before its client has sent all. Pure: bytes in, bytes out; the caller brings the time.
 """
 
-import zlib
 from typing import NamedTuple
 
-from mlserve.serve.transports.grpc_whole import MESSAGE_PREFIX, WholeCalls, is_one_message
+from mlserve.serve.transports.grpc_call import RESOURCE_EXHAUSTED, TOO_MUCH, Call, Unwelcome
+from mlserve.serve.transports.grpc_whole import MESSAGE_PREFIX, WholeCalls
 from mlserve.serve.transports.receiving import Receiving
 from mlserve.wire.http2_frames import (
     ACK,
@@ -47,15 +44,9 @@ _OUR_SETTINGS = b"".join(
     name.to_bytes(2) + value.to_bytes(4) for name, value in ((HEADER_TABLE_SIZE, 0), (MAX_FRAME_SIZE, FRAME_BYTES))
 )
 _MOST_SETTINGS_BYTES = 1024
-# deflate makes at most so many bytes of one (zlib's own documentation): below that nothing need be unpacked to know.
-_MOST_RATIO = 1032
-# zlib finds out itself whether it is gzip or zlib that it unpacks.
-_EITHER_WRAPPING = 47
 # Frames that ask for work and carry no request. So many may come in a second.
 _MOST_IDLE_FRAMES = 1000
-
-_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = 3, 4, 8
-_TOO_MUCH = "the server is receiving too much at once; try again later"
+_DEADLINE_EXCEEDED = 4  # the gRPC status
 
 
 class Abuse(Exception):
@@ -81,28 +72,6 @@ class Told(NamedTuple):
     number: int
 
 
-class _Call:
-    """An open call, and the message of it that comes."""
-
-    __slots__ = (
-        "is_answered",
-        "is_sent",
-        "left_bytes",
-        "prefix",
-        "since_s",
-        "taken_bytes",
-        "unpacked_bytes",
-        "unpacking",
-    )
-
-    def __init__(self, now_s: float) -> None:
-        self.since_s: float | None = now_s  # when what is waited for began: the request, or a message of a stream
-        self.is_answered = self.is_sent = False  # the server has begun to answer; the client has sent all
-        self.prefix = b""
-        self.left_bytes = self.taken_bytes = self.unpacked_bytes = 0
-        self.unpacking: zlib._Decompress | None = None
-
-
 class Inspection:
     """One connection's. `refusals` are those that `read` and `look_at_clock` have found, for the caller to take.
 
@@ -125,7 +94,7 @@ class Inspection:
         self._block_since_s: float | None = None  # when the headers began that are not complete
         self._greeted = self.has_greeted = False  # a client's first bytes are there; its settings are, too
         self.whole = whole
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._idle_frames, self._second_s = 0, now_s
         self.newest_stream = self._newest_behind = 0  # of all; of those that went on
         self.refusals: list[Refusal] = []
@@ -199,9 +168,7 @@ class Inspection:
         if kind == RST_STREAM or (kind <= HEADERS and flags & END_STREAM):
             self._forget(stream)
         elif kind == HEADERS and (call := self._calls.get(stream)) is not None:
-            call.is_answered = True
-            if not call.left_bytes and not call.prefix:
-                self._hand_on(call)
+            call.note_answer()
 
     def close(self) -> None:
         """Gives back what was counted."""
@@ -273,7 +240,7 @@ class Inspection:
             if stream > self.newest_stream:
                 self._open(stream, now_s)
             if flags & END_STREAM and (call := self._calls.get(stream)) is not None:
-                self._end_request(call)
+                call.end()
             if not flags & END_HEADERS:
                 self._block_since_s = now_s
         elif kind == CONTINUATION and flags & END_HEADERS:
@@ -289,9 +256,9 @@ class Inspection:
     def _open(self, stream: int, now_s: float) -> None:
         self.newest_stream, self._newest_behind, self._busy_s = stream, stream, now_s
         if self._receiving.take(self._metadata_bytes):
-            self._calls[stream] = _Call(now_s)
+            self._calls[stream] = Call(self._most_bytes, self._receiving, now_s)
         else:
-            self._refuse(stream, _RESOURCE_EXHAUSTED, _TOO_MUCH)
+            self._refuse(stream, RESOURCE_EXHAUSTED, TOO_MUCH)
 
     def _goes_on(self, stream: int, flags: int, data: bytes, start: int, end: int, now_s: float) -> bool:
         """Whether a frame of DATA may go on; a call that is refused by it is in `refusals` then.
@@ -299,7 +266,7 @@ class Inspection:
         What comes for a call that is over does not.
         """
         call = self._calls.get(stream)
-        if flags != END_STREAM or call is None or not self._is_whole(call, data, start, end):
+        if flags != END_STREAM or call is None or not call.is_all_of(data, start, end):
             payload = memoryview(data)[start:end]
             if flags & PADDED:
                 padding = payload[0] if payload else 0
@@ -308,91 +275,14 @@ class Inspection:
                 self._count_idle(now_s)
             if call is None or call.is_sent:
                 return False
-            self._read_messages(stream, call, payload, now_s)
-            if stream not in self._calls:
+            try:
+                call.read(payload, now_s)
+            except Unwelcome as unwelcome:
+                self._refuse(stream, unwelcome.code, unwelcome.message)
                 return False
         if flags & END_STREAM:
-            self._end_request(call)
+            call.end()
         return True
-
-    def _is_whole(self, call: _Call, data: bytes, start: int, end: int) -> bool:
-        """Whether the last DATA of a call is one plain message, which nearly every request is."""
-        if call.left_bytes or call.prefix or call.is_sent:
-            return False
-        return is_one_message(data, start, end, self._most_bytes)
-
-    def _read_messages(self, stream: int, call: _Call, view: memoryview, now_s: float) -> None:
-        """Follows a call's messages through what came of them, until one is refused."""
-        while view and stream in self._calls:
-            if call.left_bytes == 0:
-                view = self._begin(stream, call, view, now_s)
-                continue
-            piece = view[: call.left_bytes]
-            view = view[len(piece) :]
-            call.left_bytes -= len(piece)
-            self._read_piece(stream, call, piece)
-            if call.left_bytes == 0 and stream in self._calls:
-                self._end_message(call)
-
-    def _begin(self, stream: int, call: _Call, view: memoryview, now_s: float) -> memoryview:
-        """Reads what is there of a message's five bytes; returns what follows."""
-        if call.since_s is None:
-            call.since_s = now_s
-        wanted = _PREFIX_BYTES - len(call.prefix)
-        call.prefix += bytes(view[:wanted])
-        if len(call.prefix) < _PREFIX_BYTES:
-            return view[wanted:]
-        packed, message_bytes = MESSAGE_PREFIX.unpack(call.prefix)
-        call.prefix, call.left_bytes = b"", message_bytes
-        if message_bytes > self._most_bytes:
-            self._refuse(
-                stream,
-                _RESOURCE_EXHAUSTED,
-                f"the message has {message_bytes} bytes, which exceeds the maximum allowed input size of "
-                f"{self._most_bytes}",
-            )
-        elif packed and message_bytes * _MOST_RATIO > self._most_bytes:
-            call.unpacking, call.unpacked_bytes = zlib.decompressobj(_EITHER_WRAPPING), 0
-        if message_bytes == 0:
-            self._end_message(call)
-        return view[wanted:]
-
-    def _read_piece(self, stream: int, call: _Call, piece: memoryview) -> None:
-        if not self._receiving.take(len(piece)):
-            self._refuse(stream, _RESOURCE_EXHAUSTED, _TOO_MUCH)
-            return
-        call.taken_bytes += len(piece)
-        if call.unpacking is None:
-            return
-        try:
-            room_bytes = self._most_bytes - call.unpacked_bytes
-            call.unpacked_bytes += len(call.unpacking.decompress(piece, room_bytes + 1))
-        except zlib.error:
-            self._refuse(stream, _INVALID_ARGUMENT, "the message is not compressed as its grpc-encoding says")
-            return
-        if call.unpacked_bytes > self._most_bytes:
-            self._refuse(
-                stream,
-                _RESOURCE_EXHAUSTED,
-                f"the message has more than {self._most_bytes} bytes once it is unpacked, which exceeds the maximum "
-                f"allowed input size of {self._most_bytes}",
-            )
-        elif call.unpacking.unused_data:
-            self._refuse(stream, _INVALID_ARGUMENT, "the compressed message goes on behind its end")
-
-    def _end_message(self, call: _Call) -> None:
-        call.unpacking = None
-        if call.is_answered:  # the server takes a message at a time; else it may keep them until it has all
-            self._hand_on(call)
-
-    def _end_request(self, call: _Call) -> None:
-        call.is_sent = True
-        self._hand_on(call)
-
-    def _hand_on(self, call: _Call) -> None:
-        """What came is whole: for now nothing more is waited for."""
-        self._receiving.release(call.taken_bytes)
-        call.taken_bytes, call.since_s = 0, None
 
     def _refuse(self, stream: int, code: int, message: str) -> None:
         call = self._calls.get(stream)

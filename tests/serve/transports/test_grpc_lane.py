@@ -316,7 +316,7 @@ def test_what_waits_for_a_client_that_goes_away_never_runs(world, until):
     batcher = world.service.find("slow").batcher
     with connected(world) as connection:
         client = Raw(connection)
-        client.ask(slow_request(1500))
+        client.ask(slow_request(6000))
         until(lambda: batcher._running)
         client.ask(slow_request(1))
         until(lambda: batcher.waiting_rows == 1)
