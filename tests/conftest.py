@@ -107,6 +107,29 @@ def tiny_onnx(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def memory_group():
+    """`memory_group(limit_bytes)`: Python lines by which a process enters a new control group with that limit."""
+    made = []
+
+    def make(limit_bytes):
+        for root, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+            folder = Path("/sys/fs/cgroup", root, f"mlserve-test-{os.getpid()}-{len(made)}")
+            try:
+                folder.mkdir()
+            except OSError:
+                continue
+            made.append(folder)
+            if (folder / limit).exists():
+                (folder / limit).write_text(str(limit_bytes))
+                return f"from pathlib import Path\nPath({str(folder / 'cgroup.procs')!r}).write_text('0')\n"
+        pytest.skip("no control group with a limit can be made here")
+
+    yield make
+    for folder in made:
+        folder.rmdir()
+
+
+@pytest.fixture
 def mlserve(tmp_path):
     """Runs `mlserve ARGUMENTS...` in an empty folder and returns the finished process, its output as text."""
 

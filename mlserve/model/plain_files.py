@@ -29,12 +29,12 @@ class FileRecord(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-def read_plain_file(folder: Path, name: str, most_bytes: int) -> bytes:
+def read_plain_file(folder: Path, name: str, most_bytes: int, *, alone: bool = True) -> bytes:
     """The content of `name`, a path relative to `folder`.
 
-    Raises OSError for what is no plain file with one name, and for more than `most_bytes`.
+    Raises OSError for what is no plain file, with one name where it shall be `alone`, and for more than `most_bytes`.
     """
-    with _opened(folder) as root, _plain(root, name) as handle, os.fdopen(os.dup(handle), "rb") as file:
+    with _opened(folder) as root, _plain(root, name, alone=alone) as handle, os.fdopen(os.dup(handle), "rb") as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"{name} has more than {most_bytes} bytes")

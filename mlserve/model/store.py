@@ -25,7 +25,7 @@ from mlserve.model.artifact import (
     record_files,
     write_manifest,
 )
-from mlserve.model.plain_files import differences
+from mlserve.model.plain_files import differences, read_plain_file
 
 __all__ = ["PRODUCTION", "Store", "check_name", "verify"]
 
@@ -36,6 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging-"
+_MOST_ALIAS_BYTES, _MOST_HISTORY_BYTES = 4096, 1 << 20
 
 
 class Store:
@@ -175,11 +176,9 @@ class Store:
         if alias not in self.aliases(name):
             return []
         current = self.aliases(name)[alias]
-        log = self.root / name / "aliases" / f".{alias}.history"
-        lines = log.read_text().split() if log.is_file() else []
-        if not all(map(_VERSION.fullmatch, lines)):
-            raise StoreError(f"{log} is damaged; remove it, then promote {name}@{current} again")
-        versions = [int(line) for line in lines if int(line) in self.versions(name)]
+        lines = _read_history(self.root / name / "aliases" / f".{alias}.history", f"{name}@{current}")
+        existing = {*self.versions(name)}
+        versions = [int(line) for line in lines if int(line) in existing]
         # What stands before the alias's own version was about to be promoted when the process was killed.
         return versions[versions.index(current) :] if current in versions else [current, *versions]
 
@@ -243,12 +242,34 @@ def _content(manifest: Manifest) -> tuple[object, ...]:
 
 def _read_alias(path: Path) -> int:
     try:
-        text = path.read_text(errors="replace").strip()
+        text = _read_text(path, _MOST_ALIAS_BYTES).strip()
     except OSError as error:
-        raise StoreError(f"alias file {path} cannot be read: {error.strerror}; remove it") from error
+        raise StoreError(
+            f"alias file {path} cannot be read: {error.strerror}; remove it, then promote a version"
+        ) from error
     if not _VERSION.fullmatch(text):
         raise StoreError(f"alias file {path} holds {text[:64]!r}, not a version; remove it, then promote a version")
     return int(text)
+
+
+def _read_history(path: Path, current: str) -> list[str]:
+    """The versions in it, none where there is no such file; `current` is what its alias means now."""
+    try:
+        lines = _read_text(path, _MOST_HISTORY_BYTES).split()
+        fault = "" if all(map(_VERSION.fullmatch, lines)) else "it holds something else than versions"
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        fault = str(error.strerror)
+    if fault:
+        raise StoreError(f"{path} is damaged ({fault}); remove it, then promote {current} again")
+    return lines
+
+
+def _read_text(path: Path, most_bytes: int) -> str:
+    """Whoever may write to the store could make it a pipe, or a link to a file without an end."""
+    # It need not be alone: one that is replaced while we look has no name at all.
+    return read_plain_file(path.parent, path.name, most_bytes, alone=False).decode(errors="replace")
 
 
 def _replace_file(path: Path, text: str) -> None:

@@ -123,21 +123,23 @@ class Access:
         """Raises unless `credential` allows `scope` once more; a `scope` of None is public.
 
         `credential` is the value of the header `authorization` (`Bearer KEY`) or of `x-api-key`, None for neither.
-        Raises Unauthenticated for none, an unknown or an expired one, Forbidden for one without the scope, and
-        TooManyRequests for one that has asked too much.
+        Raises Unauthenticated for none, an unknown or an expired one, TooManyRequests for one that has asked too much,
+        and Forbidden for one without the scope: what is asked counts whether it is allowed or not.
         """
         if self.open or scope is None:
             return
         grant = self._rules.seen.get(credential)
         if grant is None or scope not in grant.scopes or self._now() >= grant.until_s:
-            grant = self._grant(scope, credential)
+            grant = self._grant(credential)
         if grant.allowance is not None:
             self._ledger.charge(grant.account, grant.allowance)
+        if scope not in grant.scopes:
+            raise Forbidden(f"the key does not allow this: it lacks the scope '{scope}'")
 
     def check_stream(self, scope: Scope | None, credential: bytes | None) -> None:
         """As `check`, for a stream whose messages are then checked and counted one by one."""
-        if not self.open and scope is not None:
-            self._grant(scope, credential)
+        if not self.open and scope is not None and scope not in self._grant(credential).scopes:
+            self.check(scope, credential)  # one that is refused has no messages to count
 
     def name_of(self, credential: bytes | None) -> str:
         """Whose `credential` is, for those who are to be told; empty for nobody that is known."""
@@ -146,14 +148,13 @@ class Access:
         except Unauthenticated:
             return ""
 
-    def _grant(self, scope: Scope, credential: bytes | None) -> Grant:
+    def _grant(self, credential: bytes | None) -> Grant:
+        """What `credential` allows at this moment."""
         if not credential:
             raise Unauthenticated("this server asks for a key: send the header 'authorization: Bearer KEY'")
         grant = self._known(credential)
         if self._now() >= grant.until_s:
             raise Unauthenticated("the key has expired; ask for another")
-        if scope not in grant.scopes:
-            raise Forbidden(f"the key does not allow this: it lacks the scope '{scope}'")
         return grant
 
     def _known(self, credential: bytes) -> Grant:

@@ -6,7 +6,6 @@ lane does it; where the path alone says which model is meant, the fast lane is t
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 
@@ -17,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message
 
-from mlserve.errors import RequestError, UnknownModelError
+from mlserve.errors import RequestError
 from mlserve.serve.answering import Answering, noting_batches
 from mlserve.serve.catalog import Catalog
 from mlserve.serve.compression import is_packed, pack, unpack
@@ -76,9 +75,9 @@ def _plain_routes(service: Service, dialects: Sequence[Dialect], catalog: Catalo
             continue
         for name, version in catalog.models:
             wanted = version if "{version}" in page.path else ""
-            with suppress(UnknownModelError):
+            found = catalog.look_up(name, wanted)
+            if found is not None:
                 path = page.path.format(name=name, version=version).encode()
-                found = catalog.find(name, wanted)
                 routes.setdefault(path, InferRoute(found, page.inference, partial(service.find, name, wanted)))
     return routes
 

@@ -13,15 +13,19 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from mlserve.errors import RequestError, Unauthenticated
+from mlserve.errors import Forbidden, RequestError, TooManyRequests, Unauthenticated
 from mlserve.serve.control import Control
 from mlserve.serve.watching.request_log import encode_line
 
 __all__ = ["Audit", "AuditedControl"]
 
 _LONGEST = 256
-# So many calls of strangers are told a second: they shall not fill the disk. How many were not, the next line says.
-_STRANGERS_PER_S = 20
+# Of calls that were refused for who makes them so many are told a second, of each name and of all strangers together:
+# they shall not fill the disk. How many were not, the next line says.
+_REFUSED = frozenset(each.__name__ for each in (Unauthenticated, Forbidden, TooManyRequests))
+_REFUSED_PER_S = 20
+# Names beyond these count as strangers in that second: who signs tokens may know many.
+_MOST_NAMES = 32
 
 _log = logging.getLogger("mlserve.audit")
 
@@ -34,12 +38,13 @@ class Audit:
 
     def __init__(self, path: str = "", *, now: Callable[[], float] = time.monotonic) -> None:
         self._path, self._now = path, now
-        self._second, self._strangers, self._left_out = 0, 0, 0
+        self._second, self._left_out = 0, 0
+        self._refused: dict[str, int] = {}
         self._torn = False
 
     @contextmanager
     def call(self, action: str, *, who: str, remote: str, model: str = "") -> Iterator[dict[str, Any]]:
-        """Writes one line at the end, with what came of it: `ok`, or the error that was raised.
+        """Writes one line at the end, with what came of it: `ok`, or the error that was raised. Of refusals not all.
 
         The dictionary is the line; what is put into it is told, too. `who` is a key's name or a token's subject, empty
         for somebody who is not known.
@@ -56,7 +61,7 @@ class Audit:
             raise
         finally:
             _call.reset(token)
-            if who or line["outcome"] != Unauthenticated.__name__ or self._may_tell():
+            if line["outcome"] not in _REFUSED or self._may_tell(who):
                 self.write(line)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -76,13 +81,15 @@ class Audit:
                 _log.warning("the audit log cannot be written: %s", error.strerror or error)
         _log.info("%s", data.decode("ascii").rstrip("\n"))
 
-    def _may_tell(self) -> bool:
-        """Whether one more call of a stranger is told."""
+    def _may_tell(self, who: str) -> bool:
+        """Whether one more refused call of `who` is told."""
         second = int(self._now())
         if second != self._second:
-            self._second, self._strangers = second, 0
-        self._strangers += 1
-        told = self._strangers <= _STRANGERS_PER_S
+            self._second, self._refused = second, {}
+        if who not in self._refused and len(self._refused) >= _MOST_NAMES:
+            who = ""
+        count = self._refused[who] = self._refused.get(who, 0) + 1
+        told = count <= _REFUSED_PER_S
         self._left_out += not told
         return told
 

@@ -76,7 +76,8 @@ class Catalog(msgspec.Struct, frozen=True, eq=False):
 
     `defaults` says which version a request that names none is for, `aliases` which version each alias of a name means
     (only versions that are served), `others` what is known but not served, and why. `held` are the versions that are
-    held back for now, and why. `routes` is the fast lane's memory of what a path means; it goes with the catalog.
+    held back for now, and why; `wanted` is what each alias of a name, and "" for its default, should mean, served or
+    not. `routes` is the fast lane's memory of what a path means; it goes with the catalog.
     """
 
     models: dict[tuple[str, str], ServedModel] = {}
@@ -84,6 +85,7 @@ class Catalog(msgspec.Struct, frozen=True, eq=False):
     aliases: dict[str, dict[str, str]] = {}
     others: tuple[IndexEntry, ...] = ()
     held: Mapping[tuple[str, str], str] = {}
+    wanted: Mapping[str, Mapping[str, str]] = {}
     routes: dict[bytes, Any] = msgspec.field(default_factory=dict)
 
     @property
@@ -96,6 +98,11 @@ class Catalog(msgspec.Struct, frozen=True, eq=False):
         """The names with a served version, sorted."""
         return sorted({name for name, _ in self.models})
 
+    @property
+    def by_default(self) -> list[ServedModel]:
+        """What each name means by itself, by name; without those of which only other versions are served."""
+        return [model for name in self.names if (model := self.look_up(name)) is not None]
+
     def versions(self, name: str) -> list[str]:
         """The served versions of `name`, oldest first."""
         return sorted((version for each, version in self.models if each == name), key=lambda text: (len(text), text))
@@ -105,16 +112,30 @@ class Catalog(msgspec.Struct, frozen=True, eq=False):
 
         Raises UnknownModelError, and NotServing for one that is held back.
         """
-        chosen = version or self.defaults.get(name, "")
-        model = self.models.get((name, chosen))
+        model = self.look_up(name, version)
         if model is None:
-            model = self.models.get((name, self.aliases.get(name, {}).get(chosen, "")))
-        if model is None:
-            for (each, number), reason in self.held.items():
-                if each == name and (number == version or not self.versions(name)):
-                    raise NotServing(reason)
+            self.check_held(name, version)
             raise UnknownModelError(f"Request for unknown model: '{name[:128]}'{self._missing(name, version)}")
         return model
+
+    def look_up(self, name: str, version: str = "") -> ServedModel | None:
+        """As `find`, but None for what is not served."""
+        chosen = version or self.defaults.get(name, "")
+        model = self.models.get((name, chosen))
+        return model or self.models.get((name, self.aliases.get(name, {}).get(chosen, "")))
+
+    def check_held(self, name: str, version: str) -> None:
+        """Raises NotServing where what `version`, an alias or empty as well, should mean is held back."""
+        reason = self.held.get((name, self.wanted.get(name, {}).get(version, version)))
+        if reason is not None:
+            raise NotServing(reason)
+
+    def check_any(self) -> None:
+        """Raises UnknownModelError where nothing is served, NotServing where that is because it is held back."""
+        if not self.models:
+            for name in sorted(self.wanted):
+                self.check_held(name, "")
+            raise UnknownModelError("no model is served")
 
     def _missing(self, name: str, version: str) -> str:
         """What of it there is not, in the words that Triton's clients look for."""

@@ -2,10 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from typing import TypeVar
 
 from mlserve.serve.access import Access
 from mlserve.serve.allowance import Ledger
 from mlserve.serve.audit import Audit
+from mlserve.serve.followed_file import FollowedFile, LastGood
 from mlserve.serve.identities import IdentityFile
 from mlserve.serve.keys import KeyFile
 from mlserve.serve.settings import ServeSettings
@@ -16,11 +18,14 @@ __all__ = ["Credentials"]
 # A change is noticed within this.
 _LOOK_EVERY_S = 0.2
 
+T = TypeVar("T")
+
 
 class Credentials:
     """API keys, the keys of signed tokens and the identities of certificates, and the `access` that rests on them.
 
-    Raises UsageError for a file that cannot be read.
+    Raises UsageError for a file that cannot be read; one that became so while the server ran does not keep a worker
+    that takes another's place from starting.
     """
 
     def __init__(self, settings: ServeSettings, audit: Audit) -> None:
@@ -32,12 +37,16 @@ class Credentials:
         )
         identities = settings.tls.identities if settings.tls else ""
         self._identity_file = IdentityFile(Path(identities)) if identities else None
-        self._keys = self._key_file.read() if self._key_file else None
-        self._tokens = self._token_file.read() if self._token_file else None
+
+        def begin(file: FollowedFile[T], what: str) -> T:
+            return file.begin(LastGood.within(settings.run_directory, what), resumes=settings.resumes)
+
+        self._keys = begin(self._key_file, "keys") if self._key_file else None
+        self._tokens = begin(self._token_file, "jwks") if self._token_file else None
         ledger = Ledger(Path(settings.run_directory) / "used" if settings.run_directory else None)
         self.access = Access(self._keys, self._tokens, ledger)
         if self._identity_file:
-            self.access.replace_certified(self._identity_file.read())
+            self.access.replace_certified(begin(self._identity_file, "identities"))
 
     async def follow(self) -> None:
         """Takes what the files say as they change, for ever."""

@@ -1,7 +1,8 @@
 """API keys on disk: made, kept as SHA-256 alone, read again when the file changes.
 
 The file is JSON: `{"format_version": 1, "keys": [{"name", "sha256", "scopes", "expires_at", ...}, ...]}`, each with the
-fields of `Key`. It is replaced whole, by renaming a finished file over it, and only its owner may read it.
+fields of `Key`. It is replaced whole, by renaming a finished file over it, which has the owner and the mode of the one
+before: a server that could read that can read this. A new one only its owner may read.
 """
 
 import fcntl
@@ -9,6 +10,7 @@ import math
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -66,7 +68,10 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def add_key(path: Path, key: Key) -> None:
-    """Adds `key`; the file is made where there is none. Raises UsageError for a name that is taken."""
+    """Adds `key`; the file is made where there is none.
+
+    Raises UsageError for a name that is taken, and for a file that this user cannot replace by one of the same owner.
+    """
     with _changing(path) as keys:
         if any(other.name == key.name for other in keys):
             raise UsageError(f"{path} has a key '{key.name}' already; revoke it first, or choose another name")
@@ -74,7 +79,7 @@ def add_key(path: Path, key: Key) -> None:
 
 
 def remove_key(path: Path, name: str) -> Key:
-    """Takes the key `name` out of the file and returns it. Raises UsageError when there is none."""
+    """Takes the key `name` out of the file and returns it. Raises UsageError when there is none, and as `add_key`."""
     read_keys(path)  # what is not there is not made
     with _changing(path) as keys:
         found = next((key for key in keys if key.name == name), None)
@@ -179,6 +184,7 @@ def _write(path: Path, keys: Sequence[Key]) -> None:
     with tempfile.NamedTemporaryFile(prefix=".keys-", dir=path.parent, delete=False) as file:  # with mode 0600
         finished = Path(file.name)
         try:
+            _keep_owner_and_mode(path, file.fileno())
             file.write(content + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -187,3 +193,21 @@ def _write(path: Path, keys: Sequence[Key]) -> None:
             with suppress(OSError):
                 finished.unlink()
             raise
+
+
+def _keep_owner_and_mode(path: Path, descriptor: int) -> None:
+    """Gives the file of `descriptor` those of `path`, if that is there; a server might not read the file otherwise."""
+    try:
+        before = path.stat()
+    except FileNotFoundError:
+        return
+    made = os.fstat(descriptor)
+    try:
+        if (made.st_uid, made.st_gid) != (before.st_uid, before.st_gid):
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+    except OSError as error:
+        raise UsageError(
+            f"the keys file {path} belongs to user {before.st_uid} and group {before.st_gid}; this user may make no "
+            f"such file ({error.strerror}); nothing was changed: run the same command as that user, or as root"
+        ) from error

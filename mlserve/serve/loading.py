@@ -26,7 +26,7 @@ from mlserve.serve.settings import ModelSource, ServeSettings, SignatureSettings
 from mlserve.serve.tasks.carried import Carried
 from mlserve.serve.tasks.opening import open_task
 from mlserve.serve.tasks.signing import open_signature
-from mlserve.serve.trial import try_model
+from mlserve.serve.trial import note_loaded, try_model
 from mlserve.serve.warming import check_interface, warm_up
 from mlserve.serve.watching.resources import measured_load
 from mlserve.serve.watching.watched import open_meter
@@ -63,7 +63,10 @@ def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial
             _check_signature(source, settings.signatures, artifact)
             if trial:
                 _try(artifact.directory, settings)
-            return _load_version(source, artifact, settings, turn)
+            served = _load_version(source, artifact, settings, turn)
+            if not trial and settings.run_directory:
+                note_loaded(artifact.directory, settings.engine, settings.batch.max_rows, settings.run_directory)
+            return served
     _check_signature(source, settings.signatures)
     if trial:
         with private_onnx(path, settings.run_directory) as (copy, _):

@@ -1,19 +1,24 @@
 """TLS: the server's certificate and the clients' authority, followed as their files change.
 
 A context of Python's ssl module, once made, is never changed: each change makes new ones, and whoever begins a
-handshake is given those of the moment. Connections that are open keep what they were opened with.
+handshake is given those of the moment. Connections that are open keep what they were opened with. The files that were
+last good are kept for a worker that takes another's place, all of them as one, so that they fit each other.
 """
 
 import asyncio
 import logging
 import ssl
+import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
+import msgspec
+
 from mlserve.errors import UsageError
+from mlserve.serve.followed_file import LastGood
 from mlserve.serve.settings import TlsSettings
 
 __all__ = ["Certificates", "CurrentContext", "listening"]
@@ -78,19 +83,28 @@ class _Pair(NamedTuple):
 
 
 class Certificates:
-    """The contexts for handshakes over `http` and `grpc`, from the files of `settings`.
+    """The contexts for handshakes over `http` and `grpc`, from the files of `settings`; those that are good are kept in
+    `good`. `resumes`: this worker takes another's place, so what is kept there stands in for what cannot be used.
 
     Raises UsageError for files that cannot be read, and for a key that is not the certificate's.
     """
 
-    def __init__(self, settings: TlsSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: TlsSettings, good: LastGood | None = None, *, resumes: bool = False) -> None:
+        self._settings, self._good = settings, good or LastGood()
         self._paths = [Path(path) for path in (settings.certificate, settings.key, settings.client_ca) if path]
         self._stamps = self._stamps_now()
         self._refused: _Stamps | None = None
         self._told = False
         self.http, self.grpc = CurrentContext(ssl.PROTOCOL_TLS_SERVER), CurrentContext(ssl.PROTOCOL_TLS_SERVER)
-        self.http.current, self.grpc.current = self._read()
+        try:
+            self.http.current, self.grpc.current = self._read(self._stamps)
+        except UsageError as error:
+            content = self._good.read() if resumes else None
+            if content is None:
+                raise
+            _log.warning("TLS goes on with the certificate from before: %s", error)
+            self.http.current, self.grpc.current = _unpacked(settings, content, self._good.folder)
+            self._stamps, self._refused, self._told = (), self._stamps, True
 
     async def follow(self) -> None:
         """Looks at the files, for ever."""
@@ -108,7 +122,7 @@ class Certificates:
         if stamps == self._stamps or (self._told and stamps == self._refused):
             return
         try:
-            self.http.current, self.grpc.current = self._read()
+            self.http.current, self.grpc.current = self._read(stamps)
         except UsageError as error:
             self._told = stamps == self._refused
             self._refused = stamps
@@ -118,8 +132,13 @@ class Certificates:
         self._stamps, self._refused, self._told = stamps, None, False
         _log.info("new connections get the certificate that %s holds now", self._settings.certificate)
 
-    def _read(self) -> _Pair:
-        return _Pair(_context(self._settings, ["http/1.1"]), _context(self._settings, ["h2"]))
+    def _read(self, stamps: _Stamps) -> _Pair:
+        """Those of the files, which are kept unless they change meanwhile: the next look reads them again then."""
+        pair = _pair(self._settings)
+        content = _packed(self._settings)
+        if content is not None and self._stamps_now() == stamps:
+            self._good.keep(content)
+        return pair
 
     def _stamps_now(self) -> _Stamps:
         return tuple(map(_stamp, self._paths))
@@ -131,6 +150,32 @@ def _stamp(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return (status.st_mtime_ns, status.st_ino, status.st_size, status.st_dev)
+
+
+def _pair(settings: TlsSettings) -> _Pair:
+    return _Pair(_context(settings, ["http/1.1"]), _context(settings, ["h2"]))
+
+
+def _packed(settings: TlsSettings) -> bytes | None:
+    """The files of `settings` in one; None where one of them is gone by now."""
+    paths = (settings.certificate, settings.key, settings.client_ca)
+    try:
+        return msgspec.msgpack.encode([Path(path).read_bytes() if path else b"" for path in paths])
+    except OSError:
+        return None
+
+
+def _unpacked(settings: TlsSettings, content: bytes, within: Path | None) -> _Pair:
+    """As `_pair`, from what `_packed` made. Python's ssl module reads certificates and keys from files alone: they lie
+    in the folder `within` meanwhile, in one that no other user can enter.
+    """
+    with tempfile.TemporaryDirectory(prefix=".good-tls-", dir=within) as folder:
+        paths = [Path(folder, name) for name in ("certificate", "key", "client_ca")]
+        contents = msgspec.msgpack.decode(content, type=list[bytes])
+        for path, each in zip(paths, contents, strict=True):
+            path.write_bytes(each)
+        files = {path.name: str(path) for path, each in zip(paths, contents, strict=True) if each}
+        return _pair(msgspec.structs.replace(settings, **files))
 
 
 def _context(settings: TlsSettings, protocols: Sequence[str]) -> ssl.SSLContext:
@@ -168,6 +213,10 @@ def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> No
         raise UsageError(
             f"--tls-cert {certificate} and --tls-key {key} cannot be used ({error.reason or 'no PEM'}); {_MEND}"
         ) from error
+    except OSError as error:  # gone since it was looked at
+        raise UsageError(
+            f"--tls-cert {certificate} and --tls-key {key} cannot be read: {error.strerror}; {_MEND}"
+        ) from error
 
 
 def _load_authority(context: ssl.SSLContext, path: str) -> None:
@@ -179,6 +228,8 @@ def _load_authority(context: ssl.SSLContext, path: str) -> None:
             f"--tls-client-ca {path} cannot be used ({error.reason or 'no PEM'}); give a PEM file of the certificates "
             "of who signs those of the clients"
         ) from error
+    except OSError as error:  # gone since it was looked at
+        raise UsageError(f"--tls-client-ca {path} cannot be read: {error.strerror}; give a PEM file") from error
 
 
 def _check_readable(path: str, flag: str) -> None:

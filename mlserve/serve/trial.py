@@ -23,16 +23,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from mlserve.engines.engine import EngineSettings
 from mlserve.engines.opening import open_engine, open_onnx_file
 from mlserve.errors import EngineError, MlserveError
 from mlserve.model.artifact import MANIFEST, Artifact, read_manifest, sha256_of
+from mlserve.runs.memory import free_memory_bytes
 from mlserve.serve.warming import check_interface, warm_up
 from mlserve.units import format_exit
 
-__all__ = ["Trial", "limit_process", "load_and_run", "main", "try_model"]
+__all__ = ["Trial", "limit_process", "load_and_run", "main", "note_loaded", "try_model"]
 
 # Of the time that a small model has, so much on one core: what it takes of that does not depend on what else the
 # machine does. A large one has more; one that came too late is tried again later.
@@ -92,7 +92,7 @@ def try_model(path: Path, engine: EngineSettings, max_rows: int, run_directory: 
         str(path),
         msgspec.structs.replace(engine, threads=1, streams=1, cache=""),
         max_rows,
-        int(psutil.virtual_memory().available * (1 - _KEEP_FREE_SHARE)),
+        int(free_memory_bytes() * (1 - _KEEP_FREE_SHARE)),
         math.ceil(time_s * _CPU_SHARE) + for_size_s,
         time_s + _CLOCK_TIMES_CPU * for_size_s,
         os.getpid(),
@@ -101,7 +101,7 @@ def try_model(path: Path, engine: EngineSettings, max_rows: int, run_directory: 
         _run(trial)
         return
     asked_s, here = time.monotonic(), str(path if path.is_dir() else path.parent)
-    with _once(path, trial, Path(run_directory, _FOLDER)) as done:
+    with _once(path, engine.engine, max_rows, Path(run_directory, _FOLDER)) as done:
         finding = _found(done)
         if finding is None or (finding.fault and finding.ended_s + _FAULT_HOLDS_S < asked_s):
             finding = _try_now(trial, here)
@@ -109,6 +109,17 @@ def try_model(path: Path, engine: EngineSettings, max_rows: int, run_directory: 
                 done.write_bytes(msgspec.json.encode(finding))
     if finding.fault:
         raise EngineError(finding.fault.replace(_HERE, here))
+
+
+def note_loaded(version: Path, engine: EngineSettings, max_rows: int, run_directory: str) -> None:
+    """Notes that the version in the folder `version` was loaded and run without a trial: the workers that share
+    `run_directory` need none. It must be a private copy, or what is noted might go for other bytes than were loaded.
+    """
+    with (
+        contextlib.suppress(OSError),  # no room: they try it
+        _once(version, engine.engine, max_rows, Path(run_directory, _FOLDER)) as done,
+    ):
+        done.write_bytes(msgspec.json.encode(_Finding("", time.monotonic())))
 
 
 def _found(done: Path) -> _Finding | None:
@@ -132,11 +143,11 @@ def _engine_of(path: Path, settings: EngineSettings) -> str:
 
 
 @contextlib.contextmanager
-def _once(path: Path, trial: Trial, folder: Path) -> Iterator[Path]:
+def _once(path: Path, engine: str, max_rows: int, folder: Path) -> Iterator[Path]:
     """The file of what the trial of a model of these bytes has found, held while one worker tries it."""
     files = {} if not path.is_dir() else read_manifest(path).files
     content = sorted((name, record.sha256) for name, record in files.items()) or [("", sha256_of(path))]
-    asked = msgspec.json.encode([content, trial.engine.engine, trial.max_rows])
+    asked = msgspec.json.encode([content, engine, max_rows])
     folder.mkdir(mode=0o700, exist_ok=True)
     name = hashlib.sha256(asked).hexdigest()[:32]
     with (folder / f"{name}.lock").open("wb") as lock:
@@ -153,7 +164,8 @@ def _run(trial: Trial) -> None:
         process_group=0,  # Ctrl-C in a terminal is the supervisor's to handle
     ) as process:
         # From its first instruction: what it imports costs more than most models.
-        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+        niceness = os.getpriority(os.PRIO_PROCESS, process.pid)
+        os.setpriority(os.PRIO_PROCESS, process.pid, max(_NICENESS, niceness))
         try:
             answer, _ = process.communicate(msgspec.json.encode(trial), timeout=trial.clock_s)
         except subprocess.TimeoutExpired as error:
@@ -196,10 +208,20 @@ def main() -> None:
 
 
 def limit_process(trial: Trial) -> None:
-    """Holds this process to what `trial` may take."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (trial.cpu_s, trial.cpu_s + 1))
-    resource.setrlimit(resource.RLIMIT_DATA, (trial.memory_bytes, trial.memory_bytes))
+    """Holds this process to what `trial` may take; where it is held to less already, that stays."""
+    with contextlib.suppress(OSError):  # not Linux
+        # Where memory runs out all the same, the system shall end this process and none that serves.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    _lower(resource.RLIMIT_CORE, 0, 0)
+    _lower(resource.RLIMIT_CPU, trial.cpu_s, trial.cpu_s + 1)
+    _lower(resource.RLIMIT_DATA, trial.memory_bytes, trial.memory_bytes)
+
+
+def _lower(limit: int, *asked: int) -> None:
+    """Sets `limit` to the softer and the harder one that are `asked`: to raise what is there may not be ours."""
+    present = resource.getrlimit(limit)
+    soft, hard = (min({*pair} - {resource.RLIM_INFINITY}) for pair in zip(asked, present, strict=True))
+    resource.setrlimit(limit, (soft, hard))
 
 
 def load_and_run(trial: Trial) -> None:

@@ -30,6 +30,7 @@ from mlserve.serve.browsers import BrowserGuard
 from mlserve.serve.catalog import Catalog
 from mlserve.serve.credentials import Credentials
 from mlserve.serve.dialects import CALLS, SLOW_CALLS, http_dialects
+from mlserve.serve.followed_file import LastGood
 from mlserve.serve.life.doors import Doors, bound
 from mlserve.serve.life.last_words import Will
 from mlserve.serve.life.leaving import LAST_ANSWERS_S, leave, live
@@ -67,7 +68,7 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     doors = Doors(settings.doors, settings.door) if settings.doors else None
     stop, nudged = _supervisors_words(loop)
     turn = LoopTurn(loop)
-    certificates = Certificates(settings.tls) if settings.tls else None
+    certificates = _certificates(settings)
     audit = Audit(settings.access.audit_file)
     credentials = Credentials(settings, audit)
     service = Service(Catalog(), credentials.access, settings.server_name, audit)
@@ -111,6 +112,12 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     service.close()
     if follower.busy:
         os._exit(0)  # nor while a version loads
+
+
+def _certificates(settings: ServeSettings) -> Certificates | None:
+    if settings.tls is None:
+        return None
+    return Certificates(settings.tls, LastGood.within(settings.run_directory, "tls"), resumes=settings.resumes)
 
 
 def _follower(service: Service, settings: ServeSettings, turn: LoopTurn) -> Follower:

@@ -240,11 +240,57 @@ def test_a_damaged_history_is_named_and_the_advice_mends_it(store):
         store.promote("m", number + 1)
     path = store.root / "m" / "aliases" / ".production.history"
     path.write_text("two\n")
-    with pytest.raises(StoreError, match="is damaged; remove it, then promote m@2 again"):
+    with pytest.raises(
+        StoreError, match=r"is damaged \(it holds something else than versions\); remove it, then promote m@2 again"
+    ):
         store.rollback("m")
     path.unlink()
     store.promote("m", 1)
     assert store.rollback("m") == (1, 2)
+
+
+def _link(path):
+    (path.parent.parent / "elsewhere").write_text("1\n")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+_NO_PLAIN_FILES = [
+    pytest.param(os.mkfifo, "is no plain file", id="pipe"),
+    pytest.param(os.mkdir, "is no plain file", id="folder"),
+    pytest.param(_link, "is a link", id="link"),
+    pytest.param(lambda path: path.write_text("1\n" + " " * (1 << 20)), r"has more than \d+ bytes", id="large file"),
+]
+
+
+@pytest.mark.parametrize(("put", "told"), _NO_PLAIN_FILES)
+def test_an_alias_that_is_no_small_plain_file_is_named_and_not_waited_for(store, put, told):
+    add(store)
+    store.promote("m", 1)
+    put(store.root / "m" / "aliases" / "next")
+    with pytest.raises(StoreError, match=f"aliases/next cannot be read: .*{told}; remove it, then promote a version"):
+        store.aliases("m")
+
+
+@pytest.mark.parametrize(("put", "told"), _NO_PLAIN_FILES)
+def test_a_history_that_is_no_small_plain_file_is_named_and_not_waited_for(store, put, told):
+    for number in range(2):
+        add(store, content=bytes([number]))
+        store.promote("m", number + 1)
+    path = store.root / "m" / "aliases" / ".production.history"
+    path.unlink()
+    put(path)
+    with pytest.raises(StoreError, match=rf"is damaged \(.*{told}\); remove it, then promote m@2 again"):
+        store.rollback("m")
+
+
+def test_a_copy_of_the_store_made_of_hard_links_leaves_its_aliases_readable(store):
+    add(store)
+    store.promote("m", 1)
+    for path in (store.root / "m" / "aliases").iterdir():
+        os.link(path, store.root / path.name)
+    assert store.aliases("m") == {PRODUCTION: 1}
+    with pytest.raises(StoreError, match="no earlier version"):
+        store.rollback("m")
 
 
 def _change(version):

@@ -5,6 +5,7 @@ import gzip
 import lzma
 import os
 import pickle
+import tracemalloc
 import warnings
 import zipfile
 import zlib
@@ -143,11 +144,55 @@ def test_a_pickled_estimator_needs_trust_however_it_is_packed(tmp_path, pack):
         identify(path, trust_pickle=True)
 
 
+def test_a_pickled_estimator_before_an_archive_is_a_pickle(tmp_path):
+    from sklearn.linear_model import LinearRegression
+
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(LinearRegression()))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(ModelFileError, match=r"LinearRegression.*--trust-pickle"):
+        identify(path)
+
+
 def test_a_packed_file_that_was_cut_short_is_called_damaged(tmp_path):
     path = tmp_path / "model.pkl"
     path.write_bytes(gzip.compress(pickle.dumps(list(range(10_000))))[:500])
     with pytest.raises(ModelFileError, match="damaged or was cut short"):
         identify(path)
+
+
+@pytest.mark.parametrize(
+    ("packing", "size_bytes", "told"),
+    [
+        (zipfile.ZIP_DEFLATED, 70_000_000, r"data\.pkl, has more than 64\.0 MB"),
+        (zipfile.ZIP_BZIP2, 100, "packed by bzip2, which torch does not read"),
+    ],
+    ids=["unpacks to much", "unpacks to nobody knows how much"],
+)
+def test_an_archive_is_unpacked_no_further_than_a_pickle_of_torch_goes(tmp_path, packing, size_bytes, told):
+    path = tmp_path / "state.pt"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({"a": 1}) + bytes(size_bytes))
+    with pytest.raises(ModelFileError, match=told):
+        identify(path, model_class="a:b")
+
+
+@pytest.mark.parametrize("pack", [bytes, zlib.compress], ids=["as it is", "zlib"])
+def test_of_a_large_pickle_the_beginning_is_read(tmp_path, pack):
+    from sklearn.linear_model import LinearRegression
+
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pack(pickle.dumps(LinearRegression())))
+    os.truncate(path, 300_000_000)
+    tracemalloc.start()
+    try:
+        assert identify(path, trust_pickle=True) == "sklearn"
+        with pytest.raises(ModelFileError, match="LinearRegression"):
+            identify(path)
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_old_format_says_what_to_do(tmp_path):

@@ -8,7 +8,7 @@ import os
 import grpc
 import pytest
 
-from mlserve.errors import Forbidden, Unauthenticated
+from mlserve.errors import Forbidden, TooManyRequests, Unauthenticated, UnknownModelError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
@@ -59,15 +59,38 @@ def test_strangers_do_not_fill_the_disk(tmp_path):
 
     for _ in range(100):
         call("", Unauthenticated)
-    for _ in range(30):  # of those who are known every call is told
-        call("ci", Unauthenticated)
-        call("", Forbidden)
+    for _ in range(30):
+        call("ci", UnknownModelError)  # who may do it is told of with every call
     told = lines(tmp_path / "audit")
-    assert len(told) == 20 + 60
+    assert len(told) == 20 + 30
     assert [line.get("left_out") for line in told[19:22]] == [None, 80, None]
     now[0] = 6.0
     call("", Unauthenticated)
-    assert len(lines(tmp_path / "audit")) == 81
+    assert len(lines(tmp_path / "audit")) == 51
+
+
+@pytest.mark.parametrize("error", [Unauthenticated, Forbidden, TooManyRequests])
+def test_nor_do_those_whose_keys_do_not_allow_it_and_nobody_hides_another(tmp_path, error):
+    now = [5.0]
+    audit = Audit(str(tmp_path / "audit"), now=lambda: now[0])
+
+    def call(who):
+        with pytest.raises(error), audit.call("POST /models", who=who, remote=""):
+            raise error("no", 1.0) if error is TooManyRequests else error("no")
+
+    for _ in range(100):
+        call("loud")
+    call("quiet")
+    told = lines(tmp_path / "audit")
+    assert [line["who"] for line in told] == ["loud"] * 20 + ["quiet"]
+    assert told[-1]["left_out"] == 80
+    now[0] = 6.0
+    for number in range(1000):  # names without end are no way around it
+        call(f"name {number}")
+    assert len(lines(tmp_path / "audit")) < 21 + 60
+    now[0] = 7.0
+    call("loud")
+    assert lines(tmp_path / "audit")[-1]["who"] == "loud"
 
 
 def test_a_file_that_was_renamed_is_made_anew_and_one_that_cannot_be_is_done_without(tmp_path, caplog):

@@ -17,7 +17,7 @@ SCOPES = ("infer", "metadata")
 
 
 ALLOWANCES = {
-    **{each: Allowance(rate_per_s=0.01, burst=5) for each in ("fast lane", "slow lane", "a page")},
+    **{each: Allowance(rate_per_s=0.01, burst=5) for each in ("fast lane", "slow lane", "a page", "not allowed")},
     "free": None,
     "shared": Allowance(quota_per_day=40),
     "waits": Allowance(rate_per_s=0.1, burst=1),
@@ -90,6 +90,11 @@ def test_what_is_too_much_is_refused_and_the_connection_kept(limited, way):
     assert [status for status, _ in found] == [200] * 5 + [429] * 4
     assert all(90 <= int(seconds) <= 100 for status, seconds in found if status == 429)
     assert limited.ask(limited.keys["free"], 9, *PAGES[way]) == [(200, None)] * 9  # the negative control
+
+
+def test_what_a_key_does_not_allow_counts_as_well(limited):
+    found = limited.ask(limited.keys["not allowed"], 7, "/v2/repository/models/tiny/load")
+    assert [status for status, _ in found] == [403] * 5 + [429] * 2
 
 
 def test_workers_and_protocols_count_together(limited):

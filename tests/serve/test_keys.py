@@ -4,13 +4,16 @@ import json
 import logging
 import os
 import stat
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from mlserve.errors import Forbidden, Unauthenticated, UsageError
 from mlserve.serve.access import Access, digest
+from mlserve.serve.followed_file import LastGood
 from mlserve.serve.keys import KeyFile, add_key, new_key, read_keys, remove_key
 
 
@@ -38,12 +41,49 @@ def test_a_key_is_random_and_only_its_hash_is_kept(path):
     assert [key.sha256 for key in read_keys(path)] == [digest(new.secret.encode()) for new in made]
 
 
-def test_only_the_owner_may_read_the_file_also_after_a_change(path):
+def test_only_the_owner_may_read_a_new_file_and_a_change_keeps_its_mode(path):
     add_key(path, new_key("a", ["infer"]).key)
-    path.chmod(0o644)
-    add_key(path, new_key("b", ["infer"]).key)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for mode in (0o600, 0o640, 0o644):
+        path.chmod(mode)
+        add_key(path, new_key(f"k{mode}", ["infer"]).key)
+        remove_key(path, f"k{mode}")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
     assert [each.name for each in path.parent.iterdir()] == ["keys.json"]
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+SERVER, GROUP, OTHER = 61001, 61002, 61003
+
+
+@AS_ROOT
+def test_a_change_by_root_keeps_the_owner_so_that_the_server_sees_a_key_revoked(path):
+    for name in ("a", "leaked"):
+        add_key(path, new_key(name, ["infer"]).key)
+    os.chown(path, SERVER, GROUP)
+    path.chmod(0o640)
+    remove_key(path, "leaked")
+    add_key(path, new_key("b", ["infer"]).key)
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (SERVER, GROUP, 0o640)
+
+
+@AS_ROOT
+def test_who_cannot_keep_the_owner_changes_nothing():
+    with tempfile.TemporaryDirectory() as folder:  # another user does not get into those of pytest
+        path = Path(folder) / "keys.json"
+        add_key(path, new_key("leaked", ["infer"]).key)
+        os.chown(path, SERVER, GROUP)
+        path.chmod(0o644)
+        os.chown(folder, OTHER, OTHER)
+        before = path.read_bytes(), path.stat()
+        os.seteuid(OTHER)
+        try:
+            with pytest.raises(UsageError, match=f"user {SERVER} and group {GROUP}.*nothing was changed: run"):
+                remove_key(path, "leaked")
+        finally:
+            os.seteuid(0)
+        assert (path.read_bytes(), path.stat()) == before
+        assert [each.name for each in path.parent.iterdir()] == ["keys.json"]
 
 
 def test_a_link_to_the_file_stays_a_link(path, tmp_path):
@@ -182,3 +222,47 @@ def test_a_damaged_file_changes_nothing_and_is_told_once(path, damage, caplog):
     path.unlink(missing_ok=True)
     add_key(path, new_key("b", ["infer"]).key)
     assert [key.name for key in file.changed()] == ["b"]
+
+
+DAMAGES = [lambda path: path.write_text("{"), os.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["damaged", "gone"])
+def test_a_worker_that_takes_anothers_place_begins_with_what_was_last_good(path, damage, caplog):
+    add_key(path, new_key("revoked", ["infer"]).key)
+    good = LastGood.within(str(path.parent), "keys")
+    before = KeyFile(path)
+    before.begin(good, resumes=False)
+    remove_key(path, "revoked")
+    add_key(path, new_key("a", ["infer"]).key)
+    before.changed()
+    damage(path)
+    before.changed()
+    with pytest.raises(UsageError, match=r"cannot be read|is no keys file"):
+        KeyFile(path).begin(good, resumes=False)
+    caplog.clear()
+    successor = KeyFile(path)
+    assert [key.name for key in successor.begin(good, resumes=True)] == ["a"]
+    assert successor.changed() is None
+    (told,) = caplog.messages
+    assert told.startswith("the keys stay as they were")
+    path.unlink(missing_ok=True)
+    add_key(path, new_key("b", ["infer"]).key)
+    assert [key.name for key in successor.changed()] == ["b"]
+
+
+def test_what_is_kept_is_for_the_servers_user_alone_and_goes_where_it_cannot_be_renewed(path, caplog):
+    good = LastGood.within(str(path.parent), "keys")
+    kept = path.parent / "good-keys"
+    assert good.read() is None
+    good.keep(b"first")
+    assert (good.read(), stat.S_IMODE(kept.stat().st_mode)) == (b"first", 0o600)
+    blocking = path.parent / f".good-keys.{os.getpid()}.partial"
+    blocking.mkdir()  # as a full disk would
+    good.keep(b"second")
+    assert good.read() is None  # the first may know a key that the second did not
+    assert "cannot be kept" in caplog.text
+    blocking.rmdir()
+    good.keep(b"third")
+    assert good.read() == b"third"
+    assert not blocking.exists()

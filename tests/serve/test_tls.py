@@ -330,6 +330,32 @@ def test_a_file_that_is_gone_changes_nothing(files, caplog):
     assert caplog.text.count("cannot be read: No such file or directory") == 1
 
 
+@pytest.mark.parametrize("goes", ["certificate", "key", "client_ca"])
+def test_a_file_that_goes_between_two_looks_at_it_ends_nothing(files, root, tmp_path, goes, monkeypatch):
+    authority = tmp_path / "root.pem"
+    authority.write_bytes(root.path.read_bytes())
+    paths = {"certificate": files.certificate, "key": files.key, "client_ca": authority}
+    settings = TlsSettings(*map(str, paths.values()))
+    certificates, content = Certificates(settings), paths[goes].read_bytes()
+    began_with = certificates.http.current
+    loads = "load_verify_locations" if goes == "client_ca" else "load_cert_chain"
+    load = getattr(ssl.SSLContext, loads)
+
+    def late(*given):
+        paths[goes].unlink()
+        load(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ssl.SSLContext, loads, late)
+        paths[goes].write_bytes(content)
+        certificates.look()
+    assert not paths[goes].exists()
+    assert certificates.http.current is began_with
+    paths[goes].write_bytes(content)
+    certificates.look()
+    assert certificates.http.current is not began_with
+
+
 @pytest.mark.parametrize(
     ("changed", "content", "complaint"),
     [

@@ -1,5 +1,6 @@
 """A model is loaded and run in a process of its own before a server that serves others loads it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -18,6 +20,9 @@ from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest
 from mlserve.model.store import Store
 from mlserve.model.tensors import TensorSpec
 from mlserve.serve import trial
+from mlserve.serve.batching.turn import Turn
+from mlserve.serve.loading import load_model
+from mlserve.serve.settings import BatchSettings, ModelSource, ServeSettings
 from mlserve.serve.trial import try_model
 from mlserve.serve.warming import check_interface, warm_up
 
@@ -161,6 +166,63 @@ def test_one_that_crashes_is_told_by_its_signal(sound, monkeypatch, tmp_path):
         try_model(sound, SETTINGS, 1, "", 30.0)
 
 
+@pytest.fixture
+def held_to(sound, tmp_path, monkeypatch):
+    """`held_to(lines)`: what the trial of a process that ran `lines` before is held to: `{"nice": 10, ...}`."""
+    planted = """
+import json, os, resource
+from pathlib import Path
+import mlserve.engines.opening as opening
+from mlserve.errors import EngineError
+
+def tell(*_):
+    limits = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in ("CORE", "CPU", "DATA")}
+    oom = Path("/proc/self/oom_score_adj")
+    more = {"nice": os.getpriority(os.PRIO_PROCESS, 0), "oom": int(oom.read_text()) if oom.exists() else 1000}
+    raise EngineError(json.dumps(limits | more))
+
+opening.open_onnx_file = tell
+"""
+    asks = f"""
+from mlserve.engines.engine import EngineSettings
+from mlserve.errors import EngineError
+from mlserve.serve.trial import try_model
+try:
+    try_model(Path({str(sound)!r}), EngineSettings(), 1, "", 300.0)
+except EngineError as error:
+    print(error)
+"""
+    (tmp_path / "sitecustomize.py").write_text(planted)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+    def ask(lines):
+        code = f"import os, resource\nfrom pathlib import Path\n{lines}\n{asks}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    return ask
+
+
+def test_a_trial_yields_and_is_what_the_system_ends_first(held_to):
+    told = held_to("")
+    assert (told["nice"], told["oom"], told["CORE"], told["CPU"]) == (trial._NICENESS, 1000, [0, 0], [200, 201])
+    assert 0 < told["DATA"][1] < psutil.virtual_memory().total
+
+
+def test_a_server_that_is_held_to_less_than_a_trial_is_tries_models_all_the_same(held_to):
+    limits = "".join(
+        f"resource.setrlimit(resource.RLIMIT_{name}, ({soft}, {hard}))\n"
+        for name, soft, hard in (("CPU", 60, 70), ("DATA", 1 << 30, 1 << 30))
+    )
+    told = held_to(f"os.nice(15)\n{limits}")
+    assert (told["nice"], told["CPU"], told["DATA"]) == (15, [60, 70], [1 << 30, 1 << 30])
+
+
+def test_a_trial_may_take_what_the_control_group_has_left(held_to, memory_group):
+    assert held_to(memory_group(1 << 30))["DATA"][1] < 1 << 30
+
+
 def test_a_run_that_lacks_memory_is_no_reason_to_serve_without_a_warm_up(greedy):
     from mlserve.engines.opening import open_onnx_file
 
@@ -206,3 +268,27 @@ def test_a_version_is_tried_as_its_manifest_has_it(sound, tmp_path):
         artifact = store.add(Artifact(folder / "made", manifest), "m")
     with pytest.raises(EngineError, match="its manifest says that it takes x:float32:batch,3"):
         try_model(artifact.directory, SETTINGS, 4, "", 30.0)
+
+
+@pytest.fixture
+def version(sound, tmp_path):
+    """`sound` as a version of a store."""
+    store = Store(tmp_path / "store")
+    with store.staging() as folder:
+        (folder / "made").mkdir()
+        sound.rename(folder / "made" / MODEL_FILE)
+        inputs, outputs = ((TensorSpec(name, "float32", ("batch", 2)),) for name in "xy")
+        return store.add(Artifact(folder / "made", Manifest(variant="fp32", inputs=inputs, outputs=outputs)), "m")
+
+
+def test_a_version_that_was_loaded_and_run_without_a_trial_needs_none(version, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = ServeSettings(models=(), defaults={}, run_directory=str(run))
+    source = ModelSource("m", "1", str(version.directory))
+    load_model(source, settings, Turn()).close()
+    monkeypatch.setattr(trial, "_run", lambda _: pytest.fail("it was tried"))
+    load_model(source, settings, Turn(), trial=True).close()
+    larger = msgspec.structs.replace(settings, batch=BatchSettings(max_rows=settings.batch.max_rows + 1))
+    with pytest.raises(pytest.fail.Exception, match="it was tried"):
+        load_model(source, larger, Turn(), trial=True)

@@ -10,6 +10,7 @@ import ctypes
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +62,13 @@ def _leave_network() -> bool:
     user, group = os.getuid(), os.getgid()
     if libc.unshare(_NEW_USERS | _NEW_NETWORK) != 0:
         return False
-    # In the new set of users we keep our number: what looks up who we are finds the same as before.
-    for name, content in (("setgroups", "deny"), ("gid_map", f"{group} {group} 1"), ("uid_map", f"{user} {user} 1")):
-        Path(f"/proc/self/{name}").write_text(content, encoding="ascii")
+    # In the new set of users we keep our number: what looks up who we are finds the same as before. Where that is not
+    # let (AppArmor of Ubuntu 24.04) we are `nobody` to ourselves, but may read and write the files we might before.
+    with suppress(OSError):
+        for name, content in (
+            ("setgroups", "deny"),
+            ("gid_map", f"{group} {group} 1"),
+            ("uid_map", f"{user} {user} 1"),
+        ):
+            Path(f"/proc/self/{name}").write_text(content, encoding="ascii")
     return True

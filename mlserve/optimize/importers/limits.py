@@ -11,6 +11,7 @@ from typing import Self
 import msgspec
 import psutil
 
+from mlserve.runs.memory import total_memory_bytes
 from mlserve.units import format_bytes, format_duration
 
 __all__ = ["Limits", "Watch", "end"]
@@ -22,7 +23,8 @@ _LOOK_EVERY_S = 0.1
 class Limits(msgspec.Struct, frozen=True):
     """`memory_bytes` of resident memory for the process and its children, and `time_s` on the clock.
 
-    0 bytes stand for four fifths of the machine's memory, 0 seconds for no limit.
+    0 bytes stand for four fifths of the machine's memory, or of its control group's where that has less; 0 seconds for
+    no limit.
     """
 
     memory_bytes: int = 0
@@ -35,7 +37,7 @@ class Watch:
     def __init__(self, process: Popen[bytes], limits: Limits) -> None:
         self.exceeded = ""
         self._process = process
-        self._memory_bytes = limits.memory_bytes or int(psutil.virtual_memory().total * _MEMORY_SHARE)
+        self._memory_bytes = limits.memory_bytes or int(total_memory_bytes() * _MEMORY_SHARE)
         self._time_s = limits.time_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="import watch", daemon=True)

@@ -12,11 +12,11 @@ from typing import Any
 
 from mlserve.errors import ModelFileError
 
-__all__ = ["PICKLE_PROTOCOL", "foreign_names", "is_compressed", "pickled_names", "unpacked"]
+__all__ = ["PICKLE_PROTOCOL", "beginning", "foreign_names", "is_compressed", "pickled_names"]
 
 PICKLE_PROTOCOL = b"\x80"
 _PICKLES = 4  # torch before 1.6 wrote four, one after another; the last is the object
-# Class names come before the numbers of a model: what is read of a compressed pickle to see them.
+# Class names come before the numbers of a model: what is read of a pickle to see them.
 _ENOUGH_BYTES = 16_000_000
 
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
@@ -32,23 +32,24 @@ def is_compressed(head: bytes) -> bool:
     return head.startswith((_GZIP, _BZIP2, _XZ, *_ZLIB))
 
 
-def unpacked(path: Path) -> bytes:
-    """The beginning of a file that joblib compressed; empty when it is none.
+def beginning(path: Path) -> bytes:
+    """The beginning of a pickle, unpacked where joblib compressed it.
 
     Raises ModelFileError when it is damaged.
     """
-    head = path.read_bytes()[:6]
     try:
-        if head.startswith(_ZLIB):
-            return zlib.decompressobj().decompress(path.read_bytes(), _ENOUGH_BYTES)
+        with path.open("rb") as file:
+            content = file.read(_ENOUGH_BYTES)
+        if content.startswith(_ZLIB):
+            return zlib.decompressobj().decompress(content, _ENOUGH_BYTES)
         openers: dict[bytes, Callable[[Path], Any]] = {_GZIP: gzip.open, _BZIP2: bz2.open, _XZ: lzma.open}
         for magic, opener in openers.items():
-            if head.startswith(magic):
+            if content.startswith(magic):
                 with opener(path) as reader:
                     return bytes(reader.read(_ENOUGH_BYTES))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ModelFileError(f"{path} is damaged or was cut short ({error}); save or copy the model again") from error
-    return b""
+    return content
 
 
 def foreign_names(content: bytes) -> list[str]:

@@ -8,11 +8,12 @@ from typing import Literal
 from mlserve.errors import ModelFileError, UsageError
 from mlserve.optimize.importers.pickled import (
     PICKLE_PROTOCOL,
+    beginning,
     foreign_names,
     is_compressed,
     pickled_names,
-    unpacked,
 )
+from mlserve.units import format_bytes
 
 __all__ = ["NAMES", "STATES_INPUTS", "TRAINABLE", "SourceKind", "identify"]
 
@@ -56,6 +57,9 @@ _XGBOOST_BINARY = b"binf"
 _LIGHTGBM = (b"tree\n", b"tree\r\n")
 _SAFETENSORS = ".safetensors"
 _HEAD_BYTES = 4096
+# In an archive torch keeps weights beside the pickle, which names them; and it unpacks nothing else than these.
+_MOST_PICKLE_BYTES = 64_000_000
+_TORCH_UNPACKS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _SKLEARN_PACKAGES = ("sklearn", "joblib", "imblearn", "xgboost", "lightgbm")
 
 # All that zipfile raises for one flipped byte or another.
@@ -186,16 +190,27 @@ def _archive_names(path: Path) -> set[str]:
 def _pickle_in_archive(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
+        packing = archive.getinfo(name).compress_type
+        if packing not in _TORCH_UNPACKS:
+            packer = zipfile.compressor_names.get(packing, f"method {packing}")  # type: ignore[attr-defined]
+            raise ModelFileError(f"{path} is packed by {packer}, which torch does not read; save it with torch again")
         try:
-            return archive.read(name)
+            with archive.open(name) as file:
+                content = file.read(_MOST_PICKLE_BYTES + 1)
         except _DAMAGED as error:
             raise ModelFileError(f"{path} is damaged ({error}); save or copy the model again") from error
+    if len(content) > _MOST_PICKLE_BYTES:
+        raise ModelFileError(
+            f"{path} is refused: the pickle in it, {name}, has more than {format_bytes(_MOST_PICKLE_BYTES)}; save the "
+            "model's state dict alone"
+        )
+    return content
 
 
 def _identify_pickle(path: Path, head: bytes) -> SourceKind:
     if _LEGACY_MAGIC in head[:64]:
-        return "pickle" if foreign_names(path.read_bytes()) else "state-dict"
-    content = unpacked(path) if is_compressed(head) else path.read_bytes()
+        return "pickle" if foreign_names(beginning(path)) else "state-dict"
+    content = beginning(path)
     if content.startswith(PICKLE_PROTOCOL):
         packages = {name.partition(".")[0] for name in pickled_names(content)}
         if packages & set(_SKLEARN_PACKAGES):
@@ -208,11 +223,6 @@ def _identify_pickle(path: Path, head: bytes) -> SourceKind:
 
 
 def _named_code(path: Path) -> str:
-    if zipfile.is_zipfile(path):
-        content = _pickle_in_archive(path)
-    elif is_compressed(_read_head(path)):
-        content = unpacked(path)
-    else:
-        content = path.read_bytes()
+    content = _pickle_in_archive(path) if _read_head(path).startswith(_ZIP_MAGIC) else beginning(path)
     names = list(dict.fromkeys(foreign_names(content)))
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -2,7 +2,6 @@
 
 import msgspec
 
-from mlserve.errors import UnknownModelError
 from mlserve.serve.catalog import Catalog, IndexEntry, ModelFacts, ServedModel, State
 from mlserve.wire.signature import Field
 
@@ -81,10 +80,7 @@ def _describe(name: str, entries: list[IndexEntry], catalog: Catalog) -> ModelDe
 
 def _shown(catalog: Catalog, name: str, ready: list[IndexEntry]) -> ServedModel | None:
     """The version whose inputs and outputs stand for the name's."""
-    try:
-        return catalog.find(name)
-    except UnknownModelError:
-        return catalog.models[name, ready[-1].version] if ready else None
+    return catalog.look_up(name) or (catalog.models[name, ready[-1].version] if ready else None)
 
 
 def _version(entry: IndexEntry, aliases: dict[str, str], model: ServedModel | None) -> VersionDescription:

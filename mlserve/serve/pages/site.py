@@ -8,7 +8,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlserve.errors import UnknownModelError
 from mlserve.serve.catalog import ServedModel
 from mlserve.serve.pages.operations import Operation, operations
 from mlserve.serve.pages.snippets import Address
@@ -107,12 +106,7 @@ class _Pages:
         chosen = request.query_params.get("model", "")
         if chosen:
             return self._service.find(chosen)
-        for name in self._service.catalog.names:
-            try:
-                return self._service.find(name)
-            except UnknownModelError:  # only versions that must be asked for by number
-                continue
-        return None
+        return next(iter(self._service.catalog.by_default), None)
 
     def _address(self, request: Request) -> Address:
         """Where this client reached the server, by its own account where that can be shown."""

@@ -179,8 +179,9 @@ def find_model(service: Service, name: str, which: str) -> ServedModel:
     names = [name] if name else service.catalog.names
     if len(names) == 1:
         return service.find(names[0], which)
+    service.catalog.check_any()
     some = ", ".join(f"'{each}'" for each in names[:8]) + (", ..." if len(names) > 8 else "")
-    raise InvalidRequest(f"say which model: 'model' is one of {some}" if names else "no model is served")
+    raise InvalidRequest(f"say which model: 'model' is one of {some}")
 
 
 async def predict(

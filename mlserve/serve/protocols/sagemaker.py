@@ -92,8 +92,7 @@ class _Pages:
         self._service = service
 
     async def list_models(self, request: Request) -> Response:
-        models = [self._service.find(name) for name in self._service.catalog.names]
-        page = ListPage.of(models, request)
+        page = ListPage.of(self._service.catalog.by_default, request)
         token = {"nextPageToken": page.next_token} if page.next_token else {}
         return json_response({"models": [_described(model) for model in page.models], **token})
 

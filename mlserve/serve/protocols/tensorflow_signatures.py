@@ -66,11 +66,13 @@ class VersionState(msgspec.Struct, frozen=True):
 def find_model(service: Service, name: str, version: str = "", label: str = "") -> ServedModel:
     """The version of `name`, or the one that the alias `label` means, or the default one.
 
-    Raises UnknownModelError, and InvalidRequest for an unknown label, in TensorFlow Serving's words.
+    Raises UnknownModelError, and InvalidRequest for an unknown label, in TensorFlow Serving's words; NotServing for one
+    that is held back.
     """
     if label and service.catalog.versions(name):
         version = service.catalog.aliases.get(name, {}).get(label, "")
         if not version:
+            service.catalog.check_held(name, label)
             raise InvalidRequest(f"no served version has the label '{label[:64]}'")
     try:
         return service.find(name, version)

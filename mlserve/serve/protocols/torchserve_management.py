@@ -68,8 +68,7 @@ class _Pages:
         self._service, self._settings = service, settings
 
     async def list_models(self, request: Request) -> Response:
-        models = [self._service.find(name) for name in self._service.catalog.names]
-        page = ListPage.of(models, request)
+        page = ListPage.of(self._service.catalog.by_default, request)
         token = {"nextPageToken": page.next_token} if page.next_token else {}
         listed = [{"modelName": model.signature.name, "modelUrl": reference_of(model)} for model in page.models]
         return json_response({**token, "models": listed})
@@ -77,8 +76,8 @@ class _Pages:
     async def describe(self, request: Request) -> Response:
         name = request.path_params["name"]
         if request.path_params.get("version") == _ALL:
-            self._service.find(name)
             models = [self._service.find(name, version) for version in self._service.versions(name)]
+            models = models or [self._service.find(name)]  # which says why there is none
         else:
             models = [find_by_path(self._service, request)]
         return json_response([self._described(model) for model in models])

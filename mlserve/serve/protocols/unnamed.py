@@ -2,7 +2,7 @@
 
 from starlette.requests import Request
 
-from mlserve.errors import InvalidRequest, UnknownModelError
+from mlserve.errors import InvalidRequest
 from mlserve.serve.service import ServedModel, Service
 
 __all__ = ["TARGET_MODEL", "find_only", "find_target"]
@@ -16,11 +16,11 @@ _MOST_NAMES = 20
 def find_only(service: Service, _: Request | None = None) -> ServedModel:
     """The default version of the only model that is served.
 
-    Raises UnknownModelError when none is, and InvalidRequest, naming them, when there are several.
+    Raises UnknownModelError when none is, NotServing when it is held back, and InvalidRequest, naming them, when there
+    are several.
     """
+    service.catalog.check_any()
     names = service.catalog.names
-    if not names:
-        raise UnknownModelError("no model is served")
     if len(names) > 1:
         listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
         raise InvalidRequest(

@@ -3,7 +3,6 @@
 from typing import Any
 
 from mlserve import __version__
-from mlserve.errors import UnknownModelError
 from mlserve.model.tensors import Tensors
 from mlserve.serve.protocols import v2_configuration, v2_refusals, v2_repository, v2_statistics, v2_stream
 from mlserve.serve.protocols.dialect import AsyncCall, Call, InferCall, StreamCall
@@ -24,13 +23,10 @@ def _server_ready(service: Service, _: bytes) -> Any:
 
 
 def _model_ready(service: Service, payload: bytes) -> Any:
-    """Not ready is also what is not there: tritonclient expects no error."""
+    """Not ready is also what is not there, or held back: tritonclient expects no error."""
     request = messages.parse_message(messages.ModelReadyRequest, payload)
-    try:
-        service.find(request.name, request.version)
-    except UnknownModelError:
-        return messages.ModelReadyResponse(ready=False)
-    return messages.ModelReadyResponse(ready=service.ready)
+    served = service.catalog.look_up(request.name, request.version) is not None
+    return messages.ModelReadyResponse(ready=served and service.ready)
 
 
 def _server_metadata(service: Service, __: bytes) -> Any:

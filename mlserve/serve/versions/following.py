@@ -254,6 +254,7 @@ class Follower:
                 whole=self._whole,
             ),
             self._held,
+            {name: {**wanted.aliases, "": wanted.default} for name, wanted in plan.wants.items()},
         )
         if _content(catalog) != _content(served):
             self._service.install(catalog)
@@ -340,7 +341,7 @@ def _fixed(sources: Sequence[ModelSource]) -> dict[str, Known]:
 
 
 def _content(catalog: Catalog) -> tuple[object, ...]:
-    return catalog.models, catalog.defaults, catalog.aliases, catalog.others, catalog.held
+    return catalog.models, catalog.defaults, catalog.aliases, catalog.others, catalog.held, catalog.wanted
 
 
 def _reason(error: Exception, path: Path) -> str:

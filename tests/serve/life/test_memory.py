@@ -33,7 +33,7 @@ def test_version_2_counts_what_cannot_be_given_up(machine):
     files = {
         "pod/memory.max": 1000 * MIB,
         "pod/memory.current": 990 * MIB,
-        "pod/memory.stat": f"anon 1\ninactive_file {30 * MIB}",
+        "pod/memory.stat": f"anon 1\ninactive_file {20 * MIB}\nactive_file {10 * MIB}",
     }
     use = memory_use([os.getpid()], machine("0::/pod\n", files))
     assert (use.used_bytes, use.limit_bytes, use.whom) == (960 * MIB, 1000 * MIB, "the control group")
@@ -58,8 +58,8 @@ def test_the_tightest_of_the_groups_around_counts(machine):
 def test_version_1(machine):
     files = {
         "memory/pod/memory.limit_in_bytes": 200 * MIB,
-        "memory/pod/memory.usage_in_bytes": 198 * MIB,
-        "memory/pod/memory.stat": "cache 3\ntotal_inactive_file 0",
+        "memory/pod/memory.usage_in_bytes": 199 * MIB,
+        "memory/pod/memory.stat": f"cache 3\ntotal_inactive_file 0\ntotal_active_file {MIB}",
         "memory/memory.limit_in_bytes": 9223372036854771712,
         "memory/memory.usage_in_bytes": 300 * MIB,
         "memory/memory.stat": "total_inactive_file 0",

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 
 from mlserve.errors import EngineError, NotServing
+from mlserve.serve.answering import Answering
+from mlserve.serve.application import application
 from mlserve.serve.batching.future import run
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.catalog import Catalog
+from mlserve.serve.dialects import CALLS, http_dialects
+from mlserve.serve.life.slate import open_slate
 from mlserve.serve.service import Service
 from mlserve.serve.settings import Follow, ServeSettings, StoreChoice
 from mlserve.serve.versions.agreement import Agreement, Applied
 from mlserve.serve.versions.following import Follower, initially_asked
 from mlserve.serve.versions.policy import Words
+from mlserve.wire import messages
 from mlserve.wire.signature import InferRequest
 
 
@@ -134,3 +139,73 @@ def test_a_worker_that_comes_back_serves_what_its_siblings_serve_while_the_promo
         asyncio.run(come_back(resumes=True))
     with pytest.raises(EngineError, match="m@2 does not match its manifest"):
         asyncio.run(come_back(resumes=False))
+
+
+@pytest.fixture
+def hold():
+    """`hold(*versions)` of the model m, and no others: what a supervisor says when workers die of them."""
+    slate = open_slate(-1)
+    yield lambda *versions: slate.hold({("m", each): "held back: workers died of it" for each in versions})
+    slate.hold({})
+
+
+async def get(pages, path, method="GET", body=b""):
+    """`(status, document)` of a page, in this process."""
+    told, label = [], [(b"content-type", b"application/json")]
+    scope = {"type": "http", "http_version": "1.1", "method": method, "scheme": "http", "root_path": ""}
+    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "headers": label, "client": None}
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        told.append(message)
+
+    await pages(scope, receive, send)
+    return told[0]["status"], msgspec.json.decode(b"".join(each.get("body", b"") for each in told[1:]))
+
+
+def grpc_ready(service, version=""):
+    (call,) = [each for each in CALLS if each.path.endswith("/ModelReady")]
+    payload = messages.ModelReadyRequest(name="m", version=version).SerializeToString()
+    return call.answer(service, payload).ready
+
+
+def test_words_for_a_version_that_is_held_back_say_so_and_spoil_no_list(following, scaling, hold):
+    scaling.publish()
+    scaling.promote(2)
+
+    async def serve():
+        async with following("all") as (service, turn):
+            answering, settings = Answering(service, turn), ServeSettings()
+            dialects = http_dialects(service, answering, settings)
+            pages, management = (application(service, answering, dialects, management=each) for each in (False, True))
+            assert (await get(management, "/models"))[1]["models"] == [{"modelName": "m", "modelUrl": "m@2"}]
+            hold("2")
+            await until(lambda: "2" not in service.versions("m"))
+            for word in ("", "production", "2"):
+                with pytest.raises(NotServing, match="workers died of it"):
+                    service.find("m", word)
+                assert not grpc_ready(service, word)
+            assert grpc_ready(service, "1")
+            assert service.find("m", "1").signature.version == "1"
+            for path in ("/v2/models/m/ready", "/v2/models/m", "/models/m"):
+                status, answer = await get(pages, path)
+                assert (status, "workers died of it" in answer["error"]) == (503, True)
+            assert (await get(pages, "/v1/models/m/labels/production:predict", "POST", b"{}"))[0] == 503
+            assert (await get(pages, "/v1/models/m/labels/canary:predict", "POST", b"{}"))[0] == 400
+            for each in (pages, management):
+                assert await get(each, "/models") == (200, {"models": []})
+            assert [one["modelVersion"] for one in (await get(management, "/models/m/all"))[1]] == ["1"]
+            assert (await get(pages, "/v1/models"))[0] == (await get(pages, "/openapi.json"))[0] == 200
+            hold("1", "2")
+            await until(lambda: not service.catalog.models)
+            for path in ("/invocations", "/v1/predict"):
+                status, answer = await get(pages, path, "POST", b'{"rows": [[1, 2]]}')
+                assert (path, status, "workers died of it" in str(answer)) == (path, 503, True)
+            scaling.publish()
+            scaling.promote(3)  # what is promoted meanwhile is served
+            await until(lambda: service.catalog.defaults.get("m") == "3")
+            assert (await get(pages, "/models"))[1]["models"] == [{"modelName": "m", "modelUrl": "m@3"}]
+
+    asyncio.run(serve())

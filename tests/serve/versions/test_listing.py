@@ -1,5 +1,6 @@
 """What a store holds, looked at again and again while others write into it."""
 
+import os
 import shutil
 import threading
 
@@ -35,6 +36,11 @@ def point(root, name, alias, version):
     folder.mkdir(exist_ok=True)
     (folder / f".{alias}").write_text(f"{version}\n")
     (folder / f".{alias}").rename(folder / alias)
+
+
+def replace_by_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
 
 
 def versions_of(found):
@@ -134,11 +140,14 @@ def test_another_version_in_the_place_of_one_has_another_mark(store):
     assert before.mark != after.mark
 
 
-def test_a_damaged_alias_leaves_the_name_as_it_was_and_is_told_once(store, caplog):
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_text("not a number"), replace_by_a_pipe], ids=["words", "pipe"]
+)
+def test_a_damaged_alias_leaves_the_name_as_it_was_and_is_told_once(store, caplog, damage):
     point(store, "m", "production", 1)
     listing = StoreListing(store)
     assert listing.look()["m"].aliases == {"production": "1"}
-    (store / "m" / "aliases" / "production").write_text("not a number")
+    damage(store / "m" / "aliases" / "production")
     for _ in range(3):
         assert listing.look()["m"].aliases == {"production": "1"}
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
