@@ -127,7 +127,7 @@ def gate(
     """
     given = given_flags(context)
     outputs = Outputs(json=json, junit=junit, badge=badge, comment=comment)
-    check_outputs(outputs)
+    check_outputs(outputs, calibrates=calibrate)
     with telling_of_errors(outputs, base or "", candidate or ""):
         wanted = with_file(
             Wanted(
@@ -215,8 +215,9 @@ def gate(
                 locustfile=None,
             )
         )
-        asked = _live_gate(wanted, sides, plan, resolution, errors, keep_servers=keep_servers, in_turn=in_turn)
-        _measure(asked, with_trace(source, trace), wanted, directory, times if calibrate else 0, outputs)
+        source = with_trace(source, trace)
+        asked = _live_gate(wanted, sides, source, plan, resolution, errors, keep_servers=keep_servers, in_turn=in_turn)
+        _measure(asked, source, wanted, directory, times if calibrate else 0, outputs)
 
 
 def _are_saved(wanted: Wanted) -> bool:
@@ -312,6 +313,7 @@ def _python(text: str) -> str:
 def _live_gate(
     wanted: Wanted,
     sides: "tuple[Side, Side]",
+    source: "Source",
     plan: "Plan",
     resolution: str,
     errors: str | None,
@@ -322,6 +324,7 @@ def _live_gate(
     from mlserve.report.gating.rate_resolution import resolution_for
     from mlserve.tuning.evidence import parse_slo
     from mlserve.tuning.gating.asked import LiveGate
+    from mlserve.tuning.gating.content import with_content
     from mlserve.tuning.slots import slot_of
 
     told = [
@@ -329,8 +332,8 @@ def _live_gate(
         for side in sides
     ]
     return LiveGate(
-        base=told[0],
-        candidate=told[1],
+        base=with_content(told[0], source),
+        candidate=with_content(told[1], source),
         plan=plan,
         limits=limits_of(wanted),
         objective=parse_slo(wanted.slo, errors or "0.1%") if wanted.slo else None,

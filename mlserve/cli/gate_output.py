@@ -35,11 +35,14 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     comment: Path | None = None
 
 
-def check_outputs(outputs: Outputs) -> None:
-    """Raises UsageError where a file could not be written, before anything is measured."""
+def check_outputs(outputs: Outputs, *, calibrates: bool) -> None:
+    """Raises UsageError where a file could not be written, before anything is measured, or would tell of no verdict."""
+    files = (("--junit", outputs.junit), ("--badge", outputs.badge), ("--comment", outputs.comment))
+    if calibrates and (said := [flag for flag, path in files if path is not None]):
+        raise UsageError(f"--calibrate comes to no verdict that {said[0]} could tell; leave it out")
     if outputs.badge is not None and outputs.badge.suffix not in (".svg", ".json"):
         raise UsageError(f"--badge {outputs.badge} is of no known kind; give FILE.svg, or FILE.json for shields.io")
-    for flag, path in (("--junit", outputs.junit), ("--badge", outputs.badge), ("--comment", outputs.comment)):
+    for flag, path in files:
         if path is not None:
             check_writable(flag, path)
 

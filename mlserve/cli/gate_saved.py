@@ -1,5 +1,6 @@
 """`mlserve gate` of runs that were made before: against each other, against another day's, against a history."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,7 +116,7 @@ def _append(measurement: "Measurement", folder: Path, commit: str) -> None:
         kept = append_history(folder, measurement, commit=commit)
     except OSError as error:
         raise UsageError(f"--append {folder} cannot be written: {error.strerror}; choose another folder") from error
-    _say(f"added to {kept}")
+    _say(f"added to {kept}" if kept else f"{folder} has these runs already; they count once")
 
 
 def _say(text: str) -> None:
@@ -126,8 +127,8 @@ def _check_history(path: Path) -> None:
     """Raises UsageError where there is neither a history nor a run."""
     if not path.exists():
         raise UsageError(
-            f"there is no {path}; begin a history with: mlserve gate RUNS --append {path}, or give the runs of another "
-            "day"
+            f"there is no {path}; begin a history with: mlserve gate RUNS --append {shlex.quote(str(path))}, or give "
+            "the runs of another day"
         )
 
 
@@ -173,36 +174,10 @@ def _named(measurement: "Measurement") -> tuple[str, str]:
 
 
 def _runs_of(against: Path) -> list[Path]:
-    """The folders of runs that this means: itself, or those that a report.json names."""
-    if against.suffix != ".json":
-        return [against]
-    try:
-        report = msgspec.json.decode(against.read_bytes(), type=_Report)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UsageError(f"--against {against} is no report that can be read ({error}); give its runs") from error
-    folders = [Path(run.directory) for result in report.results for run in result.runs]
-    gone = [folder for folder in folders if not folder.is_dir()]
-    if gone or not folders:
-        missing = f"{gone[0]} is not there" if gone else "it names no runs"
-        raise UsageError(
-            f"--against {against}: {missing}, and a report has no rows of its own; keep the runs beside it, or keep a "
-            "history: --against reports/history"
-        )
-    return folders
+    """The folders of runs that this means: itself, or those that a file such as a report.json names."""
+    from mlserve.runs.naming import named_runs
 
-
-class _ReportRun(msgspec.Struct):
-    directory: str
-
-
-class _ReportResult(msgspec.Struct):
-    runs: tuple[_ReportRun, ...] = ()
-
-
-class _Report(msgspec.Struct):
-    """What is read of a report.json."""
-
-    results: tuple[_ReportResult, ...] = ()
+    return [against] if against.is_dir() else named_runs(against)
 
 
 def _measurement(where: str, side: str) -> "Measurement":

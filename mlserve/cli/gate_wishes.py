@@ -95,11 +95,13 @@ def with_file(wanted: Wanted, file: Path | None, given: Collection[str]) -> Want
     if not wanted.limits:
         found["file_limits"] = read.limits
     merged = msgspec.structs.replace(wanted, **found)
-    if read.mode == "relative" or wanted.against is not None:
+    if read.mode == "relative":
         return merged
-    against = read.history if read.mode == "history" else merged.base
-    runs = merged.candidate or merged.base
-    return msgspec.structs.replace(merged, base=runs, candidate="", against=Path(against))
+    against = wanted.against or Path(read.history if read.mode == "history" else merged.base)
+    if "base" in given and (read.mode == "history" or wanted.against is not None):
+        # BASE is what is judged, as it is without a file; two folders are refused later.
+        return msgspec.structs.replace(merged, candidate=wanted.candidate, against=against)
+    return msgspec.structs.replace(merged, base=merged.candidate, candidate="", against=against)
 
 
 def limits_of(wanted: Wanted) -> "tuple[Limit, ...]":

@@ -66,6 +66,8 @@ def watch(
 
     A run that cannot be read is said once, and left out until it changes. What takes long to draw is drawn
     less often, so that it takes a tenth of a core in the long run.
+
+    Raises RunFileError where all have ended and there is no run that can be shown.
     """
     from mlserve.report.render.live import live_page
     from mlserve.tuning.ending import has_ended
@@ -74,7 +76,7 @@ def watch(
         return all(map(has_ended, paths))
 
     runs = _Runs(paths)
-    first = _first(runs, look_every_s)
+    first = _first(runs, ended, look_every_s)
     over = ended()  # looked at before the runs are read: none comes after it
     page = write(runs.changed() or first)
     if over:
@@ -108,13 +110,19 @@ def _until(pause_s: float) -> str:
     return f"; the next look is in {format_duration(pause_s)}" if pause_s > _LONG_S else ""
 
 
-def _first(runs: "_Runs", look_every_s: float) -> "Sequence[Recorded]":
-    """The first runs there are."""
+def _first(runs: "_Runs", ended: Callable[[], bool], look_every_s: float) -> "Sequence[Recorded]":
+    """The first runs there are. Raises RunFileError where none will come."""
     waiting = False
     while True:
+        over = ended()  # as in `watch`, before the runs are read
         found = runs.changed()
         if found:
             return found
+        if over:
+            raise RunFileError(
+                f"{_names(runs.paths)} is over, and no run of it can be shown; each failure.json in it says why, and "
+                "the same command with another --out begins anew"
+            )
         if not waiting:
             _say(f"waiting for the first run in {_names(runs.paths)}")
             waiting = True

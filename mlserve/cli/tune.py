@@ -159,7 +159,7 @@ def tune(
     space, machinery = _space(made.versions if made else [what], () if made else words, source, aim, protocols)
     if made:
         space = msgspec.structs.replace(space, left_out={**space.left_out, **made.refused})
-    search = _search(space, made, aim, pace, plan)
+    search = _search(space, made, aim, pace, plan, source)
     _run(search, space, machinery, pace, source, directory, json=json)
 
 
@@ -217,11 +217,17 @@ def _run(
         raise typer.Exit(1)
 
 
-def _search(space: "Space", made: "Made | None", aim: "Aim", pace: "Pace", plan: "Plan") -> "Search":
+def _search(space: "Space", made: "Made | None", aim: "Aim", pace: "Pace", plan: "Plan", source: _Source) -> "Search":
+    from mlserve.model.digest import model_sha256
+    from mlserve.model.store import Store
+    from mlserve.runs.lock import digest_of
     from mlserve.tuning.choosing.record import Search
 
+    models = tuple(dict.fromkeys(one.model for one in space.settings))
     return Search(
-        models=tuple(dict.fromkeys(one.model for one in space.settings)),
+        models=models,
+        digests=tuple(model_sha256(Store(source.store).resolve(one).manifest.files) for one in models),
+        data="" if source.data is None else digest_of(source.data),
         made=made,
         protocols=tuple(dict.fromkeys(one.protocol for one in space.settings)),
         aim=aim,
@@ -301,6 +307,8 @@ def _check_energy(aim: "Aim") -> None:
 def _check_places(data: Path | None, times: Path, directory: Path | None) -> None:
     """Refuses what could only fail later, after a model was loaded."""
     from mlserve.errors import UsageError
+    from mlserve.report.choice import SEARCH_FILE
+    from mlserve.tuning.campaign import check_place
 
     if data is not None and not data.exists():
         raise UsageError(f"--data {data}: there is no such file; check the path")
@@ -308,6 +316,8 @@ def _check_places(data: Path | None, times: Path, directory: Path | None) -> Non
         raise UsageError(f"--times {times} is a folder; name the file in it, such as {times / 'service-times.json'}")
     if directory is not None and directory.exists() and not directory.is_dir():
         raise UsageError(f"--out {directory} is a file; choose a folder")
+    if directory is not None:
+        check_place(directory, SEARCH_FILE)
 
 
 def _new_directory() -> Path:

@@ -122,6 +122,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.write(tried.value)} ({self.write(tried.low)} to {self.write(tried.high)})"
 
     @property
+    def confirming(self) -> tuple[str, ...]:
+        """The runs that confirmed the pick; none where it is not confirmed."""
+        return self.folders if self.confirmed else ()
+
+    @property
     def all_missed(self) -> bool:
         """Whether every setting that was measured misses the objective."""
         return bool(self.tried) and all(one.state == "missed" for one in self.tried)

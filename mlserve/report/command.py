@@ -1,15 +1,31 @@
 """The command that makes a run again."""
 
+import re
 import shlex
+from collections.abc import Iterator
+from pathlib import Path
 
 from mlserve.runs.load import Bursts, Flat, Plan, Ramp, Replay, Shape, Spikes, Steps
 from mlserve.runs.run import Run
 
 __all__ = ["bench_command"]
 
+_MADE_UP = re.compile(r"synthetic rows(?: \(seed \d+\))?(?: of (.+?) tokens)?(?: of (.+?) pixels)?(?:, \d+ bodies)?")
 
-def bench_command(run: Run) -> str:
-    """The command that makes `run` again. Files it cannot know by path are named as they were."""
+
+def bench_command(run: Run, directory: Path) -> str:
+    """The command that makes `run` again, which lies in `directory`: from where that is a path to it.
+
+    The value of a header, which no run keeps, is `VALUE`. Of a run without a lock the plan is written out: its files
+    are called by their names alone, and shares that it did not keep are `SHARE` or `SPREAD`, which bench refuses.
+    """
+    if run.lock is None:
+        return _written_out(run)
+    headers = [word for name in run.lock.headers for word in ("--header", f"{name}: VALUE")]
+    return shlex.join(["mlserve", "bench", "--like", str(directory), *headers])
+
+
+def _written_out(run: Run) -> str:
     plan, server, model = run.plan, run.server, run.model
     flags: dict[str, object] = _load_flags(plan) | {
         "--protocol": plan.protocol,
@@ -22,14 +38,16 @@ def bench_command(run: Run) -> str:
     }
     if plan.percentile != 0.99:
         flags["--percentile"] = f"p{100 * plan.percentile:g}"
+    if plan.max_errors != 0.01:
+        flags["--errors"] = f"{100 * plan.max_errors:.10g}%"
     if plan.precision:
         flags |= {"--precision": f"{100 * plan.precision:g}%", "--max-duration": f"{plan.max_duration_s:g}s"}
     if plan.generators > 1:
         flags["--workers"] = plan.generators
     if plan.locustfile:
         flags["--locustfile"] = plan.locustfile
-    elif not plan.payload.startswith("synthetic") and plan.arrivals != "replay":
-        flags["--data"] = plan.payload.partition(" (")[0]
+    elif plan.arrivals != "replay":
+        flags |= dict(_row_flags(plan.payload))
     if server is None:
         target = model.url
         flags |= {"--model": model.name} if model.name else {}
@@ -46,6 +64,29 @@ def bench_command(run: Run) -> str:
         flags |= {flag: value for flag, value in chosen.items() if value}
     check = ["--check"] if plan.check_answers else []
     return shlex.join(["mlserve", "bench", target, *(str(part) for pair in flags.items() for part in pair), *check])
+
+
+def _row_flags(payload: str) -> Iterator[tuple[str, str]]:
+    """The rows that were sent, by what the run calls them."""
+    made_up = _MADE_UP.fullmatch(payload)
+    if made_up is None:
+        if payload:
+            yield "--data", payload.partition(" (")[0]
+        return
+    lengths, sides = made_up.groups()
+    if lengths:
+        yield "--lengths", _lengths(lengths)
+    if sides:
+        yield "--image-sizes", sides.replace(" ", "")
+
+
+def _lengths(words: str) -> str:
+    """`8 to 128` as `--lengths` reads it; a share or spread that the words do not tell is no number."""
+    if words.startswith("about "):
+        return f"lognormal:{words.removeprefix('about ')},SPREAD"
+    if ", " in words:
+        return ",".join(f"{length}:SHARE" for length in words.split(", "))
+    return words.replace(" to ", "..")
 
 
 def _load_flags(plan: Plan) -> dict[str, object]:

@@ -80,8 +80,8 @@ def compare_errors(baseline: Measurement, candidate: Measurement, confidence: fl
     INVALID ones too: that a request was not answered is seen, whatever the clocks are worth, and to leave out a run
     because requests failed in it would hide just that.
     """
-    before = [one.failure_blocks for one in baseline.runs]
-    after = [one.failure_blocks for one in candidate.runs]
+    before = [one.failure_blocks for one in baseline.counted]
+    after = [one.failure_blocks for one in candidate.counted]
     if not (any(map(len, before)) and any(map(len, after))):
         return Refusal("no request was due")
     low, high = difference_interval(before, after, confidence=confidence)

@@ -119,7 +119,8 @@ def read_side(path: Path) -> Side:
         raise RunFileError(f"{path} holds neither runs nor a {REPORT_FILE}; give a folder that has them") from none
     runs = read_runs([path])
     report = build_report(runs, max_accuracy_loss=_MAX_ACCURACY_LOSS, created_at=runs[-1].run.started_at)
-    return Side(str(path), report, {str(one.runs[0].directory): one for one in group(runs)})
+    confirming = report.choice.confirming if report.choice else ()
+    return Side(str(path), report, {str(one.runs[0].directory): one for one in group(runs, confirming)})
 
 
 def diff(before: Side, after: Side) -> Diff:

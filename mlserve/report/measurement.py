@@ -1,6 +1,6 @@
 """Measurements: the runs of one model under the same conditions."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
@@ -52,11 +52,14 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """Runs of one model under the same conditions, in the order they were made."""
+    """Runs of one model under the same conditions, in the order they were made. `proof` are those of them that
+    confirmed what the others were looked at to choose; empty where all count alike.
+    """
 
     model: ServedModel
     conditions: Conditions
     runs: tuple[Recorded, ...]
+    proof: tuple[Recorded, ...] = ()
 
     @property
     def identity(self) -> ModelIdentity:
@@ -64,14 +67,21 @@ class Measurement(msgspec.Struct, frozen=True):
         return identity_of(self.runs[0].run)
 
     @property
+    def counted(self) -> tuple[Recorded, ...]:
+        """The runs that figures are taken of."""
+        return self.proof or self.runs
+
+    @property
     def valid(self) -> bool:
-        """Whether at least one run may be believed."""
-        return any(recorded.run.certificate.valid for recorded in self.runs)
+        """Whether at least one run that counts may be believed."""
+        return any(recorded.run.certificate.valid for recorded in self.counted)
 
     @property
     def believed(self) -> tuple[Recorded, ...]:
-        """The VALID runs; where there are none, all, so that there is something to show beside the reason."""
-        return tuple(recorded for recorded in self.runs if recorded.run.certificate.valid) or self.runs
+        """Of the runs that count the VALID ones; where there are none, all, so that there is something to show beside
+        the reason.
+        """
+        return tuple(recorded for recorded in self.counted if recorded.run.certificate.valid) or self.counted
 
 
 def read_runs(paths: Iterable[Path]) -> list[Recorded]:
@@ -89,9 +99,19 @@ def _read(directory: Path) -> Recorded:
     return Recorded(directory, run, read_samples(directory, run.window), warm_up, read_readings(directory))
 
 
-def group(runs: Iterable[Recorded]) -> list[Measurement]:
-    """`runs` as measurements, in the order in which each first appears."""
+def group(runs: Iterable[Recorded], confirming: Collection[str] = ()) -> list[Measurement]:
+    """`runs` as measurements, in the order in which each first appears. Runs in a folder of `confirming`, which are
+    names, are the proof of theirs.
+    """
     groups: dict[tuple[ModelIdentity, Conditions], list[Recorded]] = {}
     for recorded in runs:
         groups.setdefault((identity_of(recorded.run), conditions_of(recorded.run)), []).append(recorded)
-    return [Measurement(same[0].run.model, conditions_of(same[0].run), tuple(same)) for same in groups.values()]
+    return [
+        Measurement(
+            model=same[0].run.model,
+            conditions=conditions,
+            runs=tuple(same),
+            proof=tuple(one for one in same if one.directory.name in confirming),
+        )
+        for (_, conditions), same in groups.items()
+    ]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mlserve.model.digest import files_sha256
 from mlserve.report.conditions import LOAD_FIELDS, Conditions, shown, words
 from mlserve.runs.run import Run
 
@@ -10,8 +11,8 @@ __all__ = ["ModelIdentity", "Names", "identity_of"]
 
 
 class ModelIdentity(NamedTuple):
-    """What tells one model from another. `where` is the start of its SHA-256, else the address that was loaded, else
-    "" where only its name is known.
+    """What tells one model from another. `where` is the start of the SHA-256 of its content, else the address that was
+    loaded, else "" where only its name is known.
     """
 
     name: str
@@ -33,8 +34,14 @@ class ModelIdentity(NamedTuple):
 def identity_of(run: Run) -> ModelIdentity:
     """Which model answered `run`."""
     model = run.model
-    where = model.sha256[:12] or ("" if run.server else model.url)
+    where = (model.sha256 or _locked_sha256(run))[:12] or ("" if run.server else model.url)
     return ModelIdentity(model.name, model.version, model.variant, where)
+
+
+def _locked_sha256(run: Run) -> str:
+    """Of a bare file's content, which only the lock of its run knows: the same name may be another model's."""
+    files = run.lock.files if run.lock else ()
+    return files_sha256({file.path: file.sha256 for file in files if file.role == "model"})
 
 
 class Names:

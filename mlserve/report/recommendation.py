@@ -73,7 +73,7 @@ def recommend(measurements: Sequence[Measurement], *, max_accuracy_loss: float) 
         evidence=(*_speeds(better[:1] or trials), *_protocols(valid, chosen), *traits),
         caveats=(*invalid, *_other_variants(trials, better, names), *_few_runs(valid)),
         comparisons=tuple(comparison for trial in trials for comparison in trial.comparisons),
-        next_step=f"mlserve models promote {chosen.ref}" if ours.sha256 else "",
+        next_step=shlex.join(["mlserve", "models", "promote", chosen.ref]) if ours.sha256 else "",
     )
 
 

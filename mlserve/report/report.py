@@ -46,7 +46,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant under one load. The figures are those of its VALID runs; of all its runs where `valid` is false.
+    """One variant under one load. The figures are those of its VALID runs; of all its runs where `valid` is false; of
+    what a search picked, those of the runs alone that confirmed it.
 
     `breakdown` and `usage` are None where the runs do not have them, `conditions` where a report of format 1 was read.
     """
@@ -93,6 +94,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         folders = (*self.choice.folders[-1:], *self.choice.runner_up_folders[-1:])
         return tuple(dict.fromkeys(by_folder[name] for name in folders if name in by_folder))
 
+    def counted(self, result: Result) -> tuple[RunResult, ...]:
+        """The runs of `result` that its figures are taken of: of a confirmed pick, those that confirmed it."""
+        confirming = self.choice.confirming if self.choice else ()
+        return tuple(run for run in result.runs if Path(run.directory).name in confirming) or result.runs
+
 
 def build_report(
     runs: Sequence[Recorded], *, max_accuracy_loss: float, created_at: str, slo: Slo | None = None
@@ -102,8 +108,8 @@ def build_report(
     Where they are the runs of a search, what it chose takes the recommendation's place, and its objective is judged by
     unless `slo` is given. Raises RunFileError where the search's own files cannot be read.
     """
-    measurements = group(runs)
     choice = read_choice(runs)
+    measurements = group(runs, choice.confirming if choice else ())
     slo = slo or (choice.slo if choice else None)
     names = Names([one.identity for one in measurements], [one.conditions for one in measurements])
     machines = list({msgspec.json.encode(one.run.machine): one.run.machine for one in runs}.values())
@@ -182,5 +188,5 @@ def _run_result(recorded: Recorded, machines: list[Machine]) -> RunResult:
         counts=run.counts,
         certificate=run.certificate,
         summary=summarize([recorded]),
-        command=bench_command(run),
+        command=bench_command(run, recorded.directory),
     )

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -264,7 +265,8 @@ def _refuse(path: Path, why: str, document: Any = None) -> NoReturn:
 
 
 def _lines(production: Production, name: str) -> Iterator[str]:
-    yield _HEADER.format(name="".join(letter if letter.isprintable() else "_" for letter in name))
+    shown = "".join(letter if letter.isprintable() else "_" for letter in name)
+    yield _HEADER.format(name=shlex.quote(shown))
     yield f"\nformat_version = {production.format_version}"
     for table, about in _ABOUT.items():
         value = getattr(production, table)

@@ -1,5 +1,6 @@
 """`run.json`: what was asked of a load test, of what, where, and what came of it. The raw rows lie beside it."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -193,5 +194,7 @@ def find_runs(path: Path) -> list[Path]:
         return [path]
     inside = sorted(file.parent for file in path.glob(f"*/{RUN_FILE}")) if path.is_dir() else []
     if not inside:
-        raise RunFileError(f"{path} holds no run ({RUN_FILE}); write one with: mlserve bench NAME --out {path}")
+        raise RunFileError(
+            f"{path} holds no run ({RUN_FILE}); write one with: mlserve bench NAME --out {shlex.quote(str(path))}"
+        )
     return inside

@@ -10,7 +10,7 @@ from mlserve.errors import UsageError
 from mlserve.runs.run import RUN_FILE
 from mlserve.tuning.differing import differing
 
-__all__ = ["is_finished", "make_room", "open_campaign"]
+__all__ = ["check_place", "is_finished", "make_room", "open_campaign"]
 
 _MOST_SET_ASIDE = 1000
 
@@ -25,8 +25,7 @@ def open_campaign(directory: Path, file: str, asked: msgspec.Struct) -> bool:
         if path.exists():
             _check_same(path, asked)
             return True
-        if directory.is_dir() and any(directory.iterdir()):
-            raise UsageError(f"--out {directory} holds something else; choose another folder, or an empty one")
+        check_place(directory, file)
         directory.mkdir(parents=True, exist_ok=True)
         partial = directory / f"{file}.partial"
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(asked), indent=2) + b"\n")
@@ -34,6 +33,12 @@ def open_campaign(directory: Path, file: str, asked: msgspec.Struct) -> bool:
     except OSError as error:
         raise UsageError(f"--out {directory} cannot be written: {error.strerror}; choose another folder") from error
     return False
+
+
+def check_place(directory: Path, file: str) -> None:
+    """Raises UsageError where `directory` is the place of nothing that `file` could tell of, and not empty."""
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / file).exists():
+        raise UsageError(f"--out {directory} holds something else; choose another folder, or an empty one")
 
 
 def is_finished(folder: Path) -> bool:

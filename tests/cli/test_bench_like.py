@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,18 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from mlserve.bench.clients.client import Request
 from mlserve.bench.payload.payload import Payload, PayloadWish
 from mlserve.bench.sealing import sealed
+from mlserve.bench.target import parse_header
 from mlserve.cli.main import app
 from mlserve.errors import BenchError, UsageError
+from mlserve.report.command import bench_command
 from mlserve.runs.machine import read_machine
+from mlserve.runs.naming import named_runs
 from mlserve.runs.run import ServerSettings, read_run, write_run
 from mlserve.tuning.locking import Moved, lock_of, made_again, unlike
 from mlserve.tuning.opening import open_again
@@ -186,6 +191,15 @@ def test_a_server_of_another_interpreter_is_one_again_and_without_that_interpret
     gone = msgspec.structs.replace(run, server=msgspec.structs.replace(SERVER, python="/gone/bin/python"))
     with pytest.raises(UsageError, match="was served by the mlserve of /gone/bin/python, which is not there"):
         made_again(gone, kept / "run", Moved())
+
+
+def test_the_command_in_a_report_makes_the_run_again(kept):
+    (kept / "run").rename(kept / "my run")
+    words = shlex.split(bench_command(read_run(kept / "my run"), Path("my run")))
+    said = typer.main.get_command(app).commands["bench"].make_context("bench", words[2:]).params
+    (named,) = named_runs(said["like"])
+    again = made_again(read_run(named), named, Moved(headers=tuple(map(parse_header, said["headers"]))))
+    assert (again.run.label, again.other) == (read_run(kept / "my run").label, False)
 
 
 def test_of_many_runs_those_that_are_made_already_are_not_made_once_more(kept, bench, tmp_path):

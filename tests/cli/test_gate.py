@@ -130,6 +130,7 @@ def test_its_json_says_the_same(gate):
         (["main", "same", "--limit", "p99=10%", "--junit", "main"], "--junit main is a folder"),
         (["main", "same", "--limit", "p99=10%", "--against", "slow"], "two are given; leave same out"),
         (["main", "--limit", "p99=10%", "--against", "gone"], "there is no gone; begin a history with"),
+        (["main", "--limit", "p99=10%", "--against", "is gone"], "mlserve gate RUNS --append 'is gone', or"),
         (
             ["main", "--limit", "p99=9%", "--against", "slow", "--may-differ", "cpus"],
             "'cpus' is nothing that is compared",
@@ -149,6 +150,7 @@ def test_its_json_says_the_same(gate):
         (["a.onnx", "b.onnx", "--limit", "start_up=9%", "--keep-servers"], "leave out --keep-servers"),
         (["a.onnx", "b.onnx", "--limit", "max_rate=9%"], "give it with --slo p99=50ms"),
         (["a.onnx", "b.onnx", "--calibrate", "--limit", "p99=9%"], "leave b.onnx out"),
+        (["a.onnx", "--calibrate", "--junit", "x.xml", "--limit", "p99=9%"], "no verdict that --junit could tell"),
         (["a.onnx", "--calibrate", "--times", "1", "--limit", "p99=9%"], "--times 1 is out of range"),
         (
             ["http://127.0.0.1:1", "http://127.0.0.1:2", "--threads", "2", "--limit", "p99=9%"],
@@ -264,7 +266,38 @@ def test_a_report_of_another_day_names_its_runs(gate, runs, tmp_path):
     assert gate("slow", "--against", report, "--limit", "p50<=1ms").exit_code == 1
     report.write_text(json.dumps({"results": [{"runs": [{"directory": "gone"}]}]}))
     done = gate("slow", "--against", report, "--limit", "p50<=1ms")
-    assert (done.exit_code, "gone is not there" in done.stderr) == (2, True)
+    assert (done.exit_code, "names the run gone, which is not there" in done.stderr) == (2, True)
+    report.write_text(json.dumps({"format_version": 3, "results": [{"runs": directories}]}))
+    done = gate("slow", "--against", report, "--limit", "p50<=1ms")
+    assert (done.exit_code, "report.json has format 3, this mlserve reads 1 to 2" in flat(done.stderr)) == (2, True)
+
+
+def test_the_runs_of_a_report_are_found_beside_it_from_any_working_directory(gate, runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "main", tmp_path / "nightly" / "runs" / "main")
+    report = tmp_path / "nightly" / "report" / "report.json"
+    report.parent.mkdir()
+    directories = [{"directory": f"runs/main/{folder.name}"} for folder in find_runs(runs / "main")]
+    report.write_text(json.dumps({"format_version": 2, "results": [{"runs": directories}]}))
+    done = gate("slow", "--against", report, "--limit", "p50<=1ms")
+    assert done.exit_code == 1, done.output
+
+
+def test_runs_that_are_named_win_over_those_of_a_file_with_a_history(gate, runs, tmp_path):
+    history = tmp_path / "history"
+    for folder in find_runs(runs / "main"):
+        assert gate(folder, "--append", history).exit_code == 0
+    file = tmp_path / "gate.toml"
+    file.write_text(f'mode = "history"\nhistory = "{history}"\ncandidate = "slow"\nlimits = ["p50<=20ms"]\n')
+    judged = {folder: gate(*folder, "--config", file, "--json") for folder in ((), ("same",))}
+    runs_of = {folder: json.loads(done.stdout)["candidate_runs"] for folder, done in judged.items()}
+    assert all(run.startswith("slow/") for run in runs_of[()])
+    assert all(run.startswith("same/") for run in runs_of["same",])
+    two = gate("same", "slow", "--config", file)
+    assert (two.exit_code, "two are given; leave slow out" in flat(two.stderr)) == (2, True)
+    against = json.loads(gate("same", "--config", file, "--against", "main", "--json").stdout)
+    assert all(run.startswith("same/") for run in against["candidate_runs"])
+    assert all(run.startswith("main/") for run in against["baseline_runs"])
+    assert len(against["baseline_runs"]) == REPEATS
 
 
 def test_a_history_is_begun_added_to_and_held_against(gate, runs, tmp_path):

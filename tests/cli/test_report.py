@@ -222,10 +222,12 @@ def test_the_command_in_a_report_is_one_that_bench_takes(made_runs):
 
     bench = typer.main.get_command(app).commands["bench"]
     for settings in ({"protocol": "grpc", "batch_rows": 4, "arrivals": "constant"}, {"server": None}):
-        words = shlex.split(bench_command(made_runs.record(made_runs.Load(), **settings).run))
+        run = made_runs.record(made_runs.Load(), max_errors=0.05, **settings).run
+        words = shlex.split(bench_command(run, Path("runs/one")))
         context = bench.make_context("bench", words[2:])
         assert context.params["rps"] == 60
         assert context.params["duration"] == "20s"
+        assert context.params["errors"] == "5%"
         assert str(context.params["data"]) == "sentences.txt"
         assert context.params["what"] == [words[2]]
 
@@ -361,6 +363,22 @@ def test_watch_waits_shows_each_run_that_comes_and_ends_with_ctrl_c(runs, made_r
         killer.cancel()
         watching.kill()
         watching.communicate()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_watching_a_search_that_ended_without_a_run_ends_and_says_so(here, tmp_path, monkeypatch, damaged):
+    def sleep(_):
+        raise AssertionError("it waits for runs that will not come")
+
+    monkeypatch.setattr(report_live, "time", SimpleNamespace(sleep=sleep, process_time=time.process_time))
+    (tmp_path / "tune" / "001-short").mkdir(parents=True)
+    (tmp_path / "tune" / "tune.json").write_text('{"format_version": 1, "verdict": {"pick": null}}')
+    if damaged:
+        (tmp_path / "tune" / "001-short" / "run.json").write_text("{")
+    done = here("tune", "--watch", "--formats", "html")
+    assert done.exit_code == 2
+    assert "tune is over, and no run of it can be shown; each failure.json in it says why" in done.stderr
+    assert not (tmp_path / "report").exists()
 
 
 def test_watching_takes_a_tenth_of_a_core_however_long_a_page_takes(made_runs, tmp_path, monkeypatch):

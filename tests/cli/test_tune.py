@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlserve.bench.watching.energy import read_energy
@@ -149,6 +151,9 @@ def test_a_search_is_cut_short_with_the_best_kept_and_goes_on_to_a_file_that_can
     assert {"production", "html", "md", "json"} <= found["files"].keys()
     other = runner(*flags[1:], "--seed", 3)
     assert (other.exit_code, "holds another search: --seed 0 there, 3 now" in other.stderr) == (2, True)
+    np.savez(tmp_path / "rows.npz", x=np.zeros((4, 30), np.float32))
+    other = runner(*flags[1:], "--data", tmp_path / "rows.npz")
+    assert (other.exit_code, "holds another search: --data not set there, " in other.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +194,9 @@ def test_a_file_that_is_not_there_is_named_and_one_that_stands_where_a_folder_is
     assert (found.exit_code, "test_tune.py is a file; choose a folder" in found.stderr) == (2, True)
     found = runner("none/model.pt", "--slo", "p99=20ms", "--store", store)
     assert (found.exit_code, "none/model.pt: there is no such file" in found.stderr) == (2, True)
+    (tmp_path / "notes.txt").write_text("ours")
+    found = runner(Path(__file__).with_name("no.onnx"), "--slo", "p99=20ms", "--store", store, "--out", tmp_path)
+    assert (found.exit_code, "holds something else; choose another folder" in found.stderr) == (2, True)
     found = runner("unknown", "--slo", "p99=20ms", "--store", store)
     assert (found.exit_code, "unknown" in found.stderr) == (2, True)
 

@@ -1,5 +1,7 @@
 """What a search chose, read from the files that the search itself writes."""
 
+import shutil
+
 import msgspec
 import pytest
 
@@ -7,8 +9,10 @@ from mlserve.errors import RunFileError
 from mlserve.report.choice import read_choice
 from mlserve.report.measurement import read_runs
 from mlserve.report.render.charts import chart_groups
-from mlserve.report.render.figures import knob_shares
+from mlserve.report.render.figures import highlights, knob_shares, rows
+from mlserve.report.render.tables import result_table
 from mlserve.report.report import Report, build_report
+from mlserve.report.slo import Slo
 from mlserve.report.usage import Usage
 
 WHEN = "2026-11-21T13:00:00+00:00"
@@ -35,6 +39,44 @@ def test_the_searchs_objective_is_judged_by_unless_another_is_given(search_repor
     other = msgspec.structs.replace(search_report.slo, limit_s=0.001)
     runs = read_runs([search_folder])
     assert build_report(runs, max_accuracy_loss=0.01, created_at=WHEN, slo=other).slo == other
+
+
+@pytest.fixture(scope="module")
+def misled(made_search, made_runs, tmp_path_factory):
+    """A search whose short run of the pick was thrice as slow as the run that confirmed it."""
+    folder = made_search.save_search(tmp_path_factory.mktemp("misled") / "tune", made_runs)
+    (short,) = folder.glob("*-short-int8")
+    found = read_runs([short])[0].run
+    shutil.rmtree(short)
+    made_runs.save(short, made_runs.Load(9.0), model=found.model, server=found.server)
+    return folder
+
+
+def test_the_figures_of_the_pick_are_those_of_the_run_alone_that_confirmed_it(misled):
+    report = build_report(read_runs([misled]), max_accuracy_loss=0.01, created_at=WHEN)
+    (picked,) = [one for one in report.results if one.recommended]
+    short, confirming = picked.runs
+    assert short.directory.endswith("-short-int8")
+    assert picked.summary == confirming.summary != short.summary
+    assert picked.distribution.latency_s[-1] < short.summary.percentile("p50").latency_s
+    p99 = next(row for row in rows(report) if row.recommended).p99
+    assert highlights(report)[0].value == p99
+    table = result_table(report)
+    assert table[table["recommended"]][["runs", "valid_runs"]].to_numpy().tolist() == [[1, 1]]
+
+
+def test_another_objective_is_judged_by_the_run_that_confirmed_the_pick(misled):
+    runs = read_runs([misled])
+    report = build_report(runs, max_accuracy_loss=0.01, created_at=WHEN, slo=Slo(limit_s=0.01))
+    assert report.verdict.meets
+    assert " keeps p99 within 10.0 ms" in report.verdict.sentence
+
+
+def test_runs_of_a_pick_that_none_confirmed_count_alike(made_search, made_runs, tmp_path):
+    folder = made_search.save_search(tmp_path / "tune", made_runs, confirmed=False, valid=False)
+    report = build_report(read_runs([folder]), max_accuracy_loss=0.01, created_at=WHEN)
+    result = next(one for one in report.results if one.variant == "int8")
+    assert result.summary.scheduled == sum(run.summary.scheduled for run in result.runs)
 
 
 def test_a_part_of_a_searchs_runs_and_runs_of_no_search_have_no_choice(search_folder, demo_runs):

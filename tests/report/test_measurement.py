@@ -10,6 +10,7 @@ from mlserve.errors import RunFileError
 from mlserve.report.conditions import conditions_of, differences
 from mlserve.report.measurement import group, read_runs
 from mlserve.report.names import Names
+from mlserve.runs.lock import Lock, LockedFile
 
 
 @pytest.fixture
@@ -86,6 +87,22 @@ def test_another_model_does_not_belong_to_them_but_another_port_does(one, made_r
     moved = msgspec.structs.replace(made_runs.FP32, url="http://127.0.0.1:50505")
     assert len(group([one(), one(model=moved)])) == 1
     assert len(group([one(), one(model=made_runs.INT8)])) == 2
+
+
+def test_bare_files_of_one_name_are_told_apart_by_their_content(one, made_runs):
+    bare = msgspec.structs.replace(made_runs.FP32, sha256="", variant="", version="1")
+
+    def of_file(digest, *beside):
+        files = (LockedFile("model", "model.onnx", digest * 64), *beside)
+        lock = Lock(where="model.onnx", name="model.onnx", store="store", files=files)
+        made = one(model=bare)
+        return msgspec.structs.replace(made, run=msgspec.structs.replace(made.run, lock=lock))
+
+    weights, rows = LockedFile("model", "model.data", "c" * 64), LockedFile("data", "rows.npz", "d" * 64)
+    assert len(group([of_file("a"), of_file("a", rows)])) == 1
+    measurements = group([of_file("a"), of_file("b"), of_file("b", weights)])
+    assert len(measurements) == 3
+    assert names_of(measurements).model(measurements[0].identity) == "minilm@1 aaaaaaaaaaaa"
 
 
 def test_servers_that_were_not_ours_are_told_apart_by_their_address(one, made_runs):

@@ -99,6 +99,8 @@ def test_it_is_written_for_people_too_and_whole_or_not_at_all(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["production.toml"]
     with pytest.raises(UsageError, match="cannot be written"):
         write_production(tmp_path / "missing" / "production.toml", Production(serve=ServeChoice(models=("m",))))
+    write_production(tmp_path / "my choice.toml", Production(serve=ServeChoice(models=("m",))))
+    assert "mlserve serve --config 'my choice.toml' " in (tmp_path / "my choice.toml").read_text()
 
 
 HEAD = "format_version = 1\n[serve]\nmodels = ['m@1']\n"

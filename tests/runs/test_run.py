@@ -97,8 +97,8 @@ def test_a_value_of_another_type_is_refused(tmp_path):
 def test_a_path_means_the_run_it_is_or_those_inside_it(tmp_path):
     with pytest.raises(RunFileError, match=r"holds no run .*mlserve bench NAME --out"):
         find_runs(tmp_path)
-    with pytest.raises(RunFileError):
-        find_runs(tmp_path / "missing")
+    with pytest.raises(RunFileError, match=r"--out '.*/my runs'$"):
+        find_runs(tmp_path / "my runs")
     for name in ("b", "a", "unfinished"):
         (tmp_path / name).mkdir()
         if name != "unfinished":

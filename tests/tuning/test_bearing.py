@@ -7,6 +7,8 @@ import pytest
 
 from mlserve.errors import RunFileError, UsageError
 from mlserve.report.capacity import Bears
+from mlserve.report.report import Report
+from mlserve.report.saved import newest_format
 from mlserve.runs.load import Plan
 from mlserve.runs.naming import named_runs
 from mlserve.runs.production import Evidence, Expected, Production, ServeChoice, serve_digest, write_production
@@ -172,8 +174,10 @@ def test_a_report_means_the_runs_that_it_shows_in_the_order_they_were_made(measu
     report = tmp_path / "report" / "report.json"
     report.parent.mkdir()
     shown = [{"directory": f"sweep/{place.name}"} for place in folder.iterdir()]
-    report.write_text(json.dumps({"format_version": 1, "results": [{"runs": shown}, {"runs": shown}]}))
-    assert {each.resolve() for each in named_runs(report)} == set(folder.iterdir())
+    for format_version in (1, newest_format(Report)):
+        content = {"format_version": format_version, "results": [{"runs": shown}, {"runs": shown}]}
+        report.write_text(json.dumps(content))
+        assert {each.resolve() for each in named_runs(report)} == set(folder.iterdir())
     assert len(named_runs(report.parent)) == 2
     (run,) = named_runs(folder / "0-200" / "run.json")
     assert run == folder / "0-200"
@@ -186,6 +190,10 @@ def test_a_report_means_the_runs_that_it_shows_in_the_order_they_were_made(measu
         ("{", "names no runs"),
         ('{"results": []}', "names no runs"),
         ('{"results": [{"runs": [{"directory": "gone"}]}]}', "names the run gone, which is not there"),
+        (
+            '{"format_version": 3, "results": [{"runs": []}]}',
+            "has format 3, this mlserve reads 1 to 2; use the mlserve",
+        ),
     ],
 )
 def test_what_names_no_runs_is_refused(tmp_path, content, message):
@@ -194,7 +202,7 @@ def test_what_names_no_runs_is_refused(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(RunFileError, match=message):
         named_runs(path)
-    with pytest.raises(RunFileError, match=r"holds no run|names no run|names the run"):
+    with pytest.raises(RunFileError, match=r"holds no run|names no run|names the run|has format"):
         named_runs(tmp_path)
 
 

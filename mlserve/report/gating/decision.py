@@ -7,6 +7,7 @@ of candidates that are just as bad as allowed (docs/decisions).
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +35,7 @@ __all__ = [
     "fitting",
     "judge_saved",
     "live_verdicts",
+    "with_earlier",
     "with_guard",
     "with_hiccups",
 ]
@@ -176,6 +178,17 @@ def with_hiccups(result: GateResult, hiccups: Sequence[str]) -> GateResult:
     """
     notes = tuple(f"{how}; it worked when it was started again" for how in hiccups)
     return msgspec.structs.replace(result, notes=(*result.notes, *notes))
+
+
+def with_earlier(result: GateResult, pairs: int, directory: Path) -> GateResult:
+    """`result`, with a note of the pairs that an earlier call made: what changed since, and no digest shows, is not in
+    them.
+    """
+    if not pairs:
+        return result
+    made = f"{pairs} pair was" if pairs == 1 else f"{pairs} pairs were"
+    note = f"{made} made by an earlier call, and read from {directory}"
+    return msgspec.structs.replace(result, notes=(*result.notes, note))
 
 
 def live_verdicts(

@@ -71,14 +71,23 @@ class Level(NamedTuple):
 
 def append_history(
     folder: Path, measurement: Measurement, *, commit: str = "", max_rate_per_s: float | None = None
-) -> Path:
-    """Adds a session, and returns the file it was added to. Raises UsageError when no run of it is VALID."""
+) -> Path | None:
+    """Adds a session, and returns the file it was added to; None where the same runs are in there, for counted twice
+    they would show that sessions do not differ. Raises UsageError when no run of it is VALID.
+    """
     entry = _entry(measurement, commit, max_rate_per_s)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{entry.at[:7]}.jsonl"
+    if path.is_file() and any(_is_same(_read_line(path, *line), entry) for line in _lines(path)):
+        return None
     with path.open("ab") as file:
         file.write(msgspec.json.encode(entry) + b"\n")
     return path
+
+
+def _is_same(one: HistoryEntry, other: HistoryEntry) -> bool:
+    """Whether both are of the same runs."""
+    return (one.at, one.model, one.variant, one.conditions) == (other.at, other.model, other.variant, other.conditions)
 
 
 def read_history(folder: Path) -> list[HistoryEntry]:

@@ -136,14 +136,20 @@ class ErrorTrack(msgspec.Struct, frozen=True):
     limit: Limit
     before: tuple[Recorded, ...]
     after: tuple[Recorded, ...]
+    in_pairs: bool = True
 
     def at(self, pairs: int) -> Evidence | Refused:
-        before = None if self.limit.absolute else [one.failure_blocks for one in self.before[:pairs]]
-        gap = share_difference(before, [one.failure_blocks for one in self.after[:pairs]], resamples=_RESAMPLES)
+        before, after = self._until(pairs)
+        blocks = None if self.limit.absolute else [one.failure_blocks for one in before]
+        gap = share_difference(blocks, [one.failure_blocks for one in after], resamples=_RESAMPLES)
         return Refused("no request was due") if math.isnan(gap.found) else Shares(gap)
 
     def figures(self, pairs: int) -> tuple[float | None, float | None]:
-        return _share(self.before[:pairs]), _share(self.after[:pairs])
+        before, after = self._until(pairs)
+        return _share(before), _share(after)
+
+    def _until(self, pairs: int) -> tuple[tuple[Recorded, ...], tuple[Recorded, ...]]:
+        return (self.before[:pairs], self.after[:pairs]) if self.in_pairs else (self.before, self.after)
 
 
 class FixedTrack(msgspec.Struct, frozen=True):
@@ -200,7 +206,7 @@ def track_of_sides(
     limit of the candidate alone.
     """
     if limit.metric == ERROR_RATE:
-        return ErrorTrack(limit, tuple(before), tuple(after))
+        return ErrorTrack(limit, tuple(before), tuple(after), in_pairs=False)
     if limit.metric in FIXED:
         return _fixed(limit, before[0].run.model if before else None, after[0].run.model)
     return RatioTrack(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from mlserve.report.choice import Choice
-from mlserve.report.report import Report, Result
+from mlserve.report.report import Report, Result, RunResult
 from mlserve.report.summary import Percentile
 from mlserve.runs.machine import Machine
 from mlserve.runs.run import Check, ServerSettings
@@ -97,7 +97,7 @@ class PercentileRow(msgspec.Struct, frozen=True):
 
 def rows(report: Report) -> list[Row]:
     """One row a result, loads together."""
-    return [_row(result) for result in report.results]
+    return [_row(result, report.counted(result)) for result in report.results]
 
 
 def percentile_rows(report: Report) -> list[PercentileRow]:
@@ -214,7 +214,7 @@ def describe_server(server: ServerSettings | None) -> str:
     )
 
 
-def _row(result: Result) -> Row:
+def _row(result: Result, counted: Sequence[RunResult]) -> Row:
     summary, accuracy = result.summary, result.model.accuracy
     p99 = summary.percentile("p99")
     failed = summary.scheduled - summary.answered
@@ -233,7 +233,7 @@ def _row(result: Result) -> Row:
         size=format_bytes(result.model.size_bytes) if result.model.size_bytes else "unknown",
         accuracy=f"{accuracy.metric} {accuracy.value:.4g}" if accuracy else without,
         loss=f"loss {accuracy.loss:.2%}" if accuracy else "",
-        certificate=_certificate([run.valid for run in result.runs]),
+        certificate=_certificate([run.valid for run in counted]),
     )
 
 

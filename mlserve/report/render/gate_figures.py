@@ -1,6 +1,7 @@
 """A gate's result as a reader sees it: the same words on the terminal, in Markdown, JUnit and a badge."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -13,6 +14,8 @@ __all__ = ["GateFigures", "GateRow", "Outcome", "gate_error", "gate_figures"]
 Outcome = Verdict | Literal["error"]
 
 _UNKNOWN = "-"
+# Of a ratio: what three digits show of one near 1, and the finest limit that is of use.
+_FEWEST_PLACES, _MOST_PLACES = 2, 5
 
 
 class GateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,16 +82,26 @@ def gate_error(message: str, base: str, candidate: str, *, took_s: float = 0.0) 
 
 
 def _headline(result: GateResult, base: str, candidate: str) -> str:
-    failed = [one.metric for one in result.metrics if one.verdict == "fail"]
     if result.broken:
         return f"{candidate} does not work, and {base} does"
     match result.verdict:
         case "pass":
             return f"{candidate} is within every limit, for all that noise can do"
         case "fail":
-            return f"{candidate} is worse than {base} by more than is allowed: {_listed(failed)}"
+            return f"{candidate} {', and '.join(_failures(result, base))}"
         case _:
             return f"it is not decided whether {candidate} is within the limits"
+
+
+def _failures(result: GateResult, base: str) -> Iterator[str]:
+    """What the candidate fails by: against the base, and by itself."""
+    failed = [one for one in result.metrics if one.verdict == "fail"]
+    against = [one.metric for one in failed if not one.absolute]
+    alone = [f"{one.metric} {_limit(one)}" for one in failed if one.absolute]
+    if against or not alone:
+        yield f"is worse than {base} by more than is allowed: {', '.join(against) or 'more requests failed'}"
+    if alone:
+        yield f"does not keep {', '.join(alone)}"
 
 
 def _facts(result: GateResult) -> Sequence[str]:
@@ -112,10 +125,7 @@ def _facts(result: GateResult) -> Sequence[str]:
 
 
 def _row(metric: MetricVerdict) -> GateRow:
-    found, unit, figure_unit = metric.difference, metric.unit, metric.figure_unit
-    limit = _shown(metric.limit, unit, sign=True)
-    if metric.absolute:
-        limit = f"{'<=' if metric.sense == 'at most' else '>='} {limit}"
+    found, unit, figure_unit, limit = metric.difference, metric.unit, metric.figure_unit, _limit(metric)
     if found is None:
         sentence = f"{metric.metric} is unknown, limit {limit}"
         unknown = {"base": _UNKNOWN, "candidate": _UNKNOWN, "change": _UNKNOWN, "interval": _UNKNOWN}
@@ -127,9 +137,11 @@ def _row(metric: MetricVerdict) -> GateRow:
             sentence=sentence,
             reason=metric.reason,
         )
-    interval = _interval(found, unit)
+    places = _places(metric.limit)
+    places += places > _FEWEST_PLACES  # beside a fine limit, one more shows on which side of it a change is
+    interval = _interval(found, unit, places)
     base = _UNKNOWN if found.baseline is None else _shown(found.baseline, figure_unit)
-    candidate, change = _shown(found.candidate, figure_unit), _shown(found.change, unit, sign=True)
+    candidate, change = _shown(found.candidate, figure_unit), _shown(found.change, unit, sign=True, places=places)
     changed = f"{candidate} ({interval})" if metric.absolute else f"{base} -> {candidate}, {change} ({interval})"
     return GateRow(
         metric=metric.metric,
@@ -144,19 +156,32 @@ def _row(metric: MetricVerdict) -> GateRow:
     )
 
 
-def _interval(found: Finding, unit: str) -> str:
+def _limit(metric: MetricVerdict) -> str:
+    """`1.05x`, `1.002x`; `<= 50.0 ms` where it is of the candidate alone."""
+    limit = _shown(metric.limit, metric.unit, sign=True, places=_places(metric.limit))
+    return f"{'<=' if metric.sense == 'at most' else '>='} {limit}" if metric.absolute else limit
+
+
+def _places(ratio: float) -> int:
+    """How many decimal places a ratio takes that somebody wrote: 1.05 two, 1.002 three."""
+    return max(_FEWEST_PLACES, len(f"{ratio:.{_MOST_PLACES}f}".rstrip("0").partition(".")[2]))
+
+
+def _interval(found: Finding, unit: str, places: int) -> str:
     if found.low is None or found.high is None:
         return _UNKNOWN
+    low, high = (_shown(value, unit, sign=True, places=places) for value in (found.low, found.high))
     if unit in ("ratio", "per_s") and not found.low:  # how far the highest rate fell is not known
-        return f"at most {_shown(found.high, unit, sign=True)}"
-    return f"{_shown(found.low, unit, sign=True).removesuffix(' pt')} to {_shown(found.high, unit, sign=True)}"
+        return f"at most {high}"
+    return f"{low.removesuffix(' pt')} to {high}"
 
 
-def _shown(value: float, unit: str, *, sign: bool = False) -> str:
-    """`value` in its unit; `sign` for one that is a difference."""
+def _shown(value: float, unit: str, *, sign: bool = False, places: int = _FEWEST_PLACES) -> str:
+    """`value` in its unit; `sign` for one that is a difference, `places` for how many decimals a ratio has."""
     match unit:
         case "ratio":
-            return format_ratio(value)
+            usual = places == _FEWEST_PLACES or math.isnan(value)
+            return format_ratio(value) if usual else f"{value:.{places}f}x"
         case "points":
             return f"{100 * value:{'+' if sign else ''}.2f} pt"
         case "s":
@@ -167,7 +192,3 @@ def _shown(value: float, unit: str, *, sign: bool = False) -> str:
             return format_bytes(value)
         case _:
             return format_rate(value)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "more requests failed"

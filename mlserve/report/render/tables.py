@@ -1,7 +1,7 @@
 """A report as two tables: one row a result, one row a run. Units are in the columns' names, as everywhere."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,8 +17,10 @@ _TYPES = {bool: "boolean", int: "Int64", str: "string"}
 
 
 def result_table(report: Report) -> pd.DataFrame:
-    """One row a variant under a load; its figures are those of its VALID runs, or of all where `valid` is false."""
-    return _table(_result_row(result) for result in report.results)
+    """One row a variant under a load; its figures are those of its VALID runs, or of all where `valid` is false. `runs`
+    counts those that figures are taken of: of what a search picked, those that confirmed it.
+    """
+    return _table(_result_row(result, report.counted(result)) for result in report.results)
 
 
 def run_table(report: Report) -> pd.DataFrame:
@@ -38,7 +40,7 @@ def parquet(table: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def _result_row(result: Result) -> dict[str, Any]:
+def _result_row(result: Result, counted: Sequence[RunResult]) -> dict[str, Any]:
     return {
         "load": result.load,
         "protocol": result.protocol,
@@ -46,8 +48,8 @@ def _result_row(result: Result) -> dict[str, Any]:
         "variant": result.variant,
         "recommended": result.recommended,
         "valid": result.valid,
-        "runs": len(result.runs),
-        "valid_runs": sum(run.valid for run in result.runs),
+        "runs": len(counted),
+        "valid_runs": sum(run.valid for run in counted),
         **_model(result),
         **_figures(result.summary),
     }

@@ -53,16 +53,19 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for, as `search.json` keeps it: a search in the same folder goes on only if it asks for the same.
 
-    `models` are the versions that may be served, `made` where they were made for this search; `plan` says what requests
-    hold, in which order, and the first seed.
+    `models` are the versions that may be served, `digests` those of their files, `made` where they were made for this
+    search; `plan` says what requests hold, in which order, and the first seed, `data` is the digest of their rows, ""
+    for made-up ones.
     """
 
     format_version: int = FORMAT_VERSION
     models: tuple[str, ...]
+    digests: tuple[str, ...] = ()
     made: Made | None = None
     protocols: tuple[Protocol, ...]
     aim: Aim
     plan: Plan
+    data: str = ""
     short_s: float
     long_s: float
 

@@ -11,11 +11,15 @@ from mlserve.runs.load import Plan
 from mlserve.tuning.evidence import Objective
 from mlserve.tuning.find_max import Found, Quest, StepRun, find_max
 from mlserve.tuning.gating.side import Side
+from mlserve.tuning.gating.turn import Turn, pair_plan
 from mlserve.tuning.measuring import Measure, OnProgress
 from mlserve.tuning.opening import SubjectOf
 from mlserve.tuning.serving import ServerOptions
 
 __all__ = ["RateSearch"]
+
+# More than a search has, with those of its curve.
+_SEEDS_OF_SEARCH = 10_000
 
 
 class RateSearch(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,15 +36,15 @@ class RateSearch(msgspec.Struct, frozen=True, kw_only=True):
     on_progress: OnProgress
     measure: Measure
 
-    def highest(self, name: str, folder: str, number: int) -> tuple[float, bool]:
+    def highest(self, name: str, turn: Turn) -> tuple[float, bool]:
         """The highest rate of the side called `name` (requests/s), and whether it is that at most: where none met the
-        objective, it is the lowest that did not. 0.0 where runs that can be believed are too few to tell. `number` is
-        that of the pair: each search has arrivals of its own.
+        objective, it is the lowest that did not. 0.0 where runs that can be believed are too few to tell. Each search,
+        and so each pair's, has arrivals of its own.
         """
         side = self.sides[name]
         quest = Quest(
             contender=side.contender,
-            plan=msgspec.structs.replace(self.plan, seed=self.plan.seed + number),
+            plan=msgspec.structs.replace(self.plan, seed=_seed(self.plan, turn)),
             options=side.options or ServerOptions(),
             objective=self.objective,
             resolution=self.resolution,
@@ -49,12 +53,18 @@ class RateSearch(msgspec.Struct, frozen=True, kw_only=True):
         )
         found = find_max(
             quest,
-            self.directory / f"{folder}-max",
+            self.directory / f"{turn.folder(name)}-max",
             lambda _contender, _options: self.asked(name),
             _Listener(self.on_progress),
             self.measure,
         )
         return _rate_of(found)
+
+
+def _seed(plan: Plan, turn: Turn) -> int:
+    """The first of a search's seeds: its steps count on from it."""
+    own = pair_plan(plan, turn).seed - plan.seed
+    return plan.seed + own * _SEEDS_OF_SEARCH + 1
 
 
 def _rate_of(found: Found) -> tuple[float, bool]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlserve.report.gating.calibration import GateCalibration
-from mlserve.report.gating.decision import broken, decide_pairs, with_hiccups
+from mlserve.report.gating.decision import broken, decide_pairs, with_earlier, with_hiccups
 from mlserve.report.gating.figures import KeptFigures
 from mlserve.report.gating.result import GateResult
 from mlserve.tuning.calibrated import CalibratedRuns, Runs
@@ -57,6 +57,7 @@ def run_gate(
         first: list[Pair] = []
         fresh: list[Pair] = []
         result: GateResult | None = None
+        earlier = 0
         while result is None or pairs.unconfirmed or not (result.settled or budget.is_out or pairs.spoilt):
             confirming = result is not None and bool(result.suspected)
             taken = fresh if confirming else first
@@ -65,6 +66,7 @@ def run_gate(
             pair = pairs.take(Turn(number=len(taken) + 1, fresh=confirming), budget.course(first, fresh), budget)
             if pair is not None:
                 taken.append(pair)
+                earlier += not pairs.measured
                 budget.pair_ended(measured=pairs.measured)
                 result = decide_pairs(
                     first,
@@ -80,4 +82,4 @@ def run_gate(
                 break
             assert result is not None
             watcher.judged(result, budget.course(first, fresh))
-    return with_hiccups(result, pairs.hiccups)
+    return with_earlier(with_hiccups(result, pairs.hiccups), earlier, directory)

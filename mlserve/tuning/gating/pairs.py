@@ -209,7 +209,7 @@ class Pairs:
         """`pair` with the highest rates of both; None where the candidate broke too often for them."""
         while len(self.breaks) < ENOUGH_BREAKS:
             try:
-                found = {side: search.highest(side, turn.folder(side), turn.number) for side in turn.order}
+                found = {side: search.highest(side, turn) for side in turn.order}
             except SideBroke as error:
                 self._broke(error)
                 continue

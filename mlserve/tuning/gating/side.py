@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 
 from mlserve.errors import UsageError
-from mlserve.model.artifact import MODEL_FILE, sha256_of
+from mlserve.model.artifact import sha256_of
+from mlserve.model.digest import model_sha256
 from mlserve.model.onnx_file import inspect_onnx
 from mlserve.model.store import Store
 from mlserve.runs.production import Production, ServeChoice
@@ -26,12 +27,15 @@ _UNMEASURED = frozenset(
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
     """What is measured. `options` are None for a server that runs already; `store` is where a model's name means
-    something.
+    something. `content` is the digest of the model, the rows and what else requests are made of, `code` that of the
+    mlserve that serves; "" where nobody has said (see `with_content`).
     """
 
     contender: Contender
     store: str
     options: ServerOptions | None = None
+    content: str = ""
+    code: str = ""
 
     @property
     def name(self) -> str:
@@ -97,10 +101,9 @@ def _check_model(production: Production, path: Path, side: Side) -> None:
 
 
 def _sha256(side: Side) -> str:
-    """Of the model's file, as runs have it; "" where nobody knows it."""
+    """Of the model's files, as runs have it; "" where nobody knows it."""
     if side.contender.running:
         return ""
     if side.contender.is_file:
         return sha256_of(Path(side.contender.where))
-    files = Store(Path(side.store)).resolve(side.contender.where).manifest.files
-    return files[MODEL_FILE].sha256 if MODEL_FILE in files else ""
+    return model_sha256(Store(Path(side.store)).resolve(side.contender.where).manifest.files)

@@ -96,6 +96,13 @@ def test_a_line_that_is_no_session_is_named_and_an_empty_history_too(tmp_path, h
             read_history(tmp_path)
 
 
+def test_the_same_runs_are_added_once(tmp_path, session):
+    first, second = session(hour=0), session(hour=1)
+    assert append_history(tmp_path, first) == append_history(tmp_path, second) == tmp_path / "2026-11.jsonl"
+    assert append_history(tmp_path, first, commit="abc") is None
+    assert len(read_history(tmp_path)) == 2
+
+
 def test_an_invalid_session_is_no_part_of_a_history(tmp_path, session, made_runs):
     with pytest.raises(UsageError, match=r"no run of .* is VALID"):
         append_history(tmp_path, session(checks=(made_runs.LATE,)))

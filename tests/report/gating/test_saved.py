@@ -289,6 +289,14 @@ def test_other_settings_and_software_are_what_a_gate_is_for_but_are_named(base, 
     assert "the software differs: onnxruntime 1.23.0 against 2.0" in notes
 
 
+def test_errors_of_runs_that_the_other_side_has_no_partner_for_count_too(side, made_runs):
+    clean, failing = side(runs=3), side(made_runs.Load(dropped=0.1), runs=9, minute=20, seed=20)
+    mixed = msgspec.structs.replace(clean, runs=(*side(runs=3, minute=10, seed=10).runs, *failing.runs))
+    metric = found(decide(clean, mixed, parse_gate_limits(["error_rate=0.5%"])), "error_rate")
+    assert metric.verdict == "fail"
+    assert metric.difference.candidate == pytest.approx(0.75 * 0.1, abs=0.02)
+
+
 def test_a_side_must_be_one_measurement(made_runs):
     runs = [made_runs.record(made_runs.Load(), protocol=protocol, duration_s=1.0) for protocol in ("rest", "grpc")]
     with pytest.raises(UsageError, match=r"the baseline mixes 2 measurements \(protocol rest against grpc\)"):

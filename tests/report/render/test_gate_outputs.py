@@ -117,6 +117,44 @@ def test_a_limit_of_the_candidate_alone_is_shown_as_one():
     assert row.interval == "-"
 
 
+def bound(name="p99", verdict="fail"):
+    found = Finding(baseline=None, candidate=0.06, change=0.06, low=0.058, high=None)
+    return metric(name, verdict, difference=found, absolute=True, unit="s", limit=0.05)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "headline"),
+    [
+        ((bound(), metric("p50")), "minilm@2 does not keep p99 <= 50.0 ms"),
+        ((bound(), bound("p50")), "minilm@2 does not keep p99 <= 50.0 ms, p50 <= 50.0 ms"),
+        (
+            (bound(), metric("p50", "fail")),
+            "minilm@2 is worse than minilm@1 by more than is allowed: p50, and does not keep p99 <= 50.0 ms",
+        ),
+        ((bound(verdict="pass"), metric()), "minilm@2 is worse than minilm@1 by more than is allowed: more requests"),
+    ],
+)
+def test_a_bound_that_is_not_kept_is_no_word_on_the_base(metrics, headline):
+    shown = figures(result(*metrics, verdict="fail"))
+    assert shown.headline.startswith(headline)
+    assert headline in render_junit(shown).replace("&lt;", "<")
+
+
+@pytest.mark.parametrize(
+    ("limit", "shown"),
+    [
+        (1.002, "1.0031x (1.0011x to 1.0051x), limit 1.002x"),
+        (1.004, "1.0031x (1.0011x to 1.0051x), limit 1.004x"),
+        (1 + 0.0005, "1.00310x (1.00110x to 1.00510x), limit 1.0005x"),
+        (1 + 0.015, "1.0031x (1.0011x to 1.0051x), limit 1.015x"),
+        (1 + 0.1, "1.00x (1.00x to 1.01x), limit 1.10x"),
+    ],
+)
+def test_limits_below_a_percent_can_be_told_apart(limit, shown):
+    found = Finding(baseline=0.004, candidate=0.004, change=1.0031, low=1.0011, high=1.0051)
+    assert figures(result(metric(difference=found, limit=limit))).rows[0].sentence.endswith(shown)
+
+
 def test_false_alarms_of_the_machine_are_told():
     alarms = FalseAlarms(gates=20, failed=0, suspected=1, low=0.0, high=0.168)
     of = figures(result().__class__(**{**as_fields(result()), "false_alarms": alarms}))

@@ -1,5 +1,7 @@
 """The live gate: in which order it measures, when it ends, what it keeps, and what it does not believe at once."""
 
+from itertools import combinations
+
 import msgspec
 import pytest
 
@@ -101,7 +103,10 @@ def test_a_gate_that_was_cut_short_goes_on_where_it_stopped(tmp_path, two_server
     assert second.runs[0][0] == "02-base"
     third = two_servers(0.004, 0.004)
     again = run(asked, folder, third, told)
-    assert msgspec.json.encode(again) == msgspec.json.encode(result)
+    assert result.notes[-1] == f"1 pair was made by an earlier call, and read from {folder}"
+    assert again.notes[-1].endswith(f"pairs were made by an earlier call, and read from {folder}")
+    without = [msgspec.structs.replace(each, notes=each.notes[:-1]) for each in (again, result)]
+    assert msgspec.json.encode(without[0]) == msgspec.json.encode(without[1])
     assert (third.runs, third.opened) == ([], [])
 
 
@@ -110,6 +115,10 @@ def test_another_gate_in_the_same_folder_is_refused_by_what_differs(tmp_path, tw
     run(live_gate(), tmp_path / "out", servers, told)
     with pytest.raises(UsageError, match=r"holds another gate: --max-regression .* there, .* now"):
         run(live_gate("p99=5%"), tmp_path / "out", servers, told)
+    asked = live_gate()
+    rebuilt = msgspec.structs.replace(asked, candidate=msgspec.structs.replace(asked.candidate, content="ab" * 32))
+    with pytest.raises(UsageError, match=r"candidate: the content of the model, .* not set there, ab.* now"):
+        run(rebuilt, tmp_path / "out", servers, told)
 
 
 def test_a_pair_that_somebody_disturbed_is_taken_again_and_does_not_count(tmp_path, two_servers, live_gate, told):
@@ -133,6 +142,12 @@ def test_no_rate_of_the_candidate_that_meets_the_objective_is_a_bound_from_above
     result = run(live_gate("max_rate=10%", **said), tmp_path / "out", servers, told)
     rate = next(one for one in result.metrics if one.metric == "max_rate")
     assert (result.verdict, rate.verdict, rate.difference.low) == ("fail", "fail", 0.0)
+    # Each pair's search has arrivals of its own, those that confirm as well.
+    searches = [
+        {one.run.plan.seed for one in read_runs([folder])} for folder in sorted((tmp_path / "out").glob("*-base-max"))
+    ]
+    assert len(searches) >= 5
+    assert all(one.isdisjoint(other) for one, other in combinations(searches, 2))
     turned = two_servers(0.03, 0.004, noise=0.0)
     result = run(live_gate("max_rate=10%", **said), tmp_path / "turned", turned, told, budget_s=0.0)
     assert "not even the base met the objective" in " ".join(result.reasons)

@@ -1,13 +1,19 @@
 """What a gate serves of a production.toml: all that it says, or nothing."""
 
+import sys
+
 import msgspec
 import pytest
 
+from mlserve.bench.payload.payload import PayloadWish
 from mlserve.errors import MlserveError, UsageError
 from mlserve.model.artifact import MODEL_FILE, Artifact, Manifest, sha256_of
+from mlserve.model.digest import model_sha256
 from mlserve.model.store import Store
 from mlserve.runs.production import Evidence, Production, ServeChoice
-from mlserve.tuning.gating.side import production_side
+from mlserve.tuning.gating.content import with_content
+from mlserve.tuning.gating.side import production_side, side_of
+from mlserve.tuning.opening import Source
 from mlserve.tuning.serving import ServerOptions
 
 # Something else than what a server does by itself, of every key.
@@ -101,6 +107,48 @@ def test_the_model_of_a_store_is_held_to_the_one_that_was_measured_too(file, sto
     assert side(file, "tiny", store=stores / "other").store == str(stores / "other")
     with pytest.raises(UsageError, match="its figures are of another model"):
         side(file, "tiny", store=stores / "other", evidence=of_model(sha256))
+
+
+def test_a_model_of_several_files_is_held_to_the_digest_of_all(file, stores, tiny_onnx):
+    store = Store(stores / "store")
+    with store.staging() as folder:
+        made = folder / "made"
+        made.mkdir()
+        (made / MODEL_FILE).write_bytes(tiny_onnx.read_bytes())
+        (made / "model.onnx.data").write_bytes(b"weights")
+        store.add(Artifact(made, Manifest(variant="fp32", inputs=(), outputs=())), "heavy")
+    files = store.resolve("heavy").manifest.files
+    assert side(file, "heavy", evidence=of_model(model_sha256(files))).name == "heavy@1"
+    with pytest.raises(UsageError, match="its figures are of another model"):
+        side(file, "heavy", evidence=of_model(files[MODEL_FILE].sha256))
+
+
+def test_a_side_is_known_by_its_model_its_rows_and_the_code_that_serves_it(file, tiny_onnx, tmp_path):
+    model, rows = tmp_path / "model.onnx", tmp_path / "rows.npz"
+    model.write_bytes(tiny_onnx.read_bytes())
+    other = tmp_path / "other"
+    for package in (tmp_path / "code" / "mlserve", other / "mlserve"):
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"where = {str(package)!r}\n")
+
+    def known(data=None, code=None):
+        python = tmp_path / "python.sh"
+        python.write_text(f'#!/bin/sh\nPYTHONSAFEPATH=1 PYTHONPATH={code} exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        rows.write_bytes(data or b"")
+        asked = side_of(str(model), tmp_path / "store", ServerOptions(python=str(python) if code else ""))
+        found = with_content(asked, Source(store=tmp_path / "store", wish=PayloadWish(data=rows if data else None)))
+        return found.content, found.code
+
+    usual = known()
+    assert all(usual)
+    assert known() == usual
+    assert known(data=b"1")[0] not in (usual[0], known(data=b"2")[0])
+    codes = [usual[1], known(code=tmp_path / "code")[1], known(code=other)[1]]
+    assert len(set(codes)) == 3
+    assert all(codes)
+    model.write_bytes(tiny_onnx.read_bytes() + b"\x72\x00")
+    assert known()[0] != usual[0]
 
 
 def test_a_model_that_is_not_there_is_an_error_of_ours(file):
