@@ -8,6 +8,7 @@ outlives its supervisor.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -95,6 +96,9 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     if doors is not None:
         everything.standing_in = asyncio.create_task(_stand_in(everything, doors, slate, nudged))
     endless = [*serving, *following, *filter(None, [everything.standing_in])]
+    # What is there now mostly stays. A full collection would walk all of it, for 40 ms, and every request would wait.
+    gc.collect()
+    gc.freeze()
     served = tuple((model.signature.name, model.signature.version) for model in service.models)
     _report(WorkerReport(served=served), reports)
     # One that ends by itself has failed: another worker shall take this one's place.

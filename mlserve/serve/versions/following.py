@@ -8,6 +8,7 @@ Everything but looking and loading happens on the event loop, so it needs no loc
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import re
 import time
@@ -326,6 +327,7 @@ class Follower:
 
 def _free(model: ServedModel) -> None:
     """Closes `model` and lets the system have its memory back: glibc would keep it for the next model."""
+    gc.unfreeze()  # it may be among what the worker froze
     model.close()
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
