@@ -23,6 +23,7 @@ _WORTH_TRYING = 0.005
 _COARSE, _FINE = 1.12, 1.05
 _ABOVE = 1.02
 """How much more than the leader a challenger must bear."""
+_BELOW_REFUTED = 0.97
 _FIRST = 0.9
 _FIRST_MOST_PER_S = 10_000.0
 """Half of what one generator holds (docs/benchmarking.md, "Measured"); from there on its own use of its core tells."""
@@ -93,11 +94,14 @@ def believed_rate(contest: Contest, attempts: Sequence[Attempt]) -> Belief:
 
 
 def _capped(bracket: Bracket, steps: Sequence[Step], refuted_per_s: float) -> Bracket:
-    """With the lowest rate that was refuted as one that failed, whatever short runs said of it."""
-    if refuted_per_s >= bracket.failed_per_s:
+    """With what is near the lowest rate that was refuted, or above, as failed, whatever short runs said of it: else the
+    next one to be confirmed would be a hair below, and refuted as well.
+    """
+    failed_per_s = _BELOW_REFUTED * refuted_per_s
+    if failed_per_s >= bracket.failed_per_s:
         return bracket
-    below = [step for step in steps if step.rate_per_s < refuted_per_s]
-    return Bracket(passed_per_s=bracket_of(below).passed_per_s, failed_per_s=refuted_per_s)
+    below = [step for step in steps if step.rate_per_s < failed_per_s]
+    return Bracket(passed_per_s=bracket_of(below).passed_per_s, failed_per_s=failed_per_s)
 
 
 def _middle(number: int, bracket: Bracket) -> Seen:

@@ -225,6 +225,19 @@ def test_a_confirmation_that_misses_lowers_the_rate_that_is_sought(contest):
     assert (end.rate_per_s, end.confirmed) == (90.0, True)
 
 
+def test_what_lies_near_a_rate_that_was_refuted_is_not_confirmed_next(contest):
+    """A short run a hair below says no more than the one that was refuted."""
+    one = contest(("a", 0.005, 110.0), goal="throughput", rate_per_s=None)
+    done = [ran(0, 90.0, True), ran(0, 98.0, True), ran(0, 100.0, True), ran(0, 103.0, False)]
+    done.append(confirmed(False, rate=100.0, latency_s=0.03))
+    spent = msgspec.structs.replace(PACE, budget_s=51.0)
+    assert (found := next_trial(one, spent, done)).fidelity == "confirm"
+    assert found.rate_per_s == 90.0
+    found = next_trial(one, PACE, done)  # with time there is a rate in between
+    assert found.fidelity == "short"
+    assert 90.0 < found.rate_per_s < 97.0
+
+
 def test_what_confirms_goes_over_the_budget_by_a_long_run_at_most(contest):
     one, poor = contest(("a", 0.005, 200.0)), Pace(budget_s=60.0, overhead_s=0.0, long_s=20.0)
     done = [ran(0, 100.0, True)]
