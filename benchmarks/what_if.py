@@ -5,17 +5,19 @@
 
 Every setting is foretold at two shares of the highest rate that it is foretold to bear, and then measured at these
 rates on a real server, with the same schedule: a tiny MLP, and each of --model. Runs at low rates are longer, up to
-three times, so that more of them have a p99. Each point is measured --runs times, in rounds over all points, so that
-what happens to the machine meanwhile falls on all of them alike; a prediction is judged by the middle of its runs. The
-table has both and their ratio; the last lines say which share of the points is within 20% at p50 and p99, of each
-model and protocol, over all of them and over those most of whose runs are VALID; and which share of single runs is
-within 20% of the middle of the others at the same point: no prediction can be better than a measurement made again.
+three times, so that more of them have a p99. All of this is done --runs times, in rounds: in each, the parts are timed
+anew, every point is foretold by them, and every point is measured, so that what happens to the machine meanwhile falls
+on what is foretold and on what is measured alike. A point is judged by the middle of what was foretold and the middle
+of what was measured. The table has both and their ratio; the last lines say which share of the points is within 20% at
+p50 and p99, of each model and protocol, over all of them and over those most of whose runs are VALID; which share of
+single runs is within 20% of what was foretold in their own round; and which is within 20% of the middle of the other
+runs at the same point: no prediction can be better than a measurement made again.
 
 --json FILE is written after every run; the same command goes on where the file ends.
 
 The machine must be quiet: times of parts that were measured while something else ran are wrong for every setting. What
 others used of the server's and generators' cores during each run stands beside it. With one --model it takes about
-twelve minutes on a quiet machine of 2 cores.
+eighteen minutes on a quiet machine of 2 cores.
 """
 
 import argparse
@@ -40,6 +42,7 @@ from mlserve.tuning.evidence import parse_slo
 from mlserve.tuning.measuring import measure_run
 from mlserve.tuning.opening import Contender, Source, SubjectOf, opener
 from mlserve.tuning.prediction.predict import Budget, Predictor, open_predictor
+from mlserve.tuning.prediction.prediction import Prediction
 from mlserve.tuning.serving import ServerOptions
 from mlserve.tuning.setting import Setting
 from mlserve.units import format_duration, format_rate
@@ -55,8 +58,11 @@ NAMES = ("p50", "p99")
 
 
 class Ran(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: seconds measured, of those percentiles that it has enough requests for."""
+    """One run: seconds foretold in its round, None where the queue grows without end; and seconds measured, of those
+    percentiles that it has enough requests for.
+    """
 
+    foretold: dict[str, float | None]
     requests: int
     measured: dict[str, float]
     valid: bool
@@ -64,15 +70,12 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """The setting `number` at one rate: seconds foretold, None where the queue grows without end, and the runs in the
-    order in which they were made.
-    """
+    """The setting `number` at one rate, and the runs in the order in which they were made."""
 
     number: int
     setting: Setting
     rate_per_s: float
     duration_s: float
-    foretold: dict[str, float | None]
     runs: tuple[Ran, ...] = ()
 
     def each(self, name: str) -> list[float]:
@@ -82,9 +85,19 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     def middle(self, name: str) -> float:
         return float(np.median(self.each(name)))
 
+    def foretold(self, name: str) -> list[float]:
+        """What was foretold in each round; infinite where the queue grows without end."""
+        return [_seconds(run.foretold[name]) for run in self.runs]
+
+    def foretold_middle(self, name: str) -> float:
+        return float(np.median(self.foretold(name)))
+
     def ratio(self, name: str) -> float:
-        foretold_s = self.foretold[name]
-        return inf if foretold_s is None else foretold_s / self.middle(name)
+        return self.foretold_middle(name) / self.middle(name)
+
+    def ratios(self, name: str) -> list[float]:
+        """Of each run by itself."""
+        return [_seconds(run.foretold[name]) / run.measured[name] for run in self.runs if name in run.measured]
 
     def repeats(self, name: str) -> list[bool]:
         """Of each run, whether it is near the middle of the others."""
@@ -101,8 +114,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked (models, seconds), the share of the time in which others had the cores while parts were timed, and
-    all points.
+    """What was asked (models, seconds), the largest share of the time in which others had the cores while parts were
+    timed, and all points.
     """
 
     asked: tuple[tuple[str, ...], float, bool]
@@ -118,8 +131,10 @@ def main() -> None:
         mlp = write_tiny(folder / "mlp.onnx")
         settings = list(_settings([str(mlp), *asked.model], quick=asked.quick))
         source = Source(store=asked.store)
-        found = _read(asked, settings) or _foretold(asked, settings, source, folder, console)
-        found = _measured(found, asked, source, folder, console)
+        found = _read(asked, settings) or _chosen(asked, settings, source, folder, console)
+        for number in range(1, asked.runs + 1):
+            if any(len(point.runs) < number for point in found.points):
+                found = _round(number, found, asked, source, folder, console)
     table = _table()
     for point in found.points:
         table.add_row(*_row(point))
@@ -181,71 +196,74 @@ def _settings(models: Sequence[str], *, quick: bool) -> Iterator[Setting]:
                 yield Setting(model=model, variant=Path(model).stem, options=options, protocol=protocol)
 
 
-def _foretold(
+def _chosen(
     asked: argparse.Namespace, settings: Sequence[Setting], source: Source, folder: Path, console: Console
 ) -> Found:
-    """The points, with what is foretold of the very schedule that they are measured with."""
-    budget = Budget(engine_s=asked.budget, protocol_s=asked.budget)
-    since_s = time.time()
-
-    def predictor(duration_s: float) -> Predictor:
-        plan = Plan(rate_per_s=1.0, duration_s=duration_s, warm_up_s=WARM_UP_S)
-        return open_predictor(
-            settings, source, plan, folder / "times.json", console.print, budget, since_s, highest=False
-        )
-
-    first, points = predictor(asked.seconds), []
-    disturbed = 0.0
+    """The points, by what the first round's times foretell."""
+    predictor = _predictor(1, asked, settings, source, folder, console, asked.seconds)
+    points = []
     for number, setting in enumerate(settings):
-        highest = first([setting], SLO, None)[0]
-        disturbed = max(disturbed, highest.disturbed)
+        highest = predictor([setting], SLO, None)[0]
         if not highest.max_rate_per_s:
-            lone = f"even where requests hardly meet, p99 is {_time(_known(highest.p99_s))}"
+            lone = f"even where requests hardly meet, p99 is {format_duration(highest.p99_s)}"
             console.print(f"{_words(setting)}: no rate keeps {SLO.words}: {lone}", style="yellow")
             continue
-        for share in SHARES:
-            rate_per_s = share * min(highest.max_rate_per_s, MOST_PER_S)
-            duration_s = _duration_s(rate_per_s, asked.seconds)
-            foretold = predictor(duration_s)([setting], SLO, rate_per_s)[0]
-            points.append(
-                Point(
-                    number=number,
-                    setting=setting,
-                    rate_per_s=rate_per_s,
-                    duration_s=duration_s,
-                    foretold={"p50": _known(foretold.p50_s), "p99": _known(foretold.p99_s)},
-                )
-            )
-    return Found(asked=_what(asked), disturbed=disturbed, points=tuple(points))
+        rates = [share * min(highest.max_rate_per_s, MOST_PER_S) for share in SHARES]
+        points += [
+            Point(number=number, setting=setting, rate_per_s=rate, duration_s=_duration_s(rate, asked.seconds))
+            for rate in rates
+        ]
+    return Found(asked=_what(asked), disturbed=0.0, points=tuple(points))
 
 
-def _known(seconds: float) -> float | None:
-    return None if isinf(seconds) else seconds
+def _predictor(
+    number: int,
+    asked: argparse.Namespace,
+    settings: Sequence[Setting],
+    source: Source,
+    folder: Path,
+    console: Console,
+    duration_s: float,
+) -> Predictor:
+    """By what was timed in round `number`, at its beginning, for runs of `duration_s`."""
+    plan = Plan(rate_per_s=1.0, duration_s=duration_s, warm_up_s=WARM_UP_S)
+    budget = Budget(engine_s=asked.budget, protocol_s=asked.budget)
+    return open_predictor(
+        settings, source, plan, folder / f"times-{number}.json", console.print, budget, 0.0, highest=False
+    )
 
 
-def _measured(found: Found, asked: argparse.Namespace, source: Source, folder: Path, console: Console) -> Found:
-    """Each point `asked.runs` times, in rounds: what is written already is not measured again."""
+def _round(
+    number: int, found: Found, asked: argparse.Namespace, source: Source, folder: Path, console: Console
+) -> Found:
+    """What was not measured in round `number`: times anew, foretold by them, and measured."""
     points, began_s, made = list(found.points), time.monotonic(), 0
-    left = sum(max(0, asked.runs - len(point.runs)) for point in points)
-    for wanted in range(1, asked.runs + 1):
-        for number in dict.fromkeys(point.number for point in points if len(point.runs) < wanted):
-            setting = next(point.setting for point in points if point.number == number)
-            with opener(source)(Contender(setting.model, setting.model), setting.options) as subject_of:
-                for at, point in enumerate(points):
-                    if point.number != number or len(point.runs) >= wanted:
-                        continue
-                    ran = _run(point, subject_of, Path(tempfile.mkdtemp(dir=folder)))
-                    points[at] = msgspec.structs.replace(point, runs=(*point.runs, ran))
-                    found, made = msgspec.structs.replace(found, points=tuple(points)), made + 1
-                    _write(found, asked.json)
-                    told = f"{_words(setting)}, {format_rate(point.rate_per_s)}, {_times(point.foretold, ran.measured)}"
-                    spent_s = time.monotonic() - began_s
-                    about_s = spent_s / made * left
-                    console.print(f"run {made} of {left}, {spent_s:.0f} s of about {about_s:.0f}: {told}", style="dim")
+    left = [at for at, point in enumerate(points) if len(point.runs) < number]
+    settings = list({points[at].number: points[at].setting for at in left}.values())
+    foretold = {}
+    for at in left:
+        point = points[at]
+        predictor = _predictor(number, asked, settings, source, folder, console, point.duration_s)
+        foretold[at] = predictor([point.setting], SLO, point.rate_per_s)[0]
+    disturbed = max(found.disturbed, *(each.disturbed for each in foretold.values()))
+    for setting in settings:
+        with opener(source)(Contender(setting.model, setting.model), setting.options) as subject_of:
+            for at in left:
+                if points[at].setting != setting:
+                    continue
+                ran = _run(points[at], foretold[at], subject_of, Path(tempfile.mkdtemp(dir=folder)))
+                points[at] = msgspec.structs.replace(points[at], runs=(*points[at].runs, ran))
+                found, made = Found(asked=found.asked, disturbed=disturbed, points=tuple(points)), made + 1
+                _write(found, asked.json)
+                spent_s = time.monotonic() - began_s
+                told = f"{_words(setting)}, {format_rate(points[at].rate_per_s)}, {_times(ran)}"
+                console.print(
+                    f"round {number} of {asked.runs}, run {made} of {len(left)}, {spent_s:.0f} s: {told}", style="dim"
+                )
     return found
 
 
-def _run(point: Point, subject_of: SubjectOf, folder: Path) -> Ran:
+def _run(point: Point, foretold: Prediction, subject_of: SubjectOf, folder: Path) -> Ran:
     plan = Plan(
         rate_per_s=point.rate_per_s,
         duration_s=point.duration_s,
@@ -256,11 +274,20 @@ def _run(point: Point, subject_of: SubjectOf, folder: Path) -> Ran:
     latency_s = read_samples(folder, run.window).latency_s
     names = [name for name in NAMES if not too_few(name, int(name[1:]) / 100, len(latency_s))]
     return Ran(
+        foretold={"p50": _known(foretold.p50_s), "p99": _known(foretold.p99_s)},
         requests=len(latency_s),
         measured={name: quantile(latency_s, int(name[1:]) / 100) for name in names},
         valid=run.certificate.valid,
         others_cpu=run.resources.others_cpu,
     )
+
+
+def _known(seconds: float) -> float | None:
+    return None if isinf(seconds) else seconds
+
+
+def _seconds(known: float | None) -> float:
+    return inf if known is None else known
 
 
 def _duration_s(rate_per_s: float, least_s: float) -> float:
@@ -286,13 +313,14 @@ def _words(setting: Setting) -> str:
     )
 
 
-def _time(seconds: float | None) -> str:
-    return "grows" if seconds is None else format_duration(seconds)
+def _time(seconds: float) -> str:
+    return "grows" if isinf(seconds) else format_duration(seconds)
 
 
-def _times(foretold: dict[str, float | None], measured: dict[str, float]) -> str:
+def _times(ran: Ran) -> str:
     return ", ".join(
-        f"{name} {format_duration(measured[name])} ({_time(foretold[name])} foretold)" for name in measured
+        f"{name} {format_duration(ran.measured[name])} ({_time(_seconds(ran.foretold[name]))} foretold)"
+        for name in ran.measured
     )
 
 
@@ -302,8 +330,8 @@ def _row(point: Point) -> list[str]:
     requests = "/".join(str(run.requests) for run in point.runs[:1])
     row += [f"{options.max_delay_ms:g} ms", format_rate(point.rate_per_s), requests]
     for name in NAMES:
-        each = sorted(point.each(name))
-        row.append(_time(point.foretold[name]))
+        each, foretold = sorted(point.each(name)), sorted(point.foretold(name))
+        row.append(f"{_time(point.foretold_middle(name))}\n{_spread(foretold)}")
         row.append(f"{format_duration(point.middle(name))}\n{_spread(each)}" if each else "-")
         row.append(f"{point.ratio(name):.2f}" if each else "-")
     others = [run.others_cpu for run in point.runs if run.others_cpu is not None]
@@ -312,7 +340,7 @@ def _row(point: Point) -> list[str]:
 
 
 def _spread(each: Sequence[float]) -> str:
-    return f"{format_duration(each[0])}..{format_duration(each[-1])}" if len(each) > 1 else ""
+    return f"{_time(each[0])}..{_time(each[-1])}" if len(each) > 1 else ""
 
 
 def _summarize(console: Console, found: Found) -> None:
@@ -329,11 +357,12 @@ def _summarize(console: Console, found: Found) -> None:
             if not judged:
                 continue
             ratios = [point.ratio(name) for point in judged]
+            single = [is_close(ratio) for point in judged for ratio in point.ratios(name)]
             again = [near for point in judged for near in point.repeats(name)]
             console.print(
                 f"{words} {name}: {_share([is_close(ratio) for ratio in ratios])} of points foretold within "
-                f"{CLOSE:.0%}, ratio {np.median(ratios):.2f} in the middle; measured again: {_share(again)} of runs "
-                f"within {CLOSE:.0%} of the middle of the others",
+                f"{CLOSE:.0%}, ratio {np.median(ratios):.2f} in the middle; {_share(single)} of single runs by their "
+                f"own round; measured again: {_share(again)} of runs within {CLOSE:.0%} of the middle of the others",
                 soft_wrap=True,
             )
 

@@ -6,10 +6,12 @@ python -m mlserve.tuning.prediction.asking_process JOB RESULT    (started by `tr
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import gevent
 import msgspec
 import numpy as np
 
@@ -18,25 +20,31 @@ from mlserve.bench.generator.generator import Generator, Share, open_client
 from mlserve.bench.generator.job import Job, Tick
 from mlserve.runs.load import Plan
 from mlserve.runs.samples import OK, Sample
+from mlserve.stats import Floats
 from mlserve.tuning.prediction.bursts import BurstCost, burst_cost
-from mlserve.tuning.prediction.processor import MOST_WAITED, Others, used_s, waited_s
-from mlserve.tuning.prediction.times import Phase, levels_of
+from mlserve.tuning.prediction.processor import MOST_WAITED, Counts, read_counts, used_s
+from mlserve.tuning.prediction.tails import with_shared_tail
+from mlserve.tuning.prediction.times import Phase
 
 __all__ = ["AskingJob", "AskingResult", "main"]
 
 _LEAD_S = 0.1
 # At most so many requests a second, and so much of what the server bears if each comes alone.
-_BUSY_PER_S, _BUSY = 1500.0, 0.5
+_BUSY_PER_S, _BUSY = 3000.0, 0.5
 _RESTED_PER_S, _RESTED = 80.0, 0.05
 # From the one to the other by equal factors, and so much of the time for each, since slow ones have few requests. After
 # a pause as long as this a longer one makes no difference.
-_SHARES = (0.15, 0.15, 0.2, 0.3)
+_PROBE, _SHARES = 0.05, (0.15, 0.15, 0.2, 0.25)
 _LONGEST_GAP_S = 0.01
 _BURSTS = 0.2
 _FEWEST = 20
 _LEAST_GAP_S = 1e-5
 _WARM_UP_S = 0.1
-_LONGER = (1, 3, 9)
+# The machine is now faster and now slower, for seconds: all paces take turns, so that it falls on all of them alike.
+_ROUNDS = 3
+_LONGER = (2, 6)
+# Of what a generator hands over every tenth of a second, so many make a slice.
+_TAKES, _PAUSE_S = 3, 0.0005
 
 
 class AskingJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,42 +65,124 @@ class AskingResult(msgspec.Struct, frozen=True, kw_only=True):
 
     fault: str = ""
     cost: BurstCost | None = None
+    client_s: float = 0.0
     phases: tuple[Phase, ...] = ()
     others: float = 0.0
 
 
 class _Slice(NamedTuple):
-    """The rows of about a tenth of a second; how long threads of ours waited for a core meanwhile; and what others used
-    of all the cores' time.
-    """
+    """The rows of some tenths of a second, and what cores and processes did meanwhile."""
 
     rows: Sequence[Sample]
-    waited_s: float
-    others_s: float
-    whole_s: float
+    counts: Counts
 
 
 class _Slices:
-    """A sink that keeps what it takes, with what others did meanwhile."""
+    """A sink that keeps what it takes, with what others did meanwhile.
+
+    To ask that takes the time of several requests, and what is due then leaves late: it is asked seldom, and a little
+    at a time.
+    """
 
     def __init__(self, asking: AskingJob) -> None:
-        self.slices: list[_Slice] = []
         self._cpus, self._pids = {*asking.cpus, *own_cores()}, [os.getpid(), *asking.pids]
-        self._others, self._waited_s = Others(self._cpus, self._pids), waited_s(self._pids)
+        self._slices: list[_Slice] = []
+        self._rows: list[Sample] = []
+        self._takes, self._before = 0, read_counts(self._cpus, self._pids)
 
     def take(self, rows: Sequence[Sample], tick: Tick) -> None:
-        others_s, whole_s = self._others.spent()
-        now_s = waited_s(self._pids)
-        self.slices.append(_Slice(list(rows), now_s - self._waited_s, others_s, whole_s))
-        self._others, self._waited_s = Others(self._cpus, self._pids), now_s
+        self._rows += rows
+        self._takes += 1
+        if self._takes % _TAKES == 0:
+            self._cut(partial(gevent.sleep, _PAUSE_S))
+
+    def end(self) -> list[_Slice]:
+        """All of it, when nothing is due any more."""
+        self._cut()
+        return self._slices
+
+    def _cut(self, between: Callable[[], object] | None = None) -> None:
+        counts = read_counts(self._cpus, self._pids, between)
+        self._slices.append(_Slice(self._rows, counts.since(self._before)))
+        self._rows, self._before = [], counts
 
 
 class _Asked(NamedTuple):
-    """What one pace showed, and what others used of the cores meanwhile, of all their time."""
+    """What one pace showed: what passes outside the server [n] (seconds); the rest of its phase; the processor time of
+    the generator by request; and what others used of the cores meanwhile, of all their time.
+    """
 
-    phase: Phase
+    rate_per_s: float
+    gap_s: float
+    turn_s: float | None
+    outside_s: Floats
+    client_s: float
     others_s: float
     whole_s: float
+
+
+class _Pace:
+    """Requests evenly spaced, in several loads: of each the first tenth of a second is not counted."""
+
+    def __init__(self, asking: AskingJob, rate_per_s: float, budget_s: float) -> None:
+        self._asking, self._budget_s = asking, budget_s
+        self._plan = msgspec.structs.replace(
+            asking.usual.plan, arrivals="constant", rate_per_s=rate_per_s, warm_up_s=_WARM_UP_S
+        )
+        self._slices: list[_Slice] = []
+        self._spent_s = self._client_s = 0.0
+
+    def ask(self, times: float) -> None:
+        """One more load, of so many times its whole time."""
+        duration_s = max(times * self._budget_s, _FEWEST / _ROUNDS / self._plan.rate_per_s)
+        plan = msgspec.structs.replace(self._plan, duration_s=duration_s)
+        before_s, own_before_s = used_s(self._asking.pids), time.process_time()
+        self._slices += _asked_by(self._asking, plan)
+        self._spent_s += used_s(self._asking.pids) - before_s
+        self._client_s += time.process_time() - own_before_s
+
+    def asked(self, request_s: float) -> _Asked:
+        """What all its loads showed, without what others disturbed.
+
+        A busy machine may answer hardly any in so short a time: then there are longer loads. Raises ValueError where
+        too few answers are good all the same.
+        """
+        for longer in (*_LONGER, None):
+            found = self._found(request_s)
+            if found is not None:
+                return found
+            if longer:
+                self.ask(longer)
+        rows = self._rows()
+        good, faults = [row for row in rows if row.status == OK], {row.status for row in rows} - {OK}
+        raise ValueError(
+            f"{len(good)} of {len(rows)} requests were answered in time and told where theirs went; "
+            f"{', '.join(sorted(faults)) or 'none failed'}"
+        )
+
+    def _found(self, request_s: float) -> _Asked | None:
+        """None where too few answers are good."""
+        rows, calm = self._rows(), _calm(self._slices)
+        good = [row for row in rows if row.status == OK]
+        timed = [row for row in good if row.compute_ns is not None]
+        warm = [row for each in calm for row in each.rows if row.status == OK and row.scheduled_ns >= _WARM_UP_S * 1e9]
+        untimed = [row for row in warm if row.compute_ns is None]
+        if not timed or len(untimed) < _FEWEST or len(good) <= len(rows) / 2:
+            return None
+        run_s = float(np.median([row.compute_ns or 0 for row in timed])) / 1e9
+        outside_s = np.array([(row.done_ns or 0) - row.scheduled_ns for row in untimed]) / 1e9 - run_s
+        return _Asked(
+            rate_per_s=self._plan.rate_per_s,
+            gap_s=max(1 / self._plan.rate_per_s - self._spent_s / len(good), _LEAST_GAP_S),
+            turn_s=_turn_s(good, timed, self._spent_s - len(good) * request_s, run_s),
+            outside_s=np.maximum(outside_s, 0.0),
+            client_s=self._client_s / len(rows),
+            others_s=sum(each.counts.others_s for each in calm),
+            whole_s=sum(each.counts.whole_s for each in calm),
+        )
+
+    def _rows(self) -> list[Sample]:
+        return [row for each in self._slices for row in each.rows]
 
 
 def main() -> None:
@@ -106,56 +196,39 @@ def main() -> None:
 
 
 def _asked(asking: AskingJob) -> AskingResult:
-    """The bursts first: they show how many requests the server bears."""
-    plan, budget_s = asking.usual.plan, asking.budget_s
+    """The bursts first: they show how many requests the server bears that come after a pause, and a load as large as
+    that allows how many it bears that do not.
+    """
+    budget_s = asking.budget_s
     cost = burst_cost(asking.timed, asking.pids, _BURSTS * budget_s)
-    asked = []
-    for rate_per_s, share in _paces(1 / (cost.turn_s + cost.request_s)):
-        even = msgspec.structs.replace(plan, arrivals="constant", rate_per_s=rate_per_s, duration_s=share * budget_s)
-        asked.append(_phase(asking, even, cost.request_s))
+    busy = _Pace(asking, _busy_per_s(cost.turn_s, cost.request_s), _PROBE * budget_s)
+    busy.ask(1)
+    warm_turn_s = busy.asked(cost.request_s).turn_s
+    turn_s = cost.turn_s if warm_turn_s is None else min(warm_turn_s, cost.turn_s)
+    paces = [_Pace(asking, rate_per_s, share * budget_s) for rate_per_s, share in _paces(turn_s, cost)]
+    for _ in range(_ROUNDS):
+        for pace in paces:
+            pace.ask(1 / _ROUNDS)
+    asked = [pace.asked(cost.request_s) for pace in paces]
+    levels = with_shared_tail([each.outside_s for each in asked], [1 / each.rate_per_s for each in asked])
+    phases = tuple(
+        Phase(gap_s=each.gap_s, outside_s=outside_s, turn_s=each.turn_s)
+        for each, outside_s in zip(asked, levels, strict=True)
+    )
     others = max(0.0, sum(each.others_s for each in asked)) / sum(each.whole_s for each in asked)
-    return AskingResult(cost=cost, phases=tuple(each.phase for each in asked), others=min(others, 1.0))
+    return AskingResult(cost=cost, client_s=asked[0].client_s, phases=phases, others=min(others, 1.0))
 
 
-def _paces(most_per_s: float) -> list[tuple[float, float]]:
-    """(rate, share of the time) for a server that bears `most_per_s` if each request comes alone, busiest first."""
-    busy_per_s, rested_per_s = min(_BUSY_PER_S, _BUSY * most_per_s), min(_RESTED_PER_S, _RESTED * most_per_s)
+def _busy_per_s(turn_s: float, request_s: float) -> float:
+    return min(_BUSY_PER_S, _BUSY / (turn_s + request_s))
+
+
+def _paces(warm_turn_s: float, cost: BurstCost) -> list[tuple[float, float]]:
+    """(rate, share of the time), busiest first."""
+    busy_per_s = _busy_per_s(warm_turn_s, cost.request_s)
+    rested_per_s = min(_RESTED_PER_S, _RESTED / (cost.turn_s + cost.request_s))
     first, *between, last = zip(np.geomspace(busy_per_s, rested_per_s, len(_SHARES)).tolist(), _SHARES, strict=True)
     return [first, *(pace for pace in between if 1 / pace[0] < _LONGEST_GAP_S), last]
-
-
-def _phase(asking: AskingJob, plan: Plan, request_s: float) -> _Asked:
-    """Requests by `plan`, of which the first tenth of a second is not counted, nor what others disturbed.
-
-    A busy machine may answer hardly any in so short a time, which is then made longer. Raises ValueError where too few
-    answers are good all the same.
-    """
-    for longer in _LONGER:
-        duration_s = max(longer * plan.duration_s, _FEWEST / plan.rate_per_s)
-        before_s = used_s(asking.pids)
-        slices = _asked_by(asking, msgspec.structs.replace(plan, duration_s=duration_s, warm_up_s=_WARM_UP_S))
-        spent_s = used_s(asking.pids) - before_s
-        rows = [row for each in slices for row in each.rows]
-        good = [row for row in rows if row.status == OK]
-        timed = [row for row in good if row.compute_ns is not None]
-        calm = _calm(slices)
-        warm = [row for each in calm for row in each.rows if row.status == OK and row.scheduled_ns >= _WARM_UP_S * 1e9]
-        untimed = [row for row in warm if row.compute_ns is None]
-        if timed and len(untimed) >= _FEWEST and len(good) > len(rows) / 2:
-            run_s = float(np.median([row.compute_ns or 0 for row in timed])) / 1e9
-            return _Asked(
-                _phase_of(
-                    rows,
-                    untimed,
-                    run_s,
-                    spent_s / len(good),
-                    _turn_s(good, timed, spent_s - len(good) * request_s, run_s),
-                ),
-                sum(each.others_s for each in calm),
-                sum(each.whole_s for each in calm),
-            )
-    faults = ", ".join(sorted({row.status for row in rows} - {OK})) or "none failed"
-    raise ValueError(f"{len(good)} of {len(rows)} requests were answered in time and told where theirs went; {faults}")
 
 
 def _asked_by(asking: AskingJob, plan: Plan) -> list[_Slice]:
@@ -164,14 +237,14 @@ def _asked_by(asking: AskingJob, plan: Plan) -> list[_Slice]:
     sink = _Slices(asking)
     generator = Generator(job, Share(), open_client(job.address, job), lambda _: None, sink)
     generator.run(time.monotonic_ns() + round(_LEAD_S * 1e9))
-    return sink.slices
+    return sink.end()
 
 
 def _calm(slices: Sequence[_Slice]) -> Sequence[_Slice]:
     """All of them where others hardly had the cores; else the half, of those with rows, in which ours waited least."""
-    if sum(each.others_s for each in slices) <= MOST_WAITED * sum(each.whole_s for each in slices):
+    if sum(each.counts.others_s for each in slices) <= MOST_WAITED * sum(each.counts.whole_s for each in slices):
         return slices
-    some = sorted((each for each in slices if each.rows), key=lambda each: each.waited_s / each.whole_s)
+    some = sorted((each for each in slices if each.rows), key=lambda each: each.counts.waited_s / each.counts.whole_s)
     return some[: (len(some) + 1) // 2]
 
 
@@ -182,19 +255,6 @@ def _turn_s(good: Sequence[Sample], timed: Sequence[Sample], spent_s: float, run
         return None
     runs = len(good) * float(np.mean(shares))
     return max(0.0, spent_s / runs - run_s)
-
-
-def _phase_of(
-    rows: Sequence[Sample], untimed: Sequence[Sample], run_s: float, each_s: float, turn_s: float | None
-) -> Phase:
-    """`each_s` is what the server spent on each request: so long it was not idle."""
-    outside_s = np.array([(row.done_ns or 0) - row.scheduled_ns for row in untimed]) / 1e9 - run_s
-    due_s = np.array([row.scheduled_ns for row in rows]) / 1e9
-    return Phase(
-        gap_s=max(float(np.ptp(due_s)) / len(due_s) - each_s, _LEAST_GAP_S),
-        outside_s=levels_of(np.maximum(outside_s, 0.0)),
-        turn_s=turn_s,
-    )
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ _LEAST_GAP_S = 1e-9
 class Runs(msgspec.Struct, frozen=True):
     """How long a run takes: `busy_s[kind][rows]` and `rested_s[kind][rows]` are the quantiles [levels] (seconds) right
     after another run, and after a pause. Row 0 is not used. Where `replay` tells how fast the machine was from one
-    instant to the next, a run is one of the middle, slowed by that; else each is drawn by itself.
+    instant to the next, a run is one of the middle, slowed by that; else each is drawn by itself. `late_s` are the
+    quantiles of how much longer than it should a thread waits for others to come along.
     """
 
     busy_s: Sequence[Sequence[Sequence[float]]]
     rested_s: Sequence[Sequence[Sequence[float]]]
     replay: Replay | None = None
+    late_s: Sequence[float] = (0.0,)
 
     @property
     def span_s(self) -> float:
@@ -59,11 +61,13 @@ class After(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Path(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request costs beside its run: `request_s` of processor time (seconds), and what `after` [pauses] says, the
-    shortest pause first. Between two pauses it changes as their logarithm does; beyond the longest it stays.
+    """What a request costs beside its run (seconds): `request_s` of the server's processor time and `client_s` of the
+    generator's, and what `after` [pauses] says, the shortest pause first. Between two pauses it changes as their
+    logarithm does; beyond the longest it stays.
     """
 
     request_s: float = 0.0
+    client_s: float = 0.0
     after: Sequence[After] = (After(),)
 
     def turn_after_s(self, gap_s: float) -> float:

@@ -120,6 +120,7 @@ class Predictor:
                 [_filled(engine, kind, rested=False) for kind in kinds],
                 [_filled(engine, kind, rested=True) for kind in kinds],
                 self._replay(engine) if engine.pace.took_s else None,
+                engine.late_s,
             )
         return self._tables[engine.key]
 

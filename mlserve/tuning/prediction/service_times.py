@@ -60,6 +60,7 @@ def measure_engine(version: Version, options: ServerOptions, most_rows: int, bud
         kinds=found.kinds,
         times=found.times,
         pace=found.pace,
+        late_s=found.late_s,
         waited=found.waited,
         taken_at_s=time.time(),
     )

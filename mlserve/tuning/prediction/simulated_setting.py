@@ -71,7 +71,7 @@ class Load(msgspec.Struct, frozen=True):
         )
         due_s = schedule(plan) / 1e9
         due_s = due_s if len(due_s) else np.zeros(1)
-        return Arrivals(due_s, _cycle(self.rows, len(due_s)), _cycle(self.kinds, len(due_s)))
+        return Arrivals(due_s, _cycle(self.rows, len(due_s)), _cycle(self.kinds, len(due_s)), plan.generators)
 
 
 class SimulatedSetting:

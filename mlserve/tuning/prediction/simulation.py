@@ -31,12 +31,13 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 class Arrivals(msgspec.Struct, frozen=True):
     """Requests in the order they are due: when (seconds), how many rows each has, and of which kind its rows are; only
-    those of a kind can share a batch. All [n].
+    those of a kind can share a batch. All [n]. They are sent by so many `generators` in turn.
     """
 
     due_s: Floats
     rows: Sequence[int]
     kinds: Sequence[int]
+    generators: int = 1
 
 
 class SimulatedServer(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,13 +87,32 @@ def simulate(arrivals: Arrivals, server: SimulatedServer, costs: Costs, seed: in
     simulation.run()
     span_s = max(simulation.now_s - float(arrivals.due_s[0]), 1e-12)
     return Simulated(
-        latency_s=np.array(simulation.latency_s) + simulation.outside_s(),
+        latency_s=_seen(arrivals, np.array(simulation.latency_s) + simulation.outside_s(), costs.inline.client_s),
         mean_batch_rows=simulation.ran_rows / max(simulation.ran, 1),
         utilization=min(simulation.ran_s / (server.workers * span_s), 1.0),
         most_rows=simulation.most_rows,
         typical_s=simulation.most_typical_s,
         moved=simulation.moved,
     )
+
+
+def _seen(arrivals: Arrivals, latency_s: Floats, client_s: float) -> Floats:
+    """`latency_s` [n] as the generators see it, which do one thing after the other: half of `client_s` is sending, and
+    the other half taking the answer.
+    """
+    each_s, seen_s = client_s / 2, latency_s.copy()
+    for number in range(arrivals.generators):
+        own = np.arange(number, len(latency_s), arrivals.generators)
+        own = own[np.isfinite(latency_s[own])]
+        due_s = arrivals.due_s[own]
+        at_s = np.concatenate([due_s, due_s + latency_s[own] - each_s])
+        order, places = np.argsort(at_s, kind="stable"), np.arange(len(at_s))
+        # Of equal jobs, one after the other, each begins when all since some pause are done, whichever is the latest.
+        begun_s = np.maximum.accumulate(at_s[order] - each_s * places) + each_s * places
+        waited_s = np.empty(len(at_s))
+        waited_s[order] = begun_s - at_s[order]
+        seen_s[own] += waited_s[: len(own)] + waited_s[len(own) :]
+    return seen_s
 
 
 class _Step:
@@ -109,10 +129,11 @@ class _Worker:
     """One process of the server."""
 
     __slots__ = (
-        "computing", "ended_s", "inbox", "looping", "outbox", "queues", "steps", "typical_s", "was_quick", "window",
+        "computing", "core", "inbox", "looping", "outbox", "queues", "steps", "typical_s", "was_quick", "window",
     )  # fmt: skip
 
-    def __init__(self, server: SimulatedServer, typical_s: float) -> None:
+    def __init__(self, server: SimulatedServer, typical_s: float, core: int) -> None:
+        self.core = core
         self.window: BatchWindow[int] = BatchWindow(server.max_rows, server.max_delay_s, server.max_waiting_rows)
         self.inbox: list[int] = []
         self.outbox: deque[list[int]] = deque()
@@ -121,7 +142,6 @@ class _Worker:
         self.typical_s = typical_s
         self.was_quick = server.max_delay_s == 0 and typical_s <= batcher.INLINE_LIMIT_S
         self.queues = not self.was_quick
-        self.ended_s = -inf
 
 
 class _Simulation:
@@ -133,7 +153,9 @@ class _Simulation:
         self._server, self._runs = server, costs.runs
         self._inline, self._queued = costs.inline, costs.queued
         typical_s = costs.runs.mean_s(0, server.max_rows)
-        self._workers = [_Worker(server, typical_s) for _ in range(server.workers)]
+        self._workers = [_Worker(server, typical_s, number % server.cores) for number in range(server.workers)]
+        # How cold a worker is depends on its core, and not on who had it.
+        self._ended_s = [-inf] * server.cores
         count = len(self._due_s)
         self._rng = np.random.default_rng([seed, 1])
         self._lots = self._rng.random(count).tolist()
@@ -187,7 +209,7 @@ class _Simulation:
         connection, number = self._connections.send(self.now_s)
         worker = self._workers[number]
         self._connection[ticket] = connection
-        self._gap_s[ticket] = 0.0 if worker.looping or worker.computing else self.now_s - worker.ended_s
+        self._gap_s[ticket] = 0.0 if worker.looping or worker.computing else self.now_s - self._ended_s[worker.core]
         worker.inbox.append(ticket)
         if not worker.looping:
             self._turn(worker)
@@ -220,7 +242,7 @@ class _Simulation:
         self._steps.remove(step)
         self._demand -= step.cores
         worker = step.worker
-        worker.ended_s = self.now_s
+        self._ended_s[worker.core] = self.now_s
         if step.what == "compute":
             worker.computing = False
             self._ran(worker, step)
@@ -283,7 +305,9 @@ class _Simulation:
             cost_s = self._run_s(batch)
             self._begin(_Step(worker, "compute", cost_s, self._server.run_cores, batch))
         elif worker.window.waiting_rows:
-            heappush(self._timers, (max(worker.window.due_at_s, self.now_s), self._workers.index(worker)))
+            late_s, lot = self._runs.late_s, self._lots[self.ran % len(self._lots)]
+            rings_s = max(worker.window.due_at_s, self.now_s) + late_s[int(lot * len(late_s))]
+            heappush(self._timers, (rings_s, self._workers.index(worker)))
 
     def _run_s(self, batch: list[int]) -> float:
         """How long the run of `batch` takes by itself."""

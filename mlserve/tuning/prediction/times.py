@@ -29,7 +29,8 @@ __all__ = [
 # 2: turn_s and request_s of a path, which bursts tell; what others used meanwhile
 # 3: the pace of an engine's runs
 # 4: requests of a path at several paces, evenly spaced
-FORMAT_VERSION = 4
+# 5: what a request costs the generator; the tails of all paces from all of them; how late waits end
+FORMAT_VERSION = 5
 
 LEVELS = 200
 """Of a distribution, so many quantiles are kept: those at (i + 0.5) / 200."""
@@ -73,6 +74,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """`kinds[body]` is the kind of each request's rows: rows of one kind can share a run, unless not `together`.
 
+    `late_s` is how much longer than it should a thread waits that waits for a time, as quantiles (seconds).
     `waited` is the share of the time in which its threads waited for a core that others had; `taken_at_s` is when, by
     `time.time`.
     """
@@ -82,6 +84,7 @@ class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[int, ...]
     times: tuple[RowTimes, ...]
     pace: Pace = Pace()
+    late_s: tuple[float, ...] = (0.0,)
     waited: float = 0.0
     taken_at_s: float = 0.0
 
@@ -110,9 +113,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 class PathTimes(msgspec.Struct, frozen=True, kw_only=True):
     """One protocol, with requests like those of `interface`, where runs are on the event loop (`inline`) or not.
 
-    Of processor time beside runs, each turn of the server took `turn_s`, and each request in it `request_s`. `phases`
-    [paces] begin with the shortest pause. `waited` is the share of the cores' time that others used meanwhile;
-    `taken_at_s` is when, by `time.time`.
+    Of processor time beside runs, each turn of the server took `turn_s`, and each request in it `request_s`; the
+    generator took `client_s` for each. `phases` [paces] begin with the shortest pause. `waited` is the share of the
+    cores' time that others used meanwhile; `taken_at_s` is when, by `time.time`.
     """
 
     protocol: str
@@ -120,6 +123,7 @@ class PathTimes(msgspec.Struct, frozen=True, kw_only=True):
     inline: bool
     turn_s: float
     request_s: float
+    client_s: float
     phases: tuple[Phase, ...]
     waited: float = 0.0
     taken_at_s: float = 0.0

@@ -6,6 +6,7 @@ Its core, and nothing else that could disturb it, is what a server would have. I
 """
 
 import sys
+import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ _PAUSE_S = 0.01
 _FEWEST, _MOST = 5, 400
 # Shorter ones vary by what they find in the caches more than by what happens to the machine.
 _TELLING_S = 1e-3
+_WAITS, _WAIT_S = 400, 1e-3
 
 
 class TimingJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +61,7 @@ class TimingResult(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[int, ...] = ()
     times: tuple[RowTimes, ...] = ()
     pace: Pace = Pace()
+    late_s: tuple[float, ...] = (0.0,)
     waited: float = 0.0
 
 
@@ -129,6 +132,7 @@ def _timed(job: TimingJob) -> TimingResult:
     requests = [grpc.decode_request(grpc.parse_request(body), opened.signature).inputs for body in job.bodies]
     kinds = _kinds(requests, opened.signature)
     cells = list(_cells(requests, kinds, opened.signature, job.most_rows))
+    late_s = _late_s()
     for cell in cells:
         opened.engine.run(cell.choices[0])
     share_s = job.budget_s / len(cells)
@@ -145,8 +149,19 @@ def _timed(job: TimingJob) -> TimingResult:
             for cell in cells
         ),
         pace=_pace(cells),
+        late_s=levels_of(late_s),
         waited=min(1.0, sum(sum(cell.waited_s) for cell in cells) / took_s),
     )
+
+
+def _late_s() -> list[float]:
+    """How much longer than it should a thread waits, as one of a batcher does for others to come along."""
+    late_s, never = [], threading.Event()
+    for _ in range(_WAITS):
+        before_s = time.perf_counter()
+        never.wait(_WAIT_S)
+        late_s.append(max(0.0, time.perf_counter() - before_s - _WAIT_S))
+    return late_s
 
 
 def _pace(cells: Sequence[_Cell]) -> Pace:

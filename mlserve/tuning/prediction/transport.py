@@ -1,7 +1,6 @@
 """What a request costs beside its run: measured once for each protocol, on a server whose model computes nothing."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,8 +28,6 @@ _MODULE = "mlserve.tuning.prediction.asking_process"
 _NEVER_INLINE_MS = 0.001
 # At least so much of what passes outside a run is the client's and the network's.
 _LEAST_OUTSIDE = 0.2
-# Beyond this, the few requests that came one by one say nothing of a percentile.
-_TOLD = 0.95
 
 
 def measure_paths(version: Version, protocol: Protocol, plan: Plan, budget_s: float) -> tuple[PathTimes, PathTimes]:
@@ -66,6 +63,7 @@ def _measure(
         inline=inline,
         turn_s=found.cost.turn_s,
         request_s=found.cost.request_s,
+        client_s=found.client_s,
         phases=found.phases,
         waited=found.others,
         taken_at_s=time.time(),
@@ -90,25 +88,17 @@ def _job(version: Version, served: Served, path: Path, protocol: Protocol, plan:
 
 def way_of(times: PathTimes) -> Way:
     """The costs of `times` as the simulation takes them."""
-    busiest, *_ = times.phases
-    return Way(request_s=times.request_s, after=tuple(_after(times, phase, busiest) for phase in times.phases))
+    return Way(
+        request_s=times.request_s,
+        client_s=times.client_s,
+        after=tuple(_after(times, phase) for phase in times.phases),
+    )
 
 
-def _after(times: PathTimes, phase: Phase, busiest: Phase) -> After:
+def _after(times: PathTimes, phase: Phase) -> After:
     turn_s = times.turn_s if phase.turn_s is None else min(phase.turn_s, times.turn_s)
-    whole_s = _with_tail_of(phase.outside_s, busiest.outside_s)
-    outside_s = tuple(_outside_s(each, turn_s + times.request_s) for each in whole_s)
+    outside_s = tuple(_outside_s(each, turn_s + times.request_s) for each in phase.outside_s)
     return After(gap_s=phase.gap_s, turn_s=turn_s, outside_s=outside_s)
-
-
-def _with_tail_of(few_s: Sequence[float], busy_s: Sequence[float]) -> list[float]:
-    """`few_s`, whose tail is at most as far from the middle as that of `busy_s`, of which there are many more.
-
-    A single request that was held up would else be the p99 of them all.
-    """
-    middle, told = len(few_s) // 2, int(_TOLD * len(few_s))
-    farthest_s = [max(few_s[told], few_s[middle] + each - busy_s[len(busy_s) // 2]) for each in busy_s]
-    return [*few_s[:told], *(min(pair) for pair in zip(few_s[told:], farthest_s[told:], strict=True))]
 
 
 def _outside_s(whole_s: float, inside_s: float) -> float:

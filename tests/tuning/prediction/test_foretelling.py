@@ -20,7 +20,6 @@ from mlserve.tuning.prediction.hollow import write_hollow
 from mlserve.tuning.prediction.predict import Predictor
 from mlserve.tuning.prediction.service_times import engine_key
 from mlserve.tuning.prediction.times import (
-    LEVELS,
     EngineTimes,
     Pace,
     PathTimes,
@@ -29,7 +28,6 @@ from mlserve.tuning.prediction.times import (
     ServiceTimes,
     write_times,
 )
-from mlserve.tuning.prediction.transport import way_of
 from mlserve.tuning.prediction.version import open_version
 
 PLAN = Plan(rate_per_s=100.0, duration_s=10.0, warm_up_s=0.0)
@@ -49,7 +47,7 @@ def made_up(version, options, run_s, outside_s=0.001, turn_s=1e-4, cold_s=0.0):
     paths = tuple(
         PathTimes(
             protocol="rest", interface=version.interface, inline=inline, phases=(phase,),
-            turn_s=turn_s, request_s=1e-5,
+            turn_s=turn_s, request_s=1e-5, client_s=0.0,
         )
         for inline in (True, False)
     )  # fmt: skip
@@ -161,17 +159,6 @@ def test_a_batch_that_is_never_filled_is_foretold_once_and_one_that_is_is_not(se
     full = Predictor(times, [version], PLAN)(alike, SLO, 700.0)
     assert full == [Predictor(times, [version], PLAN)([each], SLO, 700.0)[0] for each in alike]
     assert len({each.p99_s for each in full}) == 3
-
-
-def test_one_slow_answer_of_few_is_not_the_tail_of_all():
-    quick, slow = [0.001] * 198 + [0.002] * 2, [0.001] * 199 + [0.056]
-    busy, rested = (Phase(gap_s=gap_s, outside_s=tuple(each)) for gap_s, each in ((0.001, quick), (0.01, slow)))
-    times = PathTimes(
-        protocol="rest", interface="", inline=True, turn_s=0.0, request_s=0.0, phases=(busy, rested),
-    )  # fmt: skip
-    assert max(way_of(times).after[1].outside_s) == pytest.approx(0.002)
-    spread = Phase(gap_s=0.01, outside_s=tuple(np.linspace(0.001, 0.021, LEVELS).tolist()))  # no single one: kept
-    assert max(way_of(msgspec.structs.replace(times, phases=(busy, spread))).after[1].outside_s) > 0.019
 
 
 def test_a_turn_at_a_busy_pace_costs_what_was_measured_there(setting, source):

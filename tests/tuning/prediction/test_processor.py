@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mlserve.bench.cores import own_cores
-from mlserve.tuning.prediction.processor import Others, used_s, waited_s
+from mlserve.tuning.prediction.processor import read_counts, used_s, waited_s
 
 BURNS = "import time\nwhile time.process_time() < 0.3: pass\nprint('burnt', flush=True)\ninput()"
 
@@ -24,17 +24,24 @@ def test_the_processor_time_of_a_process_is_what_it_tells_itself():
 def test_what_others_use_of_the_cores_is_theirs_and_what_we_start_ourselves_is_ours():
     child = subprocess.Popen([sys.executable, "-c", BURNS], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        with_child = Others(own_cores(), [os.getpid()])
-        without = Others(own_cores(), [os.getpid(), child.pid])
-        began_s = time.monotonic()
+        ours = [os.getpid()], [os.getpid(), child.pid]
+        before = [read_counts(own_cores(), pids) for pids in ours]
         assert child.stdout.readline() == b"burnt\n"
-        whole_s = (time.monotonic() - began_s) * len(own_cores())
-        told = with_child.share(), without.share()
+        with_child, without = (
+            read_counts(own_cores(), pids).since(each) for pids, each in zip(ours, before, strict=True)
+        )
     finally:
         child.communicate(b"\n")
     # The kernel counts a core's time in hundredths of a second, and other tests may run beside.
-    assert 0 <= told[1] < told[0] <= 1
-    assert (told[0] - told[1]) * whole_s == pytest.approx(0.3, abs=0.12)
+    assert without.others_s < with_child.others_s <= with_child.whole_s
+    assert with_child.others_s - without.others_s == pytest.approx(0.3, abs=0.12)
+    assert without.used_s - with_child.used_s == pytest.approx(0.3, abs=0.12)
+
+
+def test_counts_are_read_a_process_at_a_time():
+    between = []
+    read_counts(own_cores(), [os.getpid(), os.getppid()], lambda: between.append(1))
+    assert len(between) == 2
 
 
 def test_time_waited_for_a_core_only_grows():

@@ -165,3 +165,60 @@ def test_a_pause_makes_the_next_request_cold():
     found = simulate(Arrivals(due_s, [1] * 20, [0] * 20), ALONE, Costs(runs=Runs(*table)))
     assert math.isclose(found.latency_s[5], 0.020, abs_tol=1e-9)
     assert all(later < earlier for earlier, later in itertools.pairwise([0.020, found.latency_s[15]]))
+
+
+def one_by_one(due_s, latency_s, client_s):
+    """What a generator sees that does one thing after the other, first come, first served: event by event."""
+    each_s = client_s / 2
+    coming = [(due, number, "send") for number, due in enumerate(due_s)]
+    coming += [
+        (due + took - each_s, number, "take") for number, (due, took) in enumerate(zip(due_s, latency_s, strict=True))
+    ]
+    seen_s, free_s = list(latency_s), -math.inf
+    for at_s, number, _ in sorted(coming, key=lambda each: (each[0], each[2], each[1])):
+        begun_s = max(at_s, free_s)
+        seen_s[number] += begun_s - at_s
+        free_s = begun_s + each_s
+    return seen_s
+
+
+@given(st.integers(0, 30), st.sampled_from([50, 400, 900]), st.sampled_from([1e-5, 3e-4, 8e-4]))
+def test_a_generator_does_one_thing_after_the_other(seed, rate_per_s, client_s):
+    arrivals = arriving(rate_per_s, 80, seed)
+    plain, asked = (Costs(runs=fixed(0.002), inline=Path(client_s=each)) for each in (0.0, client_s))
+    server = SimulatedServer(cores=2, max_rows=8, max_delay_s=0.001)
+    expected_s = one_by_one(arrivals.due_s, simulate(arrivals, server, plain, seed).latency_s, client_s)
+    np.testing.assert_allclose(simulate(arrivals, server, asked, seed).latency_s, expected_s, atol=1e-9)
+
+
+def test_answers_that_come_together_are_taken_by_all_generators():
+    due_s = np.zeros(8)
+    costs = Costs(runs=fixed(0.01), inline=Path(client_s=0.002))
+    server = SimulatedServer(cores=2, max_rows=8, max_delay_s=0.001)
+    one, four = (
+        simulate(Arrivals(due_s, [1] * 8, [0] * 8, generators=each), server, costs).latency_s.max() for each in (1, 4)
+    )
+    assert four == pytest.approx(0.01 + 0.002, abs=1e-9)  # each waits for one to be sent and one to be taken
+    assert one == pytest.approx(0.01 + 0.014, abs=1e-9)
+
+
+def test_workers_that_share_a_core_keep_it_warm():
+    after = [After(gap_s=0.001, turn_s=1e-4), After(gap_s=0.1, turn_s=5e-3)]
+    costs = Costs(runs=fixed(1e-4), inline=Path(after=after))
+    arrivals = arriving(200, 400)
+    shared, apart = (
+        np.median(simulate(arrivals, SimulatedServer(workers=2, cores=cores, shared_connections=True), costs).latency_s)
+        for cores in (1, 2)
+    )
+    assert shared < apart
+
+
+def test_a_batch_leaves_as_late_as_its_thread_wakes():
+    table = [[[0.002]] * 9]
+    arrivals = arriving(20, 60)
+    server = SimulatedServer(cores=2, max_rows=8, max_delay_s=0.004)
+    on_time, late = (
+        simulate(arrivals, server, Costs(runs=Runs(table, table, late_s=each))).latency_s
+        for each in ((0.0,), (0.0005,))
+    )
+    assert np.median(late) == pytest.approx(np.median(on_time) + 0.0005, abs=1e-6)
