@@ -91,7 +91,8 @@ def times(store, tmp_path):
         times=(RowTimes(kind=0, rows=1, busy_s=(0.001,), rested_s=(0.001,)),),
     )
     phase = Phase(gap_s=0.001, outside_s=(0.001,))
-    fields = {"protocol": "rest", "interface": version.interface, "turn_s": 1e-4, "request_s": 1e-5}
+    costs = {"turn_s": 1e-4, "request_s": 1e-5, "client_s": 0.0}
+    fields = {"protocol": "rest", "interface": version.interface, **costs}
     paths = tuple(PathTimes(**fields, inline=inline, phases=(phase,)) for inline in (True, False))
     file = tmp_path / "times.json"
     write_times(file, ServiceTimes(machine=read_machine(), engines=(engine,), paths=paths))

@@ -1,6 +1,7 @@
 """B4: a version that does not load is never served, and costs the one before it nothing."""
 
 import time
+from http import HTTPStatus
 
 from scorecard.case import Case, Figure, Outcome, Stage
 from scorecard.driver import Driven, Load, driving
@@ -126,8 +127,9 @@ def wait_for_state(server: Server, version: int, state: str, within_s: float) ->
 
 
 def index_entry(server: Server, version: int, name: str = MODEL) -> dict[str, str] | None:
-    """What the index tells of `version`."""
-    entries = server.request("POST", "/v2/repository/index", b"{}").json()
+    """What the index tells of `version`; None also where nobody can tell, as while all workers are replaced."""
+    answer = server.request("POST", "/v2/repository/index", b"{}")
+    entries = [] if answer.status == HTTPStatus.SERVICE_UNAVAILABLE else answer.json()
     return next((one for one in entries if (one["name"], one["version"]) == (name, str(version))), None)
 
 
