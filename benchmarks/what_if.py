@@ -17,7 +17,7 @@ runs at the same point: no prediction can be better than a measurement made agai
 
 The machine must be quiet: times of parts that were measured while something else ran are wrong for every setting. What
 others used of the server's and generators' cores during each run stands beside it. With one --model it takes about
-eighteen minutes on a quiet machine of 2 cores.
+twenty minutes on a quiet machine of 2 cores.
 """
 
 import argparse
