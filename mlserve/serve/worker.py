@@ -77,6 +77,10 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     living = asyncio.create_task(live(slate, service))
     follower = _follower(service, settings, turn)
     await _start_unless_told(follower, settings, stop)
+    # What is there now mostly stays. A full collection would walk all of it, for 40 ms, and every request would wait.
+    # It is done before the doors open: whoever came to them would wait as well.
+    gc.collect()
+    gc.freeze()
     answering = Answering(service, turn)
     receiving = Receiving(settings.limits.max_receiving_bytes)
     grpc_server = _grpc_server(service, settings, answering, receiving, certificates)
@@ -96,9 +100,6 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     if doors is not None:
         everything.standing_in = asyncio.create_task(_stand_in(everything, doors, slate, nudged))
     endless = [*serving, *following, *filter(None, [everything.standing_in])]
-    # What is there now mostly stays. A full collection would walk all of it, for 40 ms, and every request would wait.
-    gc.collect()
-    gc.freeze()
     served = tuple((model.signature.name, model.signature.version) for model in service.models)
     _report(WorkerReport(served=served), reports)
     # One that ends by itself has failed: another worker shall take this one's place.
