@@ -78,8 +78,7 @@ async def _serve_until_told(settings: ServeSettings, reports: BinaryIO) -> None:
     follower = _follower(service, settings, turn)
     await _start_unless_told(follower, settings, stop)
     # What is there now mostly stays. A full collection would walk all of it, for 40 ms, and every request would wait.
-    # It is done before the doors open: whoever came to them would wait as well.
-    gc.collect()
+    # Not collected first: whoever waits for this worker would wait for that, too.
     gc.freeze()
     answering = Answering(service, turn)
     receiving = Receiving(settings.limits.max_receiving_bytes)
