@@ -2,6 +2,7 @@
 
 import time
 from http import HTTPStatus
+from http.client import HTTPException
 
 from scorecard.case import Case, Figure, Outcome, Stage
 from scorecard.driver import Driven, Load, driving
@@ -127,9 +128,11 @@ def wait_for_state(server: Server, version: int, state: str, within_s: float) ->
 
 
 def index_entry(server: Server, version: int, name: str = MODEL) -> dict[str, str] | None:
-    """What the index tells of `version`; None also where nobody can tell, as while all workers are replaced."""
+    """What the index tells of `version`. Raises HTTPException where it tells nothing, as while workers are replaced."""
     answer = server.request("POST", "/v2/repository/index", b"{}")
-    entries = [] if answer.status == HTTPStatus.SERVICE_UNAVAILABLE else answer.json()
+    if answer.status != HTTPStatus.OK:
+        raise HTTPException(f"the index was answered with {answer.status}: {answer.body[:200]!r}")
+    entries = answer.json()
     return next((one for one in entries if (one["name"], one["version"]) == (name, str(version))), None)
 
 

@@ -148,7 +148,7 @@ class _Pace:
         too few answers are good all the same.
         """
         for longer in (*_LONGER, None):
-            found = self._found(request_s)
+            found = self.found(request_s)
             if found is not None:
                 return found
             if longer:
@@ -160,7 +160,7 @@ class _Pace:
             f"{', '.join(sorted(faults)) or 'none failed'}"
         )
 
-    def _found(self, request_s: float) -> _Asked | None:
+    def found(self, request_s: float) -> _Asked | None:
         """None where too few answers are good."""
         rows, calm = self._rows(), _calm(self._slices)
         good = [row for row in rows if row.status == OK]
@@ -203,8 +203,8 @@ def _asked(asking: AskingJob) -> AskingResult:
     cost = burst_cost(asking.timed, asking.pids, _BURSTS * budget_s)
     busy = _Pace(asking, _busy_per_s(cost.turn_s, cost.request_s), _PROBE * budget_s)
     busy.ask(1)
-    warm_turn_s = busy.asked(cost.request_s).turn_s
-    turn_s = cost.turn_s if warm_turn_s is None else min(warm_turn_s, cost.turn_s)
+    found = busy.found(cost.request_s)
+    turn_s = cost.turn_s if found is None or found.turn_s is None else min(found.turn_s, cost.turn_s)
     paces = [_Pace(asking, rate_per_s, share * budget_s) for rate_per_s, share in _paces(turn_s, cost)]
     for _ in range(_ROUNDS):
         for pace in paces:

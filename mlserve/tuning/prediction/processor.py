@@ -62,11 +62,10 @@ def used_s(pids: Collection[int]) -> float:
     return sum(each.user + each.system for each in times)
 
 
-def waited_s(pids: Collection[int] = ()) -> float:
-    """How long threads of the processes `pids`, or of this one, could have run so far, but others had their core; 0.0
-    where nobody tells.
-    """
-    return sum(told[1] for pid in pids or (os.getpid(),) if (told := _told(pid)))
+def waited_s() -> float:
+    """How long threads of this process could have run so far, but others had their core; 0.0 where nobody tells."""
+    told = _told(os.getpid())
+    return told[1] if told else 0.0
 
 
 def _busy_s(cpus: Collection[int]) -> float:

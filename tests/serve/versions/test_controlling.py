@@ -141,7 +141,7 @@ def test_memory_is_freed_when_models_are_unloaded(one, scale_of, until, index_of
         return min(settling())
 
     def settling():
-        """What is held for half a second: a load may have held its file twice when it was looked at."""
+        """What is held in half a second: for a moment it was a model more, once in two dozen plays."""
         for _ in range(10):
             yield worker.memory_info().rss
             time.sleep(0.05)
