@@ -1,6 +1,9 @@
-"""From a version on disk to a model that is served: checked, loaded, warmed up."""
+"""From a version on disk to a model that is served: checked, loaded, warmed up. And back."""
 
+import ctypes
+import gc
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +38,7 @@ from mlserve.wire.signature import Signature
 if TYPE_CHECKING:
     from mlserve.serve.batching.ticket import Ticket
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "unload_model"]
 
 _log = logging.getLogger("mlserve.serve")
 
@@ -51,9 +54,25 @@ def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, 
     what crashes there does not crash a server that serves. Raises StoreError, ModelFileError or EngineError.
     """
     with measured_load() as cost, open_slate(settings.slate).noted(source.name, source.version):
-        served = _load(source, settings, turn, trial=trial)
+        try:
+            served = _load(source, settings, turn, trial=trial)
+        finally:
+            _give_back_memory()
     served.meter.loaded(served.facts.size_bytes, cost)
     return served
+
+
+def unload_model(model: ServedModel) -> None:
+    """Closes `model` and lets the system have its memory back."""
+    gc.unfreeze()  # it may be among what the worker froze
+    model.close()
+    _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """What is free glibc would keep for the next model."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial: bool) -> ServedModel:

@@ -33,6 +33,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _HEALTHY_AFTER_S = 2.0
 _LOOK_EVERY_S, _LOOK_AT_THE_END_S = 0.1, 0.02
 _STOP_MARGIN_S = 5.0
+# glibc's malloc_trim leaves the end of every arena but the first, where a model's weights may have been.
+_ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 _log = logging.getLogger("mlserve.serve")
 
@@ -186,9 +188,8 @@ class _Supervisor:
 
     def _spawn(self, slot: _Slot, settings: ServeSettings) -> WorkerProcess:
         settings = msgspec.structs.replace(settings, door=slot.number)
-        worker = WorkerProcess(
-            settings, self._folder.lock, {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder.metrics)}
-        )
+        environment = {**_ONE_ARENA, **os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder.metrics)}
+        worker = WorkerProcess(settings, self._folder.lock, environment)
         worker.slate.hold(self._breaker.held(worker.pid))
         return worker
 

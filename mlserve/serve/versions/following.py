@@ -7,8 +7,6 @@ Everything but looking and loading happens on the event loop, so it needs no loc
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import re
 import time
@@ -23,7 +21,7 @@ from mlserve.errors import EngineError, MlserveError
 from mlserve.serve.batching.turn import LoopTurn
 from mlserve.serve.catalog import Catalog, ServedModel
 from mlserve.serve.life.slate import open_slate
-from mlserve.serve.loading import load_model
+from mlserve.serve.loading import load_model, unload_model
 from mlserve.serve.service import Service
 from mlserve.serve.settings import EVERY_NAME, ModelSource, ServeSettings
 from mlserve.serve.versions.agreement import Agreement, Applied, Asked
@@ -314,7 +312,7 @@ class Follower:
             return
         leaving.closing = True
         self._service.retiring.remove(leaving.loaded.model)  # it has nothing to drain, and is closed here alone
-        await asyncio.get_running_loop().run_in_executor(self._working, _free, leaving.loaded.model)
+        await asyncio.get_running_loop().run_in_executor(self._working, unload_model, leaving.loaded.model)
         self._leaving.remove(leaving)
         self._wake.set()
 
@@ -323,14 +321,6 @@ class Follower:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _free(model: ServedModel) -> None:
-    """Closes `model` and lets the system have its memory back: glibc would keep it for the next model."""
-    gc.unfreeze()  # it may be among what the worker froze
-    model.close()
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _fixed(sources: Sequence[ModelSource]) -> dict[str, Known]:

@@ -26,7 +26,9 @@ def scale_onnx(path, factor, layers=0):
     current = "x"
     for number, (wide, narrow) in enumerate([(2, 2048), *[(2048, 2048)] * layers, (2048, 2)] if layers else []):
         nodes.append(helper.make_node("MatMul", [current, f"w{number}"], [f"h{number}"]))
-        weights.append(numpy_helper.from_array(np.full((wide, narrow), 1e-4, np.float32), f"w{number}"))
+        # Equal ones would be packed into one and the same memory.
+        values = np.full((wide, narrow), 1e-4 / (number + 1), np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{number}"))
         current = f"h{number}"
     weights.append(numpy_helper.from_array(np.float32(0), "none"))
     nodes.append(helper.make_node("Mul", [current, "none"], ["nothing"]))

@@ -3,7 +3,6 @@
 import concurrent.futures
 import json
 import random
-import time
 from contextlib import contextmanager
 
 import psutil
@@ -136,16 +135,10 @@ def test_memory_is_freed_when_models_are_unloaded(one, scale_of, until, index_of
         loaded_bytes = worker.memory_info().rss
         assert change(server, "unload", "large")[0] == 200
         until(lambda: index_of(server)["large", "1"] == ("UNAVAILABLE", "unloaded"))
-        # The index may say so a moment before the last of it is given back.
-        until(lambda: loaded_bytes - worker.memory_info().rss > 0.75 * large_bytes)
-        return min(settling())
+        unloaded_bytes = worker.memory_info().rss
+        assert loaded_bytes - unloaded_bytes > 0.75 * large_bytes
+        return unloaded_bytes
 
-    def settling():
-        """What is held in half a second: for a moment it was a model more, once in two dozen plays."""
-        for _ in range(10):
-            yield worker.memory_info().rss
-            time.sleep(0.05)
-
-    # A leak would add a model a cycle.
+    # A leak would add a model a cycle, and what the allocator keeps one of its layers.
     unloaded_bytes = [cycle() for _ in range(6)]
-    assert unloaded_bytes[-1] - unloaded_bytes[2] < large_bytes
+    assert max(unloaded_bytes) - min(unloaded_bytes) < large_bytes / 4

@@ -8,16 +8,26 @@ import time
 import pytest
 
 from mlserve.bench.cores import own_cores
-from mlserve.tuning.prediction.processor import read_counts, used_s, waited_s
+from mlserve.tuning.prediction.processor import read_counts, waited_s
 
 BURNS = "import time\nwhile time.process_time() < 0.3: pass\nprint('burnt', flush=True)\ninput()"
+TELLS = """
+import os, time
+from mlserve.tuning.prediction.processor import used_s
+
+before_s = used_s([os.getpid()]), time.process_time()
+while time.process_time() - before_s[1] < 0.05:
+    pass
+print(used_s([os.getpid()]) - before_s[0], time.process_time() - before_s[1])
+"""
 
 
 def test_the_processor_time_of_a_process_is_what_it_tells_itself():
-    before = used_s([os.getpid()]), time.process_time()
-    while time.process_time() - before[1] < 0.05:
-        pass
-    assert used_s([os.getpid()]) - before[0] == pytest.approx(time.process_time() - before[1], abs=0.02)
+    # Threads of the tests before it may end in this process, and would take their time along.
+    told = subprocess.run([sys.executable, "-c", TELLS], capture_output=True, text=True, check=True, timeout=60).stdout
+    used, expected = map(float, told.split())
+    assert expected >= 0.05
+    assert used == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.skipif(not own_cores(), reason="this system does not tell which cores a process has")
@@ -33,7 +43,7 @@ def test_what_others_use_of_the_cores_is_theirs_and_what_we_start_ourselves_is_o
     finally:
         child.communicate(b"\n")
     # The kernel counts a core's time in hundredths of a second, and other tests may run beside.
-    assert without.others_s < with_child.others_s <= with_child.whole_s
+    assert without.others_s < with_child.others_s <= with_child.whole_s + 0.01 * len(own_cores())
     assert with_child.others_s - without.others_s == pytest.approx(0.3, abs=0.12)
     assert without.used_s - with_child.used_s == pytest.approx(0.3, abs=0.12)
 
