@@ -54,23 +54,15 @@ def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, 
     what crashes there does not crash a server that serves. Raises StoreError, ModelFileError or EngineError.
     """
     with measured_load() as cost, open_slate(settings.slate).noted(source.name, source.version):
-        try:
-            served = _load(source, settings, turn, trial=trial)
-        finally:
-            _give_back_memory()
+        served = _load(source, settings, turn, trial=trial)
     served.meter.loaded(served.facts.size_bytes, cost)
     return served
 
 
 def unload_model(model: ServedModel) -> None:
-    """Closes `model` and lets the system have its memory back."""
+    """Closes `model` and lets the system have its memory back: glibc would keep it for the next model."""
     gc.unfreeze()  # it may be among what the worker froze
     model.close()
-    _give_back_memory()
-
-
-def _give_back_memory() -> None:
-    """What is free glibc would keep for the next model."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
