@@ -11,7 +11,7 @@ from scorecard.judging import Answered
 
 from mlserve.stats import Blocks, measured, quantile_of, ratio_interval, split_blocks
 
-__all__ = ["Drift", "Judged", "compare", "judge_twice", "quarters"]
+__all__ = ["Drift", "Judged", "compare", "judge_twice", "middle", "quarters"]
 
 _BLOCKS = 10
 _RESAMPLES = 400
@@ -20,10 +20,13 @@ _OPENING = 0.1
 
 
 class Drift(NamedTuple):
-    """`ratio` of the later p99 to the earlier, and its 95% interval, (nan, nan) where there is too little of either."""
+    """`ratio` of the later p99 to the earlier, and its interval, (nan, nan) where there is too little of either; `what`
+    that is: of confidence, or from the lowest to the highest of several.
+    """
 
     ratio: float
     interval: tuple[float, float]
+    what: str = "95% interval"
 
     def exceeds(self, limit: float, form: Form) -> bool:
         """Whether the ratio is above `limit`. A load of seconds has a p99 of a few requests: there the whole interval
@@ -34,7 +37,7 @@ class Drift(NamedTuple):
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.ratio:.2f} times" + ("" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})")
+        return f"{self.ratio:.2f} times" + ("" if math.isnan(low) else f" ({self.what} {low:.2f} to {high:.2f})")
 
 
 class Judged(NamedTuple):
@@ -67,6 +70,14 @@ def compare(before: Sequence[Answered], after: Sequence[Answered]) -> Drift:
     p99 = quantile_of(0.99)
     ratio = measured([later], p99) / measured([earlier], p99)
     return Drift(ratio, ratio_interval([earlier], [later], p99, resamples=_RESAMPLES))
+
+
+def middle(drifts: Sequence[Drift]) -> Drift:
+    """The one in the middle of several, and the lowest and the highest in place of an interval; of one, that one."""
+    if len(drifts) == 1:
+        return drifts[0]
+    ratios = [drift.ratio for drift in drifts]
+    return Drift(float(np.median(ratios)), (min(ratios), max(ratios)), "from")
 
 
 def _blocks(answers: Sequence[Answered]) -> Blocks:

@@ -1,5 +1,6 @@
 """The PyTorch engine: a torch.export program (`model.pt2`), run as it is or compiled by torch.compile."""
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable
@@ -79,6 +80,9 @@ class TorchEngine:
 
     def close(self) -> None:
         del self._call
+        # A program's modules refer to each other in circles: the collector alone frees them, unless they are frozen.
+        gc.unfreeze()
+        gc.collect()
 
     def _compute(self, arrays: list[Array]) -> list[Array]:
         import torch

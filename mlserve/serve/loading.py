@@ -1,7 +1,6 @@
 """From a version on disk to a model that is served: checked, loaded, warmed up. And back."""
 
 import ctypes
-import gc
 import logging
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -40,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load_model", "unload_model"]
 
+# Of this process; a new one each time would be left to the collector.
+_LIBC = ctypes.CDLL(None)
+
 _log = logging.getLogger("mlserve.serve")
 
 # V2's names for them, as Triton's clients know them.
@@ -51,7 +53,8 @@ def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, 
 
     Before an engine sees it, it is copied to where nobody else can write, a version checked against its manifest and
     its signature, ONNX by `inspect_onnx`; for a `trial` it is loaded and run in a process of its own first, so that
-    what crashes there does not crash a server that serves. Raises StoreError, ModelFileError or EngineError.
+    what crashes there does not crash a server that serves, and then warmed up without haste here. Raises StoreError,
+    ModelFileError or EngineError.
     """
     with measured_load() as cost, open_slate(settings.slate).noted(source.name, source.version):
         served = _load(source, settings, turn, trial=trial)
@@ -60,11 +63,13 @@ def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, 
 
 
 def unload_model(model: ServedModel) -> None:
-    """Closes `model` and lets the system have its memory back: glibc would keep it for the next model."""
-    gc.unfreeze()  # it may be among what the worker froze
+    """Closes `model` and lets the system have its memory back: glibc would keep it for the next model.
+
+    Nothing of it waits for the collector, which may never come to it: the worker has frozen what it began with.
+    """
     model.close()
     with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+        _LIBC.malloc_trim(0)
 
 
 def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial: bool) -> ServedModel:
@@ -74,7 +79,7 @@ def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial
             _check_signature(source, settings.signatures, artifact)
             if trial:
                 _try(artifact.directory, settings)
-            served = _load_version(source, artifact, settings, turn)
+            served = _load_version(source, artifact, settings, turn, gently=trial)
             if not trial and settings.run_directory:
                 note_loaded(artifact.directory, settings.engine, settings.batch.max_rows, settings.run_directory)
             return served
@@ -82,8 +87,8 @@ def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial
     if trial:
         with private_onnx(path, settings.run_directory) as (copy, _):
             _try(copy, settings)
-            return _load_file(source, copy, settings)
-    return _load_file(source, path, settings)
+            return _load_file(source, copy, settings, gently=True)
+    return _load_file(source, path, settings, gently=False)
 
 
 def _try(path: Path, settings: ServeSettings) -> None:
@@ -105,20 +110,21 @@ def _check_signature(source: ModelSource, wanted: SignatureSettings, artifact: A
         _log.warning("%s@%s is served though nobody vouches for it: %s", source.name, source.version, error)
 
 
-def _load_file(source: ModelSource, path: Path, settings: ServeSettings) -> ServedModel:
+def _load_file(source: ModelSource, path: Path, settings: ServeSettings, *, gently: bool) -> ServedModel:
     engine = open_onnx_file(path, settings.engine, settings.run_directory)
     try:
         together = rows_independent(engine, engine.inputs)
         signature = Signature(source.name, source.version, engine.inputs, engine.outputs, together=together)
-        return _behind_batcher(
-            engine, signature, settings, ModelFacts(engine="onnxruntime", size_bytes=path.stat().st_size)
-        )
+        facts = ModelFacts(engine="onnxruntime", size_bytes=path.stat().st_size)
+        return _behind_batcher(engine, signature, settings, facts, gently=gently)
     except BaseException:
         engine.close()
         raise
 
 
-def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettings, turn: LoopTurn) -> ServedModel:
+def _load_version(
+    source: ModelSource, artifact: Artifact, settings: ServeSettings, turn: LoopTurn, *, gently: bool
+) -> ServedModel:
     manifest = artifact.manifest
     engine = open_engine(artifact, settings.engine)
     try:
@@ -132,7 +138,7 @@ def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettin
             size_bytes=artifact.size_bytes,
             labels=manifest.labels,
         )
-        served = _behind_batcher(engine, signature, settings, facts)
+        served = _behind_batcher(engine, signature, settings, facts, gently=gently)
     except BaseException:  # its memory is not to wait for the next try
         engine.close()
         raise
@@ -144,13 +150,16 @@ def _load_version(source: ModelSource, artifact: Artifact, settings: ServeSettin
     return msgspec.structs.replace(served, task=task)
 
 
-def _behind_batcher(engine: Engine, signature: Signature, settings: ServeSettings, facts: ModelFacts) -> ServedModel:
+def _behind_batcher(
+    engine: Engine, signature: Signature, settings: ServeSettings, facts: ModelFacts, *, gently: bool
+) -> ServedModel:
     max_rows = settings.batch.max_rows if signature.together else 1
     batch = settings.batch
     window: BatchWindow[Ticket] = BatchWindow(
         max_rows, batch.max_delay_s, batch.max_waiting_rows, settings.batch_wait_s
     )
-    single_s, typical_s = warm_up(engine, [field.spec for field in signature.inputs.values()], max_rows)
+    inputs = [field.spec for field in signature.inputs.values()]
+    single_s, typical_s = warm_up(engine, inputs, max_rows, gently=gently)
     share = device_share(settings.engine, settings.workers)
     facts = msgspec.structs.replace(
         facts,

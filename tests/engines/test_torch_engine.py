@@ -1,8 +1,10 @@
 """PyTorch behind the engine seam: what only it does differently."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -47,6 +49,23 @@ def test_without_a_compiler_the_error_says_what_to_install(kept, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "install a C++ compiler, such as g++, or use --engine torch" in done.stdout
+
+
+@pytest.mark.parametrize("engine", ["torch", "torch-compiled"])
+def test_closing_frees_the_weights_though_modules_refer_to_each_other_and_may_be_frozen(kept, rows_of, engine):
+    import torch
+
+    gc.collect()
+    before = {id(each) for each in gc.get_objects() if type(each) is torch.nn.Parameter}
+    opened = open_engine(kept("conv", "torch"), EngineSettings(engine=engine))
+    opened.run(rows_of("conv", 2))
+    weights = [each for each in gc.get_objects() if type(each) is torch.nn.Parameter and id(each) not in before]
+    left = [weakref.ref(each) for each in weights]
+    assert len(left) >= 2
+    del weights
+    gc.freeze()
+    opened.close()
+    assert [each for each in left if each() is not None] == []
 
 
 @pytest.mark.parametrize("side", ["inputs", "outputs"])

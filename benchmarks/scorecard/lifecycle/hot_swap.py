@@ -1,11 +1,15 @@
 """B3: versions swapped under load; nobody notices but by the answers' version."""
 
+import math
 import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from scorecard.capacity import find_capacity
 from scorecard.case import Case, Figure, Form, Outcome, Stage
-from scorecard.drift import Judged, compare, judge_twice
+from scorecard.drift import Judged, compare, judge_twice, middle
 from scorecard.driver import Driven, Load, Running, driving
+from scorecard.judging import Answered
 from scorecard.known import MODEL, publish
 from scorecard.server import Server, serving_known
 
@@ -18,7 +22,12 @@ _RUN_S = 0.002
 _FLAGS = ("--max-batch-rows", "8")
 _SHARE = 0.7
 _SWAPS = {"seconds": 3, "short": 100, "long": 1000}
-_QUIET_S = {"seconds": 0.6, "short": 8.0, "long": 60.0}
+# The machine may be half as fast a minute later, or for a second: each stretch of so many swaps is compared with what
+# was just before it, and what counts is the middle of all stretches.
+_SWAPS_A_STRETCH = {"seconds": 3, "short": 10, "long": 50}
+_QUIET_S = {"seconds": 0.6, "short": 2.0, "long": 6.0}
+# The version that was left last is freed by then.
+_SETTLED_S = 1.5
 _STEP_S = {"seconds": 0.2, "short": 1.0, "long": 10.0}
 # Longer than a freed version's grace, now and then, so that swaps load and free, too.
 _REST_S = (0.1, 1.3, 0.3)
@@ -76,15 +85,15 @@ def run(stage: Stage) -> Outcome:
 
 
 def _play(server: Server, store: Store, per_s: float, form: Form) -> Judged:
-    swaps, quiet_s = _SWAPS[form], _QUIET_S[form]
     # The load ends when the swaps have; no swap takes as long as this.
-    seconds = quiet_s + swaps * (max(_REST_S) + _PATIENCE_S)
+    quiet = -(-_SWAPS[form] // _SWAPS_A_STRETCH[form])
+    seconds = quiet * (_SETTLED_S + _QUIET_S[form]) + _SWAPS[form] * (max(_REST_S) + _PATIENCE_S)
     load = Load(per_s=per_s, seconds=seconds, ways=("http", "http", "http-new", "grpc"), versions=("", "production"))
-    effects_s, late = [], 0
+    effects_s, stretches, late = [], list[_Stretch](), 0
     with driving(server.endpoints, load) as running:
-        time.sleep(quiet_s)
-        began_s = running.now_s
-        for number in range(swaps):
+        for number in range(_SWAPS[form]):
+            if number % _SWAPS_A_STRETCH[form] == 0:
+                stretches.append(_without_swaps(running, _SETTLED_S if number else 0.0, _QUIET_S[form]))
             before = int(_answering(running))
             effect_s = _swap(running, store, 3 - before)
             late += effect_s is None
@@ -93,7 +102,22 @@ def _play(server: Server, store: Store, per_s: float, form: Form) -> Judged:
                 break
             time.sleep(_REST_S[number % len(_REST_S)])
         running.stop()
-    return _judge(running.driven, began_s, effects_s, late, form)
+    return _judge(running.driven, stretches, effects_s, late, form)
+
+
+class _Stretch(NamedTuple):
+    """From `began_s` on nothing was swapped, and from `swaps_s` on much."""
+
+    began_s: float
+    swaps_s: float
+
+
+def _without_swaps(running: Running, settled_s: float, quiet_s: float) -> _Stretch:
+    """Waits until the last swap is over, and then on."""
+    time.sleep(settled_s)
+    began_s = running.now_s
+    time.sleep(quiet_s)
+    return _Stretch(began_s, running.now_s)
 
 
 def _swap(running: Running, store: Store, version: int) -> float | None:
@@ -112,9 +136,11 @@ def _answering(running: Running) -> str:
     return next((one.version for one in running.newest() if one.kind == "ok"), "1")
 
 
-def _judge(driven: Driven, began_s: float, effects_s: list[float], late: int, form: Form) -> Judged:
+def _judge(driven: Driven, stretches: Sequence[_Stretch], effects_s: list[float], late: int, form: Form) -> Judged:
     good = [one for one in driven.answers if one.kind == "ok"]
-    slower = compare([one for one in good if one.due_s < began_s], [one for one in good if one.due_s >= began_s])
+    parted = list(_parted(good, stretches))
+    slower = middle([compare(*parts) for parts in parted])
+    together = compare(*([one for parts in parted for one in parts[side]] for side in (0, 1)))
     worse = "; ".join(filter(None, (driven.not_ok, f"{late} swaps never took effect" if late else "")))
     slow = f"the p99 while swapping is {slower} the steady one" if slower.exceeds(_MOST_TIMES, form) else ""
     fault = "; ".join(filter(None, (worse, slow)))
@@ -130,18 +156,32 @@ def _judge(driven: Driven, began_s: float, effects_s: list[float], late: int, fo
             Figure("lost", driven.count("lost"), limit="0"),
             Figure("wrong", driven.count("wrong"), limit="0"),
             Figure("shed or refused", driven.count("shed", "error"), limit="0"),
+            Figure("p99", 1000 * driven.quantile_s(0.99), "ms"),
             Figure("p99 while swapping", slower.ratio, "times the steady one", "at most 2"),
+            Figure("p99 of all stretches together", together.ratio, "times the steady one"),
             Figure("longest until the new version answers", max(effects_s), "s"),
         ),
     )
     return Judged(outcome, only_slow=bool(slow) and not worse)
 
 
+def _parted(
+    answers: Sequence[Answered], stretches: Sequence[_Stretch]
+) -> Iterator[tuple[list[Answered], list[Answered]]]:
+    """Of each stretch the answers before and while versions were swapped."""
+    for stretch, next_one in zip(stretches, [*stretches[1:], _Stretch(math.inf, math.inf)], strict=True):
+        yield (
+            [one for one in answers if stretch.began_s <= one.due_s < stretch.swaps_s],
+            [one for one in answers if stretch.swaps_s <= one.due_s < next_one.began_s],
+        )
+
+
 CASE = Case(
     id="B3",
     title="Hot swap at 70% of capacity",
     criterion="lost = wrong = shed = 0; every answer right for the version it names; p99 while swapping is at most "
-    "twice the steady one (in the form of seconds: not shown to be more, by a 95% interval over blocks of time)",
+    "twice the one just before, in the middle of ten stretches of ten swaps (in the form of seconds: not shown to be "
+    "more, by a 95% interval over blocks of time)",
     source="KServe's canary test asserts zero errors at 2 requests/s",
     run=run,
 )

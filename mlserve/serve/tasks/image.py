@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,14 @@ class ImageTask:
         *, max_rows: int, most_values: int,
     ) -> None:  # fmt: skip
         """At most `max_rows` images run together, and `most_values` may come in one request, or wait."""
-        self._form, self._signature, self._batcher, self._turn = form, signature, batcher, turn
+        self._signature, self._batcher, self._turn = signature, batcher, turn
         self._answers, self._max_rows = answers, max_rows
         (self._input,) = signature.inputs.values()
         image_bytes = int(np.prod(form.shape)) * self._input.dtype.itemsize
         self._most = max(1, min(most_values, _MOST_DECODED_BYTES // image_bytes))
-        self._reader = Reader(signature.name, self._decoded, turn, _READ_ROWS, self._most)
+        # No method: the task would hold itself through its reader, until the collector comes.
+        decode = partial(_decoded, form, self._input.spec.dtype)
+        self._reader = Reader(signature.name, decode, turn, _READ_ROWS, self._most)
         self._asked = self._held = 0
         self.example = _example(form)
 
@@ -79,17 +82,20 @@ class ImageTask:
         answered = await run(self._batcher, request, self._signature, self._turn)
         return self._answers(answered.outputs)
 
-    def _decoded(self, values: Sequence[Any]) -> list[Array | InvalidRequest]:
-        return [self._decode(value) for value in values]
 
-    def _decode(self, value: Any) -> Array | InvalidRequest:
-        if not isinstance(value, bytes | bytearray | memoryview):
-            return InvalidRequest("this model takes images; send the bytes of an image file")
-        try:
-            with open_image(io.BytesIO(value)) as image:
-                return pixels(image, self._form, self._input.spec.dtype)
-        except (BadImage, OSError) as error:
-            return InvalidRequest(f"the image cannot be read: {error}"[:300])
+def _decoded(form: ImageInput, dtype: str, values: Sequence[Any]) -> list[Array | InvalidRequest]:
+    """What each value became, or why it became nothing."""
+    return [_pixels(form, dtype, value) for value in values]
+
+
+def _pixels(form: ImageInput, dtype: str, value: Any) -> Array | InvalidRequest:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        return InvalidRequest("this model takes images; send the bytes of an image file")
+    try:
+        with open_image(io.BytesIO(value)) as image:
+            return pixels(image, form, dtype)
+    except (BadImage, OSError) as error:
+        return InvalidRequest(f"the image cannot be read: {error}"[:300])
 
 
 def _example(form: ImageInput) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -76,12 +77,12 @@ class TextTask:
         self._signature, self._batcher, self._turn, self._answers = signature, batcher, turn, answers
         self._max_rows = max_rows
         self._inputs = TokenInputs([field.spec for field in signature.inputs.values()], padding_id(tokenizer))
-        self._tokenizer = tokenizer
         tokenizer.no_padding()
         if self._inputs.fixed:
             tokenizer.enable_truncation(self._inputs.fixed)
-        self._most_characters = _CHARACTERS_PER_TOKEN * tokenizer.truncation["max_length"]
-        self._reader = Reader(signature.name, self._tokenized, turn, _READ_ROWS, most_values)
+        # No method: the task would hold itself through its reader, until the collector comes.
+        tokenize = partial(_tokenized, tokenizer, words=answers.as_they_are)
+        self._reader = Reader(signature.name, tokenize, turn, _READ_ROWS, most_values)
         self._asked = 0
 
     @property
@@ -140,22 +141,24 @@ class TextTask:
                 answer["truncated"] = True
         return answers
 
-    def _tokenized(self, values: Sequence[Any]) -> list[Tokens | InvalidRequest]:
-        """What each value became, or why it became nothing."""
-        found: list[Tokens | InvalidRequest | None] = [_fault(value) for value in values]
-        good = [position for position, fault in enumerate(found) if fault is None]
-        texts = [values[position][: self._most_characters] for position in good]
-        for position, text, encoding in zip(good, texts, self._tokenizer.encode_batch(texts), strict=True):
-            if not encoding.ids:
-                found[position] = InvalidRequest("the text has no token that the model knows; send some words")
-                continue
-            found[position] = Tokens(
-                np.array(encoding.ids, np.int64),
-                np.array(encoding.type_ids, np.int64),
-                bool(encoding.overflowing) or len(text) < len(values[position]),
-                encoding.tokens if self._answers.as_they_are else [],
-            )
-        return [item for item in found if item is not None]
+
+def _tokenized(tokenizer: "Tokenizer", values: Sequence[Any], *, words: bool) -> list[Tokens | InvalidRequest]:
+    """What each value became, or why it became nothing; with the tokens as `words`, if wanted."""
+    most_characters = _CHARACTERS_PER_TOKEN * tokenizer.truncation["max_length"]
+    found: list[Tokens | InvalidRequest | None] = [_fault(value) for value in values]
+    good = [position for position, fault in enumerate(found) if fault is None]
+    texts = [values[position][:most_characters] for position in good]
+    for position, text, encoding in zip(good, texts, tokenizer.encode_batch(texts), strict=True):
+        if not encoding.ids:
+            found[position] = InvalidRequest("the text has no token that the model knows; send some words")
+            continue
+        found[position] = Tokens(
+            np.array(encoding.ids, np.int64),
+            np.array(encoding.type_ids, np.int64),
+            bool(encoding.overflowing) or len(text) < len(values[position]),
+            encoding.tokens if words else [],
+        )
+    return [item for item in found if item is not None]
 
 
 def _fault(value: Any) -> InvalidRequest | None:
