@@ -7,6 +7,7 @@ from mlserve.bench.cores import own_cores, split_cores
 from mlserve.engines.engine import EngineSettings
 from mlserve.errors import EngineError
 from mlserve.tuning.prediction.child import run_child
+from mlserve.tuning.prediction.neighbours import busy_neighbours
 from mlserve.tuning.prediction.times import EngineKey, EngineTimes
 from mlserve.tuning.prediction.timing_process import TimingJob, TimingResult
 from mlserve.tuning.prediction.version import Version
@@ -38,7 +39,8 @@ def engine_key(version: Version, options: ServerOptions) -> EngineKey:
 
 
 def measure_engine(version: Version, options: ServerOptions, most_rows: int, budget_s: float) -> EngineTimes:
-    """Times runs of 1, 2, 4, ... `most_rows` rows for about `budget_s`, and at least a few of each.
+    """Times runs of 1, 2, 4, ... `most_rows` rows for about `budget_s`, and at least a few of each, beside generators'
+    cores that are as busy as a load makes them.
 
     Raises EngineError where the engine cannot load or run the version so.
     """
@@ -51,7 +53,9 @@ def measure_engine(version: Version, options: ServerOptions, most_rows: int, bud
         most_rows=most_rows,
         budget_s=budget_s,
     )
-    found = run_child(_MODULE, job, split_cores(own_cores(), options.spare_cores)[0], TimingResult)
+    cpus, spare_cpus = split_cores(own_cores(), options.spare_cores)
+    with busy_neighbours(spare_cpus):
+        found = run_child(_MODULE, job, cpus, TimingResult)
     if found.fault:
         raise EngineError(f"{version.name} cannot be timed: {found.fault}")
     return EngineTimes(

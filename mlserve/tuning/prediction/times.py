@@ -30,7 +30,8 @@ __all__ = [
 # 3: the pace of an engine's runs
 # 4: requests of a path at several paces, evenly spaced
 # 5: what a request costs the generator; the tails of all paces from all of them; how late waits end
-FORMAT_VERSION = 5
+# 6: runs are timed while the generators' cores are busy
+FORMAT_VERSION = 6
 
 LEVELS = 200
 """Of a distribution, so many quantiles are kept: those at (i + 0.5) / 200."""
