@@ -48,16 +48,18 @@ _log = logging.getLogger("mlserve.serve")
 _PLATFORM: dict[Format, str] = {"onnx": "onnxruntime_onnx", "openvino": "openvino", "torch": "pytorch_libtorch"}
 
 
-def load_model(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial: bool = False) -> ServedModel:
+def load_model(
+    source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial: bool = False, gently: bool = False
+) -> ServedModel:
     """The model in `source`, ready to answer.
 
     Before an engine sees it, it is copied to where nobody else can write, a version checked against its manifest and
     its signature, ONNX by `inspect_onnx`; for a `trial` it is loaded and run in a process of its own first, so that
-    what crashes there does not crash a server that serves, and then warmed up without haste here. Raises StoreError,
-    ModelFileError or EngineError.
+    what crashes there does not crash a server that serves. `gently` warms it up with rests, for what this process
+    serves meanwhile. Raises StoreError, ModelFileError or EngineError.
     """
     with measured_load() as cost, open_slate(settings.slate).noted(source.name, source.version):
-        served = _load(source, settings, turn, trial=trial)
+        served = _load(source, settings, turn, trial=trial, gently=gently)
     served.meter.loaded(served.facts.size_bytes, cost)
     return served
 
@@ -72,14 +74,14 @@ def unload_model(model: ServedModel) -> None:
         _LIBC.malloc_trim(0)
 
 
-def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial: bool) -> ServedModel:
+def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial: bool, gently: bool) -> ServedModel:
     path = Path(source.path)
     if (path / MANIFEST).exists():
         with private_version(path, settings.run_directory) as artifact:
             _check_signature(source, settings.signatures, artifact)
             if trial:
                 _try(artifact.directory, settings)
-            served = _load_version(source, artifact, settings, turn, gently=trial)
+            served = _load_version(source, artifact, settings, turn, gently=gently)
             if not trial and settings.run_directory:
                 note_loaded(artifact.directory, settings.engine, settings.batch.max_rows, settings.run_directory)
             return served
@@ -87,8 +89,8 @@ def _load(source: ModelSource, settings: ServeSettings, turn: LoopTurn, *, trial
     if trial:
         with private_onnx(path, settings.run_directory) as (copy, _):
             _try(copy, settings)
-            return _load_file(source, copy, settings, gently=True)
-    return _load_file(source, path, settings, gently=False)
+            return _load_file(source, copy, settings, gently=gently)
+    return _load_file(source, path, settings, gently=gently)
 
 
 def _try(path: Path, settings: ServeSettings) -> None:

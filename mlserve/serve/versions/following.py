@@ -202,7 +202,7 @@ class Follower:
         source = ModelSource(*key, published.path)
         try:
             # The first load may end the process; later ones have others to answer.
-            load = partial(load_model, trial=self._started or self._settings.resumes)
+            load = partial(load_model, trial=self._started or self._settings.resumes, gently=self._started)
             model = await loop.run_in_executor(self._working, load, source, self._settings, self._turn)
         except Exception as error:
             failure = Failure(str(error), _reason(error, path), files, command)
