@@ -11,7 +11,8 @@ on what is foretold and on what is measured alike. A point is judged by the midd
 of what was measured. The table has both and their ratio; the last lines say which share of the points is within 20% at
 p50 and p99, of each model and protocol, over all of them and over those most of whose runs are VALID; which share of
 single runs is within 20% of what was foretold in their own round; and which is within 20% of the middle of the other
-runs at the same point: no prediction can be better than a measurement made again.
+runs at the same point: no prediction can be better than a measurement made again. "Corrected" is what `tune` would have
+believed just before each run: what was foretold, by the errors at the points that were measured before it in its round.
 
 --json FILE is written after every run; the same command goes on where the file ends.
 
@@ -38,6 +39,7 @@ from mlserve.runs.load import Plan
 from mlserve.runs.percentiles import too_few
 from mlserve.runs.samples import read_samples
 from mlserve.stats import minimum_samples, quantile
+from mlserve.tuning.choosing.belief import Seen, believe, resemblance
 from mlserve.tuning.evidence import parse_slo
 from mlserve.tuning.measuring import measure_run
 from mlserve.tuning.opening import Contender, Source, SubjectOf, opener
@@ -55,6 +57,8 @@ LONGEST = 3
 MOST_PER_S = 4000.0
 SLO = parse_slo("p99=100ms")
 NAMES = ("p50", "p99")
+# About how much a percentile of one run differs from another run's, as a logarithm.
+SCATTER = {"p50": 0.05, "p99": 0.15}
 
 
 class Ran(msgspec.Struct, frozen=True, kw_only=True):
@@ -347,6 +351,7 @@ def _summarize(console: Console, found: Found) -> None:
     points = found.points
     if found.disturbed:
         console.print(f"others had the cores for {found.disturbed:.0%} of the time in which parts were timed")
+    corrected = {name: _corrected(points, name) for name in NAMES}
     groups: dict[str, list[Point]] = {}
     for point in points:
         for words in ("all", point.setting.variant, point.setting.protocol, *(("VALID",) if point.valid else ())):
@@ -359,12 +364,33 @@ def _summarize(console: Console, found: Found) -> None:
             ratios = [point.ratio(name) for point in judged]
             single = [is_close(ratio) for point in judged for ratio in point.ratios(name)]
             again = [near for point in judged for near in point.repeats(name)]
+            better = [is_close(corrected[name][points.index(point)] / point.middle(name)) for point in judged]
             console.print(
                 f"{words} {name}: {_share([is_close(ratio) for ratio in ratios])} of points foretold within "
-                f"{CLOSE:.0%}, ratio {np.median(ratios):.2f} in the middle; {_share(single)} of single runs by their "
-                f"own round; measured again: {_share(again)} of runs within {CLOSE:.0%} of the middle of the others",
+                f"{CLOSE:.0%}, ratio {np.median(ratios):.2f} in the middle; corrected: {_share(better)}; "
+                f"{_share(single)} of single runs by their own round; measured again: {_share(again)} of runs within "
+                f"{CLOSE:.0%} of the middle of the others",
                 soft_wrap=True,
             )
+
+
+def _corrected(points: Sequence[Point], name: str) -> list[float]:
+    """[points] the middle, over the rounds, of what was believed just before each point was measured (seconds)."""
+    covariance = resemblance([point.setting for point in points])
+    rounds = min(len(point.runs) for point in points)
+    believed = np.full((rounds, len(points)), inf)
+    for number in range(rounds):
+        runs = [point.runs[number] for point in points]
+        # Where the queue grows without end there is nothing to correct.
+        known = np.array([run.foretold[name] or 1.0 for run in runs])
+        seen: list[Seen] = []
+        for at, run in enumerate(runs):
+            if run.foretold[name] is None:
+                continue
+            believed[number, at] = np.exp(believe(np.log(known), covariance, seen).mean[at])
+            if name in run.measured:
+                seen.append(Seen(at, float(np.log(run.measured[name])), SCATTER[name]))
+    return [float(middle) for middle in np.median(believed, axis=0)]
 
 
 def _share(near: Sequence[bool]) -> str:

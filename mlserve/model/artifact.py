@@ -178,6 +178,9 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def read_manifest(directory: Path) -> Manifest:
     """The manifest in `directory`. Raises StoreError when it is missing, damaged or of a newer format."""
     path = directory / MANIFEST
+    # A pipe would never be read to its end.
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} is no plain file; remove the version and optimize again")
     try:
         content = path.read_bytes()
         format_version = msgspec.json.decode(content, type=_FormatOnly).format_version

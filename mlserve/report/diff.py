@@ -22,7 +22,7 @@ from mlserve.report.comparison import (
 )
 from mlserve.report.conditions import shown, words
 from mlserve.report.measurement import Measurement, group, read_runs
-from mlserve.report.report import Report, Result, build_report
+from mlserve.report.report import Report, Result, RunResult, build_report
 from mlserve.report.saved import REPORT_FILE, read_report
 from mlserve.report.summary import PERCENTILES
 from mlserve.runs.run import find_runs
@@ -189,7 +189,9 @@ def _result_diff(before: Side, one: Result, after: Side, other: Result, confiden
         variant=_both(one.variant, other.variant),
         load=_both(one.load, other.load),
         conditions=tuple(changes),
-        certificate=Change("certificate", _certificate(one), _certificate(other)),
+        certificate=Change(
+            "certificate", _certificate(before.report.counted(one)), _certificate(after.report.counted(other))
+        ),
         figures=tuple(_figures(before, one, after, other, confidence)),
     )
 
@@ -229,11 +231,11 @@ def _is_value(value: object) -> bool:
     return isinstance(value, msgspec.Struct)
 
 
-def _certificate(result: Result) -> str:
-    valid = sum(run.valid for run in result.runs)
-    faults = dict.fromkeys(check.name for run in result.runs for check in run.certificate.faults)
+def _certificate(counted: Sequence[RunResult]) -> str:
+    valid = sum(run.valid for run in counted)
+    faults = dict.fromkeys(check.name for run in counted for check in run.certificate.faults)
     told = f": {', '.join(faults)}" if faults else ""
-    return f"{'VALID' if result.valid else 'INVALID'} ({valid} of {len(result.runs)} runs){told}"
+    return f"{'VALID' if valid else 'INVALID'} ({valid} of {len(counted)} runs){told}"
 
 
 def _figures(before: Side, one: Result, after: Side, other: Result, confidence: float) -> list[FigureChange]:

@@ -1,6 +1,7 @@
 """The manifest: what it says is what is read back, and every file but itself is in it."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -61,4 +62,10 @@ def test_the_size_of_a_model_is_its_graph_and_weights(tmp_path):
 def test_a_manifest_of_another_form_is_refused(tmp_path, content, message):
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(StoreError, match=message):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(StoreError, match="no plain file"):
         read_manifest(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 
 from mlserve.errors import RunFileError
 from mlserve.report.choice import read_choice
+from mlserve.report.diff import Side, diff
 from mlserve.report.measurement import read_runs
 from mlserve.report.render.charts import chart_groups
 from mlserve.report.render.figures import highlights, knob_shares, rows
@@ -63,6 +64,13 @@ def test_the_figures_of_the_pick_are_those_of_the_run_alone_that_confirmed_it(mi
     assert highlights(report)[0].value == p99
     table = result_table(report)
     assert table[table["recommended"]][["runs", "valid_runs"]].to_numpy().tolist() == [[1, 1]]
+
+
+def test_a_diff_certifies_a_pick_by_the_run_that_confirmed_it(misled):
+    report = build_report(read_runs([misled]), max_accuracy_loss=0.01, created_at=WHEN)
+    found = diff(Side("A", report, {}), Side("B", report, {}))
+    told = {one.variant: one.certificate.after for one in found.results}
+    assert told["int8"] == "VALID (1 of 1 runs)"
 
 
 def test_another_objective_is_judged_by_the_run_that_confirmed_the_pick(misled):
